@@ -1,0 +1,172 @@
+"""The command line: `t2i generate | train | data | eval | info`. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 done · 2 wrong usage · 3 bad data or disk · 4 values that are not finite · 75 stopped by a signal, saved.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from t2i.errors import DataError, T2IError, UsageError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write and look at training data.")
+eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
+app.add_typer(data_app, name="data")
+app.add_typer(eval_app, name="eval")
+
+Model = Annotated[str, typer.Option(help="A bundled model by name, or a folder.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@app.callback()
+def _t2i() -> None:
+    """Text to picture: DALL-E 2's chain, every stage trainable on its own."""
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
+    out: Annotated[Path, typer.Option(help="PNG to write; several pictures get a number each.")] = Path("out.png"),
+    model: Model = "shapes",
+    seed: Annotated[int | None, typer.Option(help="Picture i uses seed + i; random, and told, if not given.")] = None,
+    num: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
+    steps: Annotated[str | None, typer.Option(help="N for all stages, or stage=N,stage=N.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="S for all guided stages, or stage=S,stage=S.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What to move away from.")] = None,
+    stop_after: Annotated[str | None, typer.Option(help="Last stage to run, such as decoder.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", help="Repeat the picture in this PNG.")] = None,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Draw pictures of sentences and write them as PNGs that know how they were made."""
+    arguments: dict[str, Any]
+    if from_ is not None:
+        if prompts or any(x is not None for x in (seed, steps, guidance, negative, stop_after)) or num != 1:
+            raise UsageError("--from repeats a picture exactly; give no prompt and no other setting with it")
+        from t2i.images import read_recipe
+
+        recipe = read_recipe(from_)
+        try:
+            arguments, model, dtype = recipe["arguments"], recipe["model"], recipe["dtype"]
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{from_}: its recipe is not one of t2i's") from error
+    else:
+        if not prompts:
+            raise UsageError("no prompt given; try: t2i generate \"a red cube\"")
+        arguments = {
+            "prompt": prompts, "negative_prompt": negative, "num_images_per_prompt": num, "seed": seed,
+            "steps": _by_stage("steps", steps, _int_or_text), "guidance": _by_stage("guidance", guidance, float),
+            "stop_after": stop_after,
+        }  # fmt: skip
+    from t2i.storage import writable
+
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out must end in .png, got {out}")
+    writable(out.parent)
+    from t2i.pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype)
+    result = pipe(**arguments)
+    if not result.images:
+        raise UsageError("nothing to write: the prior draws embeddings, not pictures; stop after decoder or later")
+    for path, used in zip(result.save(out), result.seeds, strict=True):
+        typer.echo(f"{path}  seed {used}")
+
+
+@app.command(context_settings={"allow_extra_args": False})
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, such as configs/shapes/decoder.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Such as train.steps=1000.")] = None,
+) -> None:
+    """Train one stage. Running the same command again continues where it stopped."""
+    from t2i.recipe import train as run
+
+    run(config, overrides or [])
+
+
+@data_app.command()
+def shapes(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 10_000,
+    size: Annotated[int, typer.Option(min=8, max=4096, help="Side of the whole picture in pixels.")] = 64,
+    crop: Annotated[int | None, typer.Option(min=8, help="Write a random window of this side instead.")] = None,
+    seed: Annotated[int, typer.Option(help="Scenes are seed, seed+1, …")] = 0,
+    shard_size: Annotated[int, typer.Option(min=1, help="Pictures per tar file.")] = 1000,
+) -> None:
+    """Render captioned scenes of the shapes world into webdataset shards."""
+    from t2i.data.shapes.write import write_shards
+
+    write_shards(out, count=count, size=size, crop=crop, seed=seed, shard_size=shard_size)
+
+
+@eval_app.command()
+def compose(
+    model: Model = "shapes",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results, with every picture's reading.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    steps: Annotated[str | None, typer.Option(help="As in generate.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="As in generate.")] = None,
+    stop_after: Annotated[str, typer.Option(help="Stage whose pictures are read.")] = "decoder",
+    device: Device = "auto",
+) -> None:
+    """Share of pictures that show what GenEval's six tasks ask for, judged by the bundled reader of scenes."""
+    from t2i.evaluate import compose as run
+
+    chosen = {
+        "steps": _by_stage("steps", steps, _int_or_text),
+        "guidance": _by_stage("guidance", guidance, float),
+        "stop_after": stop_after,
+    }
+    typer.echo(run(model, out=out, num=num, seed=seed, device=device, call=chosen))
+
+
+@app.command()
+def info(model: Annotated[str | None, typer.Argument(help="A model by name or folder; none lists the known ones.")] = None) -> None:
+    """Versions and this machine, or the stages, sizes and settings of a model."""
+    from t2i.info import describe
+
+    typer.echo(describe(model))
+
+
+def _by_stage(what: str, text: str | None, convert: Any) -> Any:
+    """`30` → one value; `prior=10,decoder=30` → a dict."""
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return convert(text)
+        pairs = [part.split("=", 1) for part in text.split(",") if "=" in part]
+        if len(pairs) != text.count(",") + 1:
+            raise ValueError
+        return {name.strip(): convert(value) for name, value in pairs}
+    except ValueError:
+        raise UsageError(f"--{what}: expected a number or stage=number,stage=number, got {text!r}") from None
+
+
+def _int_or_text(text: str) -> int | str:
+    return int(text) if text.strip().lstrip("+-").isdigit() else text.strip()
+
+
+def main() -> None:
+    """Run a command; every expected error is one line on stderr and an exit code."""
+    warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    try:
+        app()
+    except T2IError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        typer.echo(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+        sys.exit(DataError.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Configuration: a YAML file and `key.sub=value` overrides become one frozen pydantic model.
+
+Unknown keys are errors that name the full key and the nearest known one; later overrides win.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from t2i.errors import UsageError, did_you_mean
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Config(BaseModel):
+    """Base of every configuration in t2i: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def load(path: str | Path | None, overrides: Sequence[str], model: type[Model]) -> Model:
+    """Read a YAML file (None for an empty one), apply `key.sub=value` overrides, validate.
+
+    Raises:
+        UsageError: missing or malformed file, malformed override, unknown key, wrong type or value.
+    """
+    data = {} if path is None else _read(Path(path))
+    for override in overrides:
+        _apply(data, override)
+    return parse(data, model, source=str(path) if path is not None else "config")
+
+
+def parse(data: dict[str, Any], model: type[Model], source: str = "config") -> Model:
+    """Validate a plain dictionary, such as a `config.json`; errors are one line per problem."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(dict(problem), model) for problem in error.errors()]
+        raise UsageError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
+
+
+def dump(config: BaseModel) -> str:
+    """YAML text of a resolved configuration; `load` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def fingerprint(data: dict[str, Any]) -> str:
+    """A short hash of a resolved configuration, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and leaves of a nested dictionary."""
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as a string and takes the last of two equal keys; we do neither."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise UsageError(f"line {key_node.start_mark.line + 1}: key {key!r} appears twice")
+            seen.add(str(key))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?|\d*\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = _yaml(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read config {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a text file") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UsageError as error:
+        raise UsageError(f"{path}, {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} must hold keys and values, got a {type(data).__name__}")
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UsageError(f"an override looks like key.sub=value, got {override!r}")
+    try:
+        value = _yaml(text)
+    except yaml.YAMLError:
+        raise UsageError(f"the value of {override!r} is not valid YAML") from None
+    for part in parts[:-1]:
+        if not isinstance(data.get(part), dict):
+            data[part] = {}
+        data = data[part]
+    data[parts[-1]] = value
+
+
+def _explain(problem: dict[str, Any], model: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "the whole file"
+    if problem["type"] == "extra_forbidden":
+        *parents, key = problem["loc"]
+        known = sorted({name for owner in _owners([model], parents) for name in owner.model_fields})
+        hint = did_you_mean(str(key), known) or f", known keys: {', '.join(known)}"
+        return f"unknown key {where!r}{hint}"
+    if problem["type"] == "missing":
+        return f"missing key {where!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[:1].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _owners(models: list[type[BaseModel]], parents: Sequence[int | str]) -> list[type[BaseModel]]:
+    """The models that may sit at a dotted key: fields are followed, list indices and union tags skipped."""
+    for part in parents:
+        found = [
+            m
+            for owner in models
+            if part in owner.model_fields
+            for m in _inside(owner.model_fields[str(part)].annotation)
+        ]
+        models = found or models
+    return models
+
+
+def _inside(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _inside(argument)]

@@ -1,0 +1,72 @@
+"""A folder of pictures with captions beside them: `cats/a.jpg` and `cats/a.txt`, at any depth.
+
+Several lines in a `.txt` are several captions, one of which is drawn each time; an empty file means no caption.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from t2i.data.source import IMAGE_TYPES, BadSample, Sample, decode, lines_of, pick_caption
+from t2i.errors import DataError
+from t2i.seed import Streams
+
+
+class FolderSource:
+    """Pictures of a folder, sorted by path.
+
+    Args:
+        root: the folder, searched recursively; links to folders are not followed.
+        size: short side after resizing, pixels.
+        crop: side of a random window of that picture, or None for its centre square.
+        captions: weights by kind; `.txt` files are of the kind `text`.
+
+    Raises:
+        DataError: no such folder, no pictures, or not a single caption.
+    """
+
+    def __init__(
+        self, root: str | Path, size: int, crop: int | None = None, captions: Mapping[str, float] | None = None
+    ):
+        self.root, self.size, self.crop, self.captions = Path(root), size, crop, captions or {}
+        if not self.root.is_dir():
+            raise DataError(f"{root} is not a folder")
+        found, texts = _scan(self.root)
+        if not found:
+            raise DataError(f"{root} holds no pictures ({', '.join(IMAGE_TYPES)})")
+        if not texts:
+            raise DataError(
+                f"{root} holds {len(found)} pictures but no captions: expected {Path(found[0]).stem}.txt and so on"
+            )
+        self.files = found
+        self.keys = [str(Path(file).with_suffix("")) for file in found]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, index: int, rng: Streams) -> Sample:
+        """Sample `index`; see `Source`."""
+        path = self.root / self.files[index]
+        try:
+            text = path.with_suffix(".txt").read_text("utf-8")
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise BadSample("no caption", f"{path.with_suffix('.txt')} does not exist") from None
+        except UnicodeDecodeError:
+            raise BadSample("caption is not UTF-8", str(path.with_suffix(".txt"))) from None
+        except OSError as error:
+            raise BadSample("unreadable file", f"{path}: {error.strerror}") from None
+        caption = pick_caption({"text": lines_of(text)}, self.captions, rng)
+        return {"image": decode(data, self.size, self.crop, rng), "caption": caption, "key": self.keys[index]}
+
+
+def _scan(root: Path) -> tuple[list[str], int]:
+    """Pictures below `root`, as sorted relative paths, and the number of caption files."""
+    found, texts = [], 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            kind = name.rpartition(".")[2].lower()
+            texts += kind == "txt"
+            if kind in IMAGE_TYPES and not name.startswith("."):
+                found.append(os.path.relpath(os.path.join(folder, name), root))
+    return sorted(found), texts

@@ -1,0 +1,275 @@
+"""An endless loader in which the sample at position p is a pure function of (seed, p).
+
+Step k of a run reads positions k·B … k·B+B-1, whatever the number of processes, workers or micro-batches, so two
+processes with half the batch each see exactly the batch of one, and a resume needs one integer.
+"""
+
+import collections
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch.utils.data import DataLoader, Dataset
+
+from t2i.config import Config
+from t2i.data.folder import FolderSource
+from t2i.data.order import Mixture, permute
+from t2i.data.shards import ShardSource
+from t2i.data.source import BadSample, Sample, Source
+from t2i.errors import DataError, UsageError
+from t2i.seed import Streams, mix
+from t2i.types import Batch
+
+log = logging.getLogger(__name__)
+
+_TRIES = 32
+_VAL_SCENES = 1 << 62
+
+
+class SourceConfig(Config):
+    """One source of a mixture."""
+
+    src: str = Field(description="shapes, a folder, or tar shards (path, glob or braces)")
+    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
+
+
+class DataConfig(Config):
+    """What to train on."""
+
+    source: str | tuple[SourceConfig, ...] = Field("shapes", description="one source, or several with weights")
+    size: int = Field(64, ge=4, description="pixels of the short side")
+    crop: int | None = Field(None, ge=4, description="random window of the picture, pixels; None for its centre square")
+    captions: dict[str, float] = Field({}, description="weights of caption kinds; empty for equal weights")
+    num_workers: int | None = Field(None, ge=0, description="processes that load; None for min(2, cores)")
+    val_fraction: float = Field(0.0, ge=0, lt=1, description="share of files held out, by hash of their key")
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more samples than this are unusable")
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.crop is not None and self.crop > self.size:
+            raise ValueError(f"crop {self.crop} must not exceed size {self.size}")
+        if any(w < 0 for w in self.captions.values()) or (self.captions and not sum(self.captions.values())):
+            raise ValueError(f"caption weights must be positive, got {self.captions}")
+        return self
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The mixture, also where `source` is one string."""
+        return (SourceConfig(src=self.source, weight=1.0),) if isinstance(self.source, str) else self.source
+
+
+class Loader:
+    """Endless batches of one process.
+
+    Args:
+        batch_size: samples per optimiser step over all processes and micro-batches.
+        accumulate: micro-batches per optimiser step.
+        rank, world: this process and the number of processes.
+        start: position of the first sample of the first step.
+        split: `train` or `val`; held-out shapes are scenes that training never draws.
+        bad_log: JSON lines file that names every unusable sample.
+
+    Raises:
+        UsageError: a batch that does not divide evenly, or a source that is none.
+        DataError: no data, or while iterating, too many unusable samples.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        split: str = "train",
+        bad_log: Path | None = None,
+    ) -> None:
+        if batch_size % (accumulate * world):
+            raise UsageError(
+                f"batch_size {batch_size} must be a multiple of {world} processes × accumulate {accumulate}"
+            )
+        if split not in ("train", "val"):
+            raise UsageError(f"split must be train or val, got {split!r}")
+        self.config, self.bad_log, self.world = config, bad_log, world
+        self.batch_size, self.accumulate, self.rank, self.start = batch_size, accumulate, rank, start
+        self.micro = batch_size // (accumulate * world)
+        self.data = _Positions(config, seed, self.micro, split)
+        self.seconds_waited = 0.0
+        self.bad: collections.Counter[str] = collections.Counter()
+        self.num_seen = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Micro-batches, b = batch_size/accumulate/world: `image` (b, 3, h, h) in [-1, 1], `caption`, `key`, `seed`."""
+        workers = self.config.num_workers
+        workers = min(2, os.cpu_count() or 1) if workers is None else workers
+        batches = iter(
+            DataLoader(
+                self.data,
+                sampler=self._starts(),  # type: ignore[arg-type]
+                batch_size=None,
+                num_workers=workers,
+                worker_init_fn=_quiet_worker,
+                pin_memory=torch.cuda.is_available(),
+                prefetch_factor=4 if workers else None,
+            )
+        )
+        while True:
+            before = time.perf_counter()
+            batch = next(batches)
+            self.seconds_waited += time.perf_counter() - before
+            self._account(batch.pop("bad"), batch.pop("failed"))
+            yield batch
+
+    def _starts(self) -> Iterator[int]:
+        position = self.start + self.rank * self.micro
+        while True:
+            yield position
+            position += self.micro * self.world
+
+    def _account(self, bad: list[dict[str, str]], failed: str | None) -> None:
+        self.num_seen += self.micro
+        for sample in bad:
+            self.bad[sample["reason"]] += 1
+            count = self.bad[sample["reason"]]
+            if count == 1 or count % 1000 == 0:
+                log.warning(
+                    "skipped sample %s: %s (%s), %d so far", sample["key"], sample["reason"], sample["detail"], count
+                )
+        if bad and self.bad_log is not None:
+            with open(self.bad_log, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in bad)
+        limit = self.config.max_bad_fraction * max(self.num_seen, 200)
+        if failed or self.bad.total() > limit:
+            counts = ", ".join(f"{reason}: {count}" for reason, count in self.bad.most_common())
+            problem = failed or f"more than max_bad_fraction {self.config.max_bad_fraction} of {self.num_seen} samples"
+            raise DataError(f"too many unusable samples ({problem}): {counts}")
+
+
+class _Positions(Dataset[Batch]):
+    """`positions[p]` is the micro-batch of positions p … p+micro-1."""
+
+    def __init__(self, config: DataConfig, seed: int, micro: int, split: str) -> None:
+        self.config, self.seed, self.micro, self.split = config, seed, micro, split
+        self.sources = [_open(source.src, config, split) for source in config.sources]
+        self.mixture = Mixture([source.weight for source in config.sources], seed)
+
+    def __getitem__(self, start: int) -> Batch:
+        bad: list[dict[str, str]] = []
+        samples: list[Sample | None] = [None] * self.micro
+        scenes: dict[int, dict[int, int]] = {}  # source: {row: position}
+        try:
+            for row in range(self.micro):
+                source, draw = self.mixture.at(start + row)
+                if isinstance(self.sources[source], ShapesSource):
+                    scenes.setdefault(source, {})[row] = start + row
+                else:
+                    samples[row] = self._load(source, draw, start + row, bad)
+        except BadSample as error:
+            return {"bad": bad, "failed": str(error)}
+        for source, rows in scenes.items():
+            shapes = self.sources[source]
+            assert isinstance(shapes, ShapesSource)
+            drawn = shapes.draw([mix(self.seed, "scene", position) for position in rows.values()])
+            for row, sample in zip(rows, drawn, strict=True):
+                samples[row] = sample
+        return {**_collate([s for s in samples if s is not None]), **self._seeds(start), "bad": bad, "failed": None}
+
+    def _seeds(self, start: int) -> dict[str, list[int]]:
+        return {"seed": [mix(self.seed, self.split, start + row) for row in range(self.micro)]}
+
+    def _load(self, number: int, draw: int, position: int, bad: list[dict[str, str]]) -> Sample:
+        """The sample of a draw; an unusable one is replaced by another that depends on nothing but the position."""
+        source = self.sources[number]
+        assert not isinstance(source, ShapesSource)
+        epoch, index = divmod(draw, len(source))
+        index = permute(index, len(source), mix(self.seed, number, epoch))
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return source.load(index, Streams([mix(self.seed, position)], "data"))
+            except BadSample as error:
+                key = str(source.keys[index])
+                bad.append({"key": key, "reason": error.reason, "detail": error.detail, "position": str(position)})
+                index = mix(self.seed, position, attempt) % len(source)
+        raise BadSample("unusable data", f"{_TRIES} samples in a row")
+
+
+class ShapesSource:
+    """Scenes of the procedural world, drawn on demand; see `t2i.data.shapes`."""
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self.config, self.split = config, split
+
+    def draw(self, seeds: list[int]) -> list[Sample]:
+        """One sample per 63-bit seed; training and validation seeds never meet."""
+        from t2i.data import shapes
+
+        config, weights = self.config, self.config.captions or shapes.WEIGHTS
+        if unknown := sorted(set(weights) - set(shapes.KINDS)):
+            raise UsageError(f"unknown caption kinds {unknown}: shapes have {', '.join(shapes.KINDS)}")
+        seeds = [seed | _VAL_SCENES if self.split == "val" else seed & ~_VAL_SCENES for seed in seeds]
+        if config.crop is None or config.crop == config.size:
+            drawn = shapes.batch(seeds, config.size, weights=weights)
+        else:
+            drawn = shapes.crops(seeds, config.size, config.crop, weights=weights)
+        return [{name: drawn[name][i] for name in ("image", "caption", "key", "scene")} for i in range(len(seeds))]
+
+
+class _Subset:
+    """The part of a source whose keys hash into a split."""
+
+    def __init__(self, source: Source, rows: list[int]) -> None:
+        self.source, self.rows = source, rows
+        self.keys = [source.keys[row] for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def load(self, index: int, rng: Streams) -> Sample:
+        return self.source.load(self.rows[index], rng)
+
+
+def _open(src: str, config: DataConfig, split: str) -> Source | ShapesSource:
+    if src == "shapes":
+        return ShapesSource(config, split)
+    if os.path.isdir(src) and not any(name.endswith(".tar") for name in os.listdir(src)):
+        source: Source = FolderSource(src, config.size, config.crop, config.captions)
+    else:
+        shards = os.path.join(src, "*.tar") if os.path.isdir(src) else src
+        source = ShardSource(shards, config.size, config.crop, config.captions)
+    log.info("%s: %d samples from %s", src, len(source), type(source).__name__)
+    if not config.val_fraction:
+        return source
+    held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
+    rows = [row for row, is_val in enumerate(held) if is_val == (split == "val")]
+    if not rows:
+        raise DataError(f"{src}: val_fraction {config.val_fraction} leaves no sample for {split}")
+    return _Subset(source, rows)
+
+
+def _collate(samples: list[Sample]) -> Batch:
+    """Samples → one batch of the keys that they all have; tensors and labels are stacked, the rest become lists."""
+    batch: Batch = {}
+    for key in samples[0]:
+        if all(key in sample for sample in samples):
+            values = [sample[key] for sample in samples]
+            if isinstance(values[0], torch.Tensor):
+                batch[key] = torch.stack(values)
+            else:
+                batch[key] = torch.tensor(values) if isinstance(values[0], int) else values
+    return batch
+
+
+def _quiet_worker(_: int) -> None:
+    """Signals are for the main process, which finishes its step and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,62 @@
+"""Scenes as ordinary webdataset shards, so that the default model trains through the same loader as a user's data."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from t2i.data.shapes import batch, crops
+from t2i.errors import UsageError
+from t2i.images import to_pil
+from t2i.storage import writable
+
+
+def write_shards(
+    out: str | Path, *, count: int, size: int = 64, crop: int | None = None, seed: int = 0, shard_size: int = 1000
+) -> list[Path]:
+    """Render scenes `seed … seed+count-1` into `out/00000.tar`, `00001.tar` …, with a progress bar.
+
+    Each sample is `KEY.png`, `KEY.txt` (one caption, of a random kind) and `KEY.json` (`captions` of every kind and the
+    `scene` itself). A shard appears whole or not at all; one that is there already is kept, so a broken-off command
+    continues.
+
+    Args:
+        size: side of the whole picture in pixels.
+        crop: write a random window of this side instead, as upsamplers train on.
+
+    Returns the paths. Raises UsageError for a crop that does not fit, DataError for a folder that cannot be written.
+    """
+    if crop is not None and (crop > size or crop % 4 or size % 4):
+        raise UsageError(f"crop {crop} must fit into size {size}, and both be multiples of 4")
+    folder = writable(out)
+    paths = [folder / f"{index:05d}.tar" for index in range(-(-count // shard_size))]
+    with tqdm(total=count, unit="img", desc=str(folder)) as bar:
+        for index, path in enumerate(paths):
+            seeds = range(seed + index * shard_size, seed + min(count, (index + 1) * shard_size))
+            if not path.exists():
+                temporary = path.with_suffix(".tar.tmp")
+                with tarfile.open(temporary, "w") as tar:
+                    for first in range(0, len(seeds), 32):
+                        _add(tar, seeds[first : first + 32], size, crop)
+                        bar.update(len(seeds[first : first + 32]))
+                os.replace(temporary, path)
+            else:
+                bar.update(len(seeds))
+    return paths
+
+
+def _add(tar: tarfile.TarFile, seeds: range, size: int, crop: int | None) -> None:
+    """Render a few scenes and append their files."""
+    samples = batch(seeds, size) if crop is None else crops(seeds, size, crop)
+    for i, image in enumerate(to_pil(samples["image"])):
+        png = io.BytesIO()
+        image.save(png, "PNG")
+        facts = {"captions": samples["captions"][i], "scene": json.loads(samples["scene"][i]), "seed": samples["seed"][i]}
+        files = {"png": png.getvalue(), "txt": samples["caption"][i].encode(), "json": json.dumps(facts).encode()}
+        for ending, content in files.items():
+            member = tarfile.TarInfo(f"{samples['key'][i]}.{ending}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))

@@ -1,0 +1,85 @@
+"""What every source of captioned pictures on disk has in common.
+
+A source is addressed at random: `source.load(index, rng)` gives one sample, and all of its chance (which caption, which
+crop) comes from `rng`, one random stream per sample.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from t2i.errors import DataError
+from t2i.images import centre_square, from_pil, open_image, resize_short
+from t2i.seed import Streams
+
+IMAGE_TYPES = ("jpg", "jpeg", "png", "webp")
+Sample = dict[str, Any]
+
+
+class BadSample(Exception):
+    """One sample cannot be used; `reason` is a short class of failures, `detail` the particular one."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+class Source(Protocol):
+    """Captioned pictures that can be loaded in any order."""
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, rng: Streams) -> Sample:
+        """`image` (3, size, size) in [-1, 1], `caption`, `key`, and what else the source holds; or BadSample."""
+
+
+def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Tensor:
+    """Bytes of a picture → (3, size, size) in [-1, 1]: short side resized to `size`, centre square.
+
+    With `crop`, a random (3, crop, crop) window of the `size` picture instead, not limited to its centre square.
+    """
+    try:
+        image = open_image(data)
+    except DataError as error:
+        reason = "too large" if "megapixels" in str(error) else "unreadable picture"
+        raise BadSample(reason, str(error)) from None
+    image = resize_short(image, size)
+    image = centre_square(image, size) if crop is None else _random_window(image, crop, rng)
+    return from_pil(image)
+
+
+def pick_caption(captions: Mapping[str, Sequence[str]], weights: Mapping[str, float], rng: Streams) -> str:
+    """One caption: first a kind by weight (equal weights where none of `weights` is at hand), then one of its lines."""
+    kinds = [kind for kind, lines in captions.items() if lines]
+    if not kinds:
+        raise BadSample("no caption")
+    chances = [weights.get(kind, 0.0) for kind in kinds]
+    if not sum(chances):
+        chances = [1.0] * len(kinds)
+    lines = captions[choose(kinds, chances, rng)]
+    return lines[int(rng.integers(len(lines)))]
+
+
+def choose(names: Sequence[str], weights: Sequence[float], rng: Streams) -> str:
+    """A name with probability proportional to its weight."""
+    point = float(rng.uniform()) * sum(weights)
+    for name, weight in zip(names, weights, strict=True):
+        point -= weight
+        if point < 0:
+            return name
+    return next(n for n, w in zip(reversed(names), reversed(weights), strict=True) if w)
+
+
+def lines_of(text: str) -> list[str]:
+    """The captions of a text file, one per line; an empty file is one empty caption (unconditional)."""
+    return [line.strip() for line in text.splitlines() if line.strip()] or [""]
+
+
+def _random_window(image: Image.Image, crop: int, rng: Streams) -> Image.Image:
+    left, top = int(rng.integers(image.width - crop + 1)), int(rng.integers(image.height - crop + 1))
+    return image.crop((left, top, left + crop, top + crop))

@@ -1,0 +1,196 @@
+"""Does a picture show what the sentence says? GenEval's six tasks (Ghosh et al. 2023, arXiv 2310.11513) on the shapes
+world: a fixed list of prompts, and what has to be seen in a picture for each.
+
+A picture is judged by what a reader found in it; neither CLIP nor any part that drew it has a say. Asked for is asked
+for: of other objects in the picture nothing is said, except in counting and in colour attribution, where there must be
+none.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from t2i.data.shapes.scene import COLOURS, FLAT_TOPPED, SHAPES, Box
+
+TASKS = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
+PER_TASK = 20
+PHRASES = {
+    "left of": "to the left of",
+    "right of": "to the right of",
+    "in front of": "in front of",
+    "behind": "behind",
+    "on top of": "on top of",
+}
+_NUMBERS = {2: "two", 3: "three", 4: "four"}
+_NOUNS = {
+    "cube": ("cube", "box"),
+    "sphere": ("sphere", "ball"),
+    "cylinder": ("cylinder",),
+    "cone": ("cone",),
+    "pyramid": ("pyramid",),
+    "torus": ("torus", "ring", "donut"),
+}
+_MARGIN = 0.1  # of the objects' joint width or height, as in GenEval
+
+
+class Seen(Protocol):
+    """One object of a picture, as a reader finds it; y points down, all in [0, 1]."""
+
+    @property
+    def shape(self) -> str: ...
+    @property
+    def colour(self) -> str: ...
+    @property
+    def box(self) -> Box: ...
+    @property
+    def raised(self) -> bool: ...
+
+
+class Wanted(NamedTuple):
+    """Objects that a prompt asks for; `colour` None is any colour."""
+
+    shape: str
+    colour: str | None = None
+    count: int = 1
+
+    def fits(self, seen: Seen) -> bool:
+        return seen.shape == self.shape and self.colour in (None, seen.colour)
+
+    def __str__(self) -> str:
+        return f"{self.colour} {self.shape}" if self.colour else self.shape
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sentence, the task it belongs to and what it asks for; `relation` is between the first and the second."""
+
+    task: str
+    text: str
+    wanted: tuple[Wanted, ...]
+    relation: str | None = None
+
+
+class Share(NamedTuple):
+    """`correct` of `total`, and the 95 % interval of the share behind them."""
+
+    correct: int
+    total: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        return self.correct / self.total if self.total else 0.0
+
+
+def prompts() -> list[Prompt]:
+    """The fixed list: 20 different sentences for each of the six tasks, in an order that never changes."""
+    found: list[Prompt] = []
+    nouns = [(noun, shape) for shape in SHAPES for noun in _NOUNS[shape]]           # 10 nouns, said in two ways
+    found += [Prompt(TASKS[0], start + noun, (Wanted(shape),)) for start in ("a ", "a picture of a ") for noun, shape in nouns]
+    pairs = [(a, b) for step in (1, 2, 3, 4) for a, b in zip(SHAPES, SHAPES[step:] + SHAPES[:step], strict=True)]
+    found += [Prompt(TASKS[1], f"a {a} and a {b}", (Wanted(a), Wanted(b))) for a, b in pairs[:PER_TASK]]
+    for i in range(PER_TASK):
+        first, second = _pair(i)
+        found.append(_counting(first, 2 + i % 3))
+        found.append(Prompt(TASKS[3], _named(first), (first,)))
+        found.append(_position(first, second, tuple(PHRASES)[i % 5]))
+        found.append(Prompt(TASKS[5], f"{_named(first)} and {_named(second)}", (first, second)))
+    return sorted(found, key=lambda prompt: TASKS.index(prompt.task))
+
+
+def score(prompt: Prompt, found: Sequence[Seen]) -> tuple[bool, str]:
+    """Whether the objects found in a picture are what the prompt asks for, and if not, why.
+
+    single object, colours, two objects: every wanted object is there. counting, colour attribution: there are exactly
+    the wanted objects and no others. position: two of the wanted objects stand as said, see `holds`.
+    """
+    for wanted in prompt.wanted:
+        count = sum(wanted.fits(seen) for seen in found)
+        if count < wanted.count:
+            return False, f"{count} of {wanted.count} {wanted}"
+    if prompt.task in ("counting", "colour attribution"):
+        asked = sum(wanted.count for wanted in prompt.wanted)
+        if len(found) != asked:
+            return False, f"{len(found)} objects instead of {asked}"
+    if prompt.relation is not None:
+        first, second = prompt.wanted[:2]
+        pairs = [(a, b) for a in found if first.fits(a) for b in found if second.fits(b) and b is not a]
+        if not any(holds(prompt.relation, a, b) for a, b in pairs):
+            return False, f"{first} not {prompt.relation} {second}"
+    return True, "right"
+
+
+def holds(relation: str, a: Seen, b: Seen) -> bool:
+    """Whether `a` stands to `b` as `relation` says, by what can be seen of their boxes.
+
+    left of, right of: the middles are apart sideways by more than a tenth of the joint width, and more sideways than
+    GenEval's half of the whole distance. in front of, behind: both stand on the floor, and the nearer one's foot is lower
+    by more than a tenth of the joint height and by 0.3 of the distance sideways. on top of: `a` stands on something, its
+    middle is higher and less than a quarter of the greater width off to the side.
+
+    Raises ValueError for an unknown relation.
+    """
+    if relation in ("right of", "behind"):
+        return holds({"right of": "left of", "behind": "in front of"}[relation], b, a)
+    (ax, ay), (bx, by) = _middle(a.box), _middle(b.box)
+    dx, dy, foot = ax - bx, ay - by, a.box.y1 - b.box.y1
+    widths, heights = (a.box.x1 - a.box.x0, b.box.x1 - b.box.x0), (a.box.y1 - a.box.y0, b.box.y1 - b.box.y0)
+    if relation == "left of":
+        return -dx > _MARGIN * sum(widths) and -dx > 0.5 * math.hypot(dx, dy)
+    if relation == "in front of":
+        return not a.raised and not b.raised and foot > max(_MARGIN * sum(heights), 0.3 * abs(dx))
+    if relation == "on top of":
+        return a.raised and dy < 0 and foot < 0 and abs(dx) < 0.25 * max(widths)
+    raise ValueError(f"unknown relation {relation!r}: expected one of {', '.join(PHRASES)}")
+
+
+def wilson(correct: int, total: int) -> Share:
+    """A share with its 95 % interval (Wilson 1927), which is honest for few pictures and for shares near 0 and 1."""
+    if total == 0:
+        return Share(0, 0, 0.0, 1.0)
+    z2, p = 1.959964**2, correct / total
+    middle = (p + z2 / (2 * total)) / (1 + z2 / total)
+    half = math.sqrt(z2 * (p * (1 - p) / total + z2 / (4 * total**2))) / (1 + z2 / total)
+    return Share(correct, total, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def summary(verdicts: Sequence[tuple[Prompt, bool]]) -> dict[str, Share]:
+    """The share of right pictures of each task, in the order of `TASKS`."""
+    total = Counter(prompt.task for prompt, _ in verdicts)
+    correct = Counter(prompt.task for prompt, right in verdicts if right)
+    return {task: wilson(correct[task], total[task]) for task in TASKS if total[task]}
+
+
+def mean(shares: Mapping[str, Share]) -> float:
+    """GenEval's overall number: every task counts the same."""
+    return sum(s.share for s in shares.values()) / len(shares)
+
+
+def _pair(i: int) -> tuple[Wanted, Wanted]:
+    """Two objects of different shapes and colours, other ones for each i below 20."""
+    turn = i // 10
+    shapes = SHAPES[(i + turn) % 6], SHAPES[(i + turn + 1 + i % 5) % 6]
+    return Wanted(shapes[0], COLOURS[i % 10]), Wanted(shapes[1], COLOURS[(i + 3 + turn) % 10])
+
+
+def _counting(kind: Wanted, count: int) -> Prompt:
+    plural = "toruses" if kind.shape == "torus" else f"{kind.shape}s"
+    return Prompt(TASKS[2], f"{_NUMBERS[count]} {kind.colour} {plural}", (kind._replace(count=count),))
+
+
+def _position(first: Wanted, second: Wanted, relation: str) -> Prompt:
+    if relation == "on top of" and second.shape not in FLAT_TOPPED:
+        other = next(shape for shape in FLAT_TOPPED if shape != first.shape)
+        second = second._replace(shape=other)
+    return Prompt(TASKS[4], f"{_named(first)} {PHRASES[relation]} {_named(second)}", (first, second), relation)
+
+
+def _named(kind: Wanted) -> str:
+    return f"{'an' if str(kind)[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _middle(box: Box) -> tuple[float, float]:
+    return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2

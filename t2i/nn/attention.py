@@ -1,0 +1,122 @@
+"""Multi-head attention, for pictures and for sequences.
+
+Legend: B batch · C channels · H W pixels · L tokens · D width · N heads · d head width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from t2i.nn.layers import GroupNorm, zero_module
+from t2i.types import KeysValues
+
+MATMUL_MAX_KEYS = 128
+"""In bfloat16 on a CPU, up to this many keys, two plain matrix products stand in for the fused kernel."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+    """softmax(q kᵀ / √d) v with the softmax in float32 (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        q, k, v: (B, N, L, d), (B, N, K, d), (B, N, K, d).
+        mask: (B, K), True where a key may be looked at. A query without any such key gets the mean of all values.
+        causal: query i sees keys 0 … i only (L = K).
+
+    Returns:
+        (B, N, L, d)
+    """
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= MATMUL_MAX_KEYS
+    if not plain and mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    bias = _bias(q, k, mask, causal)
+    if not plain:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)  # (B, N, L, K)
+    scores = scores if bias is None else scores + bias
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def _bias(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+    """The masks as numbers to be added to the scores; finite, so that no row of the softmax is empty."""
+    allowed = mask[:, None, None, :] if mask is not None else None  # (B, 1, 1, K)
+    if causal:
+        earlier = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()  # (L, K)
+        allowed = earlier if allowed is None else allowed & earlier
+    if allowed is None:
+        return None
+    return torch.zeros_like(allowed, dtype=q.dtype).masked_fill(~allowed, torch.finfo(q.dtype).min / 2)
+
+
+class Attention(nn.Module):
+    """Self-attention over x, joined by the keys and values of an optional context in one softmax.
+
+    Rows of `qkv` are all queries, all keys, all values, each head by head; rows of `context` all keys, all values.
+
+    Args:
+        width: D of x; divisible by `num_heads`.
+        num_heads: number of heads.
+        context_dim: width of the context tokens, or None for plain self-attention.
+    """
+
+    def __init__(self, width: int, num_heads: int, context_dim: int | None = None) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"attention width {width} cannot be split into {num_heads} heads")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.context = nn.Linear(context_dim, 2 * width) if context_dim is not None else None
+        self.proj = nn.Linear(width, width)
+
+    def project(self, sequence: Tensor) -> KeysValues:
+        """Keys and values of context tokens: (B, L, context_dim) → two of (B, N, L, d)."""
+        assert self.context is not None, "this attention layer was built without a context"
+        k, v = rearrange(
+            self.context(sequence.to(self.context.weight.dtype)),
+            "b l (two n d) -> two b n l d",
+            two=2,
+            n=self.num_heads,
+        )
+        return k, v
+
+    def keys_values(self, x: Tensor) -> KeysValues:
+        """The keys and values that tokens x (B, L, D) show to others, two of (B, N, L, d)."""
+        k, v = rearrange(self.qkv(x), "b l (three n d) -> three b n l d", three=3, n=self.num_heads)[1:]
+        return k, v
+
+    def forward(
+        self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
+        """(B, L, D) → (B, L, D).
+
+        Args:
+            x: tokens.
+            context: keys and values placed before those of x.
+            mask: True where valid, over the context if there is one (x is then all visible), else over x.
+            causal: tokens of x see the context and the tokens of x up to their own place.
+        """
+        q, k, v = rearrange(self.qkv(x), "b l (three n d) -> three b n l d", three=3, n=self.num_heads)
+        if context is not None:
+            k, v = torch.cat([context[0].to(k.dtype), k], 2), torch.cat([context[1].to(v.dtype), v], 2)
+            mask = None if mask is None else F.pad(mask, (0, x.shape[1]), value=True)
+        return self.proj(rearrange(attend(q, k, v, mask, causal=causal), "b n l d -> b l (n d)"))
+
+
+class ImageAttention(nn.Module):
+    """Residual attention over the pixels of a feature map (ADM), text keys and values first (GLIDE, section 3.1)."""
+
+    def __init__(
+        self, channels: int, num_heads: int, context_dim: int | None, *, norm_groups: int, norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.norm = GroupNorm(norm_groups, channels, eps=norm_eps)
+        self.attention = Attention(channels, num_heads, context_dim)
+        zero_module(self.attention.proj)
+
+    def forward(self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
+        out = self.attention(tokens, context, mask)
+        return x + out.transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)

@@ -1,0 +1,60 @@
+"""The small layers every network here is made of.
+
+Legend: B batch · C channels · H W pixels · D width · G groups.
+"""
+
+import math
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TimeOrder = Literal["cos_sin", "sin_cos"]
+M = TypeVar("M", bound=nn.Module)
+
+
+def zero_module(module: M) -> M:
+    """Set every parameter of `module` to zero, so that its branch starts as nothing (ADM, Dhariwal & Nichol 2021)."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module
+
+
+def timestep_embedding(t: Tensor, width: int, *, order: TimeOrder = "cos_sin", denominator_shift: int = 0) -> Tensor:
+    """Sinusoids of a timestep (Vaswani et al. 2017, section 3.5, as DDPM and IDDPM lay them out).
+
+    f_i = 10000^(-i / (half - denominator_shift)), i = 0 … half-1, half = width / 2.
+
+    Args:
+        t: (B,) integer or fractional timesteps.
+        width: size of the result; an odd width gets a zero column.
+        order: which half comes first; IDDPM and later put cosines first, DDPM sines.
+        denominator_shift: 0 for IDDPM and later, 1 for DDPM.
+
+    Returns:
+        (B, width) float32, whatever the autocast state.
+    """
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(-math.log(10000.0) * steps / (half - denominator_shift))
+    angles = t.float()[:, None] * frequencies  # (B, half)
+    parts = [angles.cos(), angles.sin()]
+    return F.pad(torch.cat(parts if order == "cos_sin" else parts[::-1], dim=1), (0, width % 2))
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation with statistics in float32, optionally modulated, optionally followed by SiLU.
+
+    y = SiLU(norm(x) · (1 + scale) + shift), the adaptive form of ADM eq. (4.3); `scale` and `shift` are (B, C).
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, silu: bool = False
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
+            if scale is not None:
+                assert shift is not None
+                y = y * (1 + scale.float()[:, :, None, None]) + shift.float()[:, :, None, None]
+            return (F.silu(y) if silu else y).to(x.dtype)

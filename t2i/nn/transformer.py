@@ -1,0 +1,129 @@
+"""Pre-norm transformers, and the text encoder built of them.
+
+Legend: B batch · L tokens · D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from t2i.config import Config
+from t2i.nn.attention import Attention
+from t2i.types import KeysValues
+
+
+class TransformerConfig(Config):
+    """Shape of a `Transformer`: `mlp_ratio` is the hidden width of the MLP over `width`, `causal` hides
+    later tokens."""
+
+    width: int = Field(default=512, ge=1)
+    layers: int = Field(default=16, ge=0)
+    heads: int = Field(default=8, ge=1)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    causal: bool = False
+    norm_eps: float = 1e-5
+
+
+class TextConfig(TransformerConfig):
+    """Shape of a `TextTransformer`: a transformer over `context` tokens out of a vocabulary of `vocab_size`."""
+
+    vocab_size: int = Field(default=50257, ge=1)
+    context: int = Field(default=128, ge=1)
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)) with the exact GELU."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        self.causal = config.causal
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.attention = Attention(width, config.heads)
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, context: KeysValues | None = None) -> Tensor:
+        """(B, L, D) → (B, L, D)."""
+        x = x + self.attention(self.norm1(x), context, mask, causal=self.causal)
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of pre-norm blocks, without embeddings and without a final norm.
+
+    Initialised as CLIP's text tower (Radford et al. 2021): branches start at 1/√(2·layers) of their natural size.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
+        branch = config.width**-0.5 * (2 * max(config.layers, 1)) ** -0.5
+        for block in self.blocks:
+            nn.init.normal_(block.attention.qkv.weight, std=config.width**-0.5)
+            nn.init.normal_(block.attention.proj.weight, std=branch)
+            nn.init.normal_(block.mlp[0].weight, std=(2 * config.width) ** -0.5)
+            nn.init.normal_(block.mlp[2].weight, std=branch)
+            for linear in (block.attention.qkv, block.attention.proj, block.mlp[0], block.mlp[2]):
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, context: Sequence[KeysValues] | None = None) -> Tensor:
+        """(B, L, D) → (B, L, D).
+
+        Args:
+            mask: True where a token may be attended to: (B, L), or (B, P) over the prefix if there is one.
+            context: what `prefix` returned for P tokens that stand before x.
+        """
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, None if context is None else context[i])
+        return x
+
+    def prefix(self, x: Tensor, mask: Tensor | None = None) -> tuple[KeysValues, ...]:
+        """Read the first P tokens (B, P, D) of causal sequences once: keys and values of every layer, for `forward`."""
+        assert self.config.causal, "tokens before others can be read alone only under a causal mask"
+        context = []
+        for block in self.blocks:
+            context.append(block.attention.keys_values(block.norm1(x)))
+            x = block(x, mask)
+        return tuple(context)
+
+
+class TextTransformer(nn.Module):
+    """Tokens to a sequence of features (GLIDE, section 4): positions outside the mask are *replaced* by a learned
+    padding row, after which all positions take part in attention."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Parameter(torch.empty(config.context, config.width))
+        self.padding = nn.Parameter(torch.empty(config.context, config.width))
+        self.transformer = Transformer(config)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+        nn.init.normal_(self.padding, std=0.02)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features of every position.
+
+        Args:
+            tokens: (B, context) int64; what stands outside the mask does not matter.
+            mask: (B, context) bool, True on real tokens; None means all of them.
+
+        Returns:
+            (B, context, width)
+
+        Raises:
+            ValueError: if the length is not `context`.
+        """
+        if tokens.shape[1] != self.config.context:
+            raise ValueError(f"got {tokens.shape[1]} tokens, the encoder takes {self.config.context}")
+        x = self.tokens(tokens) + self.positions  # (B, L, D)
+        if mask is not None:
+            x = torch.where(mask[..., None], x, self.padding)
+        out: Tensor = self.norm(self.transformer(x))
+        return out

@@ -1,0 +1,121 @@
+"""From a file in `configs/` to a running training: the stage, its task, its data and the loop, put together."""
+
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import create_model
+from torch import Tensor, nn
+
+from t2i.assets import asset
+from t2i.config import Config, load, parse
+from t2i.data.loader import DataConfig, Loader
+from t2i.data.shapes import WORDS
+from t2i.errors import UsageError
+from t2i.registry import Stage, load_stage, save_stage, stage
+from t2i.text.tokenizers import TokenizerConfig
+from t2i.train.loop import Result, fit
+from t2i.train.optim import OptimConfig
+from t2i.train.settings import TrainConfig
+
+CALIBRATION = 512  # pictures that a task may look at before its first step
+
+
+class Run(Config):
+    """A training run, as a YAML file says it.
+
+    Attributes:
+        stage: clip, prior, decoder or upsampler.
+        clip: folder of the frozen CLIP that the stage learns from, if it does; a path, or one under `weights/`.
+        init: folder of a trained stage to start from, instead of random weights.
+        save_dtype: of the exported weights.
+    """
+
+    stage: str
+    clip: str | None = None
+    init: str | None = None
+    save_dtype: str = "bfloat16"
+    model: Config
+    task: Config
+    data: DataConfig = DataConfig()
+    train: TrainConfig
+    optim: OptimConfig = OptimConfig()
+
+
+def load_run(path: str | Path, overrides: list[str]) -> Run:
+    """Read and check a config file; unknown keys and wrong values raise UsageError with the full key."""
+
+    class Head(Config):
+        model_config = {"extra": "ignore"}
+        stage: str
+
+    spec = stage(load(find_config(path), [o for o in overrides if o.startswith("stage=")], Head).stage)
+    fields: dict[str, Any] = {
+        "model": (spec.config_class, ...),
+        "task": (spec.options_class, spec.options_class()),
+    }
+    return load(find_config(path), overrides, create_model("Run", __base__=Run, **fields))
+
+
+def find_config(path: str | Path) -> Path:
+    """A config file by path, or by its name under the bundled `configs/`."""
+    path = Path(path)
+    bundled = asset("configs", *path.parts[1:] if path.parts[:1] == ("configs",) else path.parts)
+    return path if path.is_file() or not bundled.is_file() else bundled
+
+
+def train(path: str | Path, overrides: list[str]) -> Result:
+    """Train the stage that a config file describes. See `t2i.train.loop.fit` for what is left in `train.out`."""
+    run = load_run(path, overrides)
+    spec = stage(run.stage)
+    torch.manual_seed(run.train.seed)
+    encoder = load_stage(find_stage(run.clip), expect="clip").requires_grad_(False) if run.clip else None
+    config = complete(run, spec, encoder)
+    model = spec.model_class(config)
+    if run.init:
+        start = load_stage(find_stage(run.init), expect=run.stage)
+        model.load_state_dict(start.state_dict())
+    try:
+        task = spec.task_class(model, encoder, run.task)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+    loader = partial(Loader, run.data)
+    if hasattr(task, "prepare"):
+        batches = iter(loader(seed=run.train.seed, batch_size=64))
+        task.prepare(islice(batches, CALIBRATION // 64))
+    dtype = getattr(torch, run.save_dtype)
+
+    def export(folder: Path, state: dict[str, Tensor]) -> None:
+        save_stage(folder, run.stage, model, state, dtype)
+
+    resolved = run.model_dump(mode="json") | {"model": config.model_dump(mode="json")}
+    return fit(task, loader, run.train, run.optim, export=export, resolved=resolved)
+
+
+def find_stage(path: str) -> Path:
+    """A stage folder by path, or under the bundled `weights/`."""
+    local = Path(path)
+    parts = local.parts[1:] if local.parts[:1] == ("weights",) else local.parts
+    return local if local.is_dir() or not asset("weights", *parts).is_dir() else asset("weights", *parts)
+
+
+def complete(run: Run, spec: Stage, encoder: nn.Module | None) -> Config:
+    """The stage's config with everything filled in that follows from the frozen CLIP or from the shapes vocabulary."""
+    data = run.model.model_dump()
+    if encoder is not None:
+        tokenizer = encoder.config.tokenizer  # type: ignore[union-attr]
+        if "clip_dim" in data:
+            data["clip_dim"] = encoder.dim
+        if "text_width" in data:
+            data["text_width"], data["context"] = encoder.text_width, tokenizer.context
+    else:
+        tokenizer = TokenizerConfig(**data["tokenizer"]) if data.get("tokenizer") else TokenizerConfig()
+    if tokenizer.kind == "words" and not tokenizer.words:
+        tokenizer = tokenizer.model_copy(update={"words": tuple(WORDS)})
+    if "tokenizer" in data and (data.get("text") is not None):
+        data["tokenizer"] = tokenizer.model_dump()
+        if "vocab_size" in data["text"]:
+            data["text"] |= {"vocab_size": tokenizer.vocab_size, "context": tokenizer.context}
+    return parse(data, spec.config_class, source="model")

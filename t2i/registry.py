@@ -1,0 +1,94 @@
+"""The trainable stages by name, and how each is saved and loaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from t2i.config import Config
+from t2i.errors import DataError, UsageError, did_you_mean
+from t2i.storage import load_folder, save_folder
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a stage's classes live; nothing is imported before it is asked for."""
+
+    module: str
+    config: str
+    model: str
+    task: str
+    options: str
+
+    def _get(self, part: str, name: str) -> Any:
+        return getattr(import_module(f"t2i.stages.{self.module}.{part}"), name)
+
+    @property
+    def config_class(self) -> type[Config]:
+        return self._get("model", self.config)
+
+    @property
+    def model_class(self) -> Callable[[Config], nn.Module]:
+        return self._get("model", self.model)
+
+    @property
+    def options_class(self) -> type[Config]:
+        return self._get("task", self.options)
+
+    @property
+    def task_class(self) -> Callable[..., nn.Module]:
+        return self._get("task", self.task)
+
+
+STAGES = {
+    "clip": Stage("clip", "ClipConfig", "ClipEncoder", "ClipTask", "ClipOptions"),
+    "prior": Stage("prior", "PriorConfig", "Prior", "PriorTask", "PriorOptions"),
+    "decoder": Stage("decoder", "DecoderConfig", "Decoder", "DecoderTask", "DecoderOptions"),
+    "upsampler": Stage("upsampler", "UpsamplerConfig", "Upsampler", "UpsamplerTask", "UpsamplerOptions"),
+}
+
+
+def stage(name: str) -> Stage:
+    """A stage by name; an unknown name raises UsageError with the nearest known one."""
+    if name not in STAGES:
+        raise UsageError(f"unknown stage {name!r}{did_you_mean(name, STAGES)}; stages are {', '.join(STAGES)}")
+    return STAGES[name]
+
+
+def save_stage(
+    folder: str | Path, name: str, model: nn.Module, state: dict[str, torch.Tensor] | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Write `config.json` and safetensors; `state` replaces the model's own weights, for example by their average."""
+    config = {"stage": name, "model": model.config.model_dump(mode="json")}  # type: ignore[union-attr, operator]
+    save_folder(folder, config, model.state_dict() if state is None else state, dtype)
+
+
+def load_stage(folder: str | Path, expect: str | None = None) -> nn.Module:
+    """The model of a stage folder, in float32 on the CPU, in evaluation mode.
+
+    Raises DataError for a missing, truncated or foreign folder and for weights that do not fit their config.
+    """
+    config, state = load_folder(folder)
+    name = config.get("stage", "")
+    if name not in STAGES:
+        raise DataError(f"{folder}: config.json names no known stage (found {name!r})")
+    if expect is not None and name != expect:
+        raise DataError(f"{folder}: holds a {name}, expected a {expect}")
+    try:
+        model = STAGES[name].model_class(STAGES[name].config_class.model_validate(config["model"]))
+    except (ValidationError, KeyError) as error:
+        raise DataError(f"{folder}: config.json does not fit this version of t2i: {_first_line(error)}") from error
+    try:
+        model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+    except RuntimeError as error:
+        raise DataError(f"{folder}: weights do not fit config.json: {_first_line(error, 2)}") from error
+    return model.eval()
+
+
+def _first_line(error: Exception, count: int = 1) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()[:count])

@@ -1,0 +1,1 @@
+"""One folder per trainable stage: model, task, sample, convert."""

@@ -1,0 +1,225 @@
+"""The decoder network: one U-Net and the ports that turn captions, CLIP embeddings and labels into its `Condition`.
+
+B batch · H W pixels · L tokens · D width of CLIP embeddings · S width of the context · V width of the time embedding
+"""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from t2i.config import Config
+from t2i.diffusion.prediction import Target, Variance
+from t2i.nn.transformer import TextConfig, TextTransformer
+from t2i.nn.unet import UNet, UNetConfig
+from t2i.text.tokenizers import TokenizerConfig
+from t2i.types import Condition
+
+
+class DecoderConfig(Config):
+    """Everything about a decoder.
+
+    Attributes:
+        unet: the network; its `context_dim` must be the width of the text features (or be free, without text).
+        text: a text transformer trained with the U-Net, or None.
+        clip_dim: width D of CLIP image embeddings, or None for no such port.
+        num_clip_tokens: context tokens made of one image embedding.
+        clip_scale: image embeddings are multiplied by it first; √D gives unit vectors unit variance.
+        num_classes: size of a label table, or None.
+        image_size: of the pictures it was trained on.
+        target, variance, schedule, num_steps, rescale_timesteps: see `t2i.diffusion`.
+        tokenizer: what `text` was trained with.
+    """
+
+    unet: UNetConfig
+    text: TextConfig | None = None
+    clip_dim: int | None = None
+    num_clip_tokens: int = Field(default=4, ge=1)
+    clip_scale: float = 1.0
+    num_classes: int | None = None
+    image_size: int = 64
+    target: Target = "eps"
+    variance: Variance = "learned_range"
+    schedule: Literal["linear", "cosine"] = "cosine"
+    num_steps: int = 1000
+    rescale_timesteps: bool = False
+    tokenizer: TokenizerConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unet, wanted = self.unet, self.unet.in_channels * (2 if self.variance == "learned_range" else 1)
+        if unet.out_channels != wanted:
+            raise ValueError(f"variance {self.variance!r} needs unet.out_channels={wanted}, got {unet.out_channels}")
+        if self.text is not None and unet.context_dim != self.text.width:
+            raise ValueError(f"unet.context_dim={unet.context_dim} must equal text.width={self.text.width}")
+        if self.clip_dim is not None and unet.context_dim is None:
+            raise ValueError(f"clip_dim={self.clip_dim} needs a unet.context_dim for its tokens, got None")
+        if self.text is not None and self.tokenizer is not None:
+            ours, theirs = (
+                (self.text.vocab_size, self.text.context),
+                (self.tokenizer.vocab_size, self.tokenizer.context),
+            )
+            if ours[0] < theirs[0] or ours[1] != theirs[1]:
+                raise ValueError(f"text has (vocab_size, context) {ours}, its tokenizer {theirs}")
+        return self
+
+
+class Decoder(nn.Module):
+    """`decoder(x_t, t, decoder.condition(…)) → raw output`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = UNet(config.unet)
+        vector_dim, context_dim = config.unet.time_dim, config.unet.context_dim or 0
+        if config.text is not None:
+            self.text = TextTransformer(config.text)
+            self.text_vector = nn.Linear(config.text.width, vector_dim)
+        if config.clip_dim is not None:
+            self.clip_vector = nn.Linear(config.clip_dim, vector_dim)
+            self.clip_tokens = nn.Linear(config.clip_dim, config.num_clip_tokens * context_dim)
+            self.clip_null = nn.Parameter(torch.zeros(config.clip_dim))
+        if config.num_classes is not None:
+            self.classes = nn.Embedding(config.num_classes, vector_dim)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """(B, 3, H, W) and timesteps (B,) → (B, out_channels, H, W); see `UNet.forward`."""
+        out: Tensor = self.unet(x_t, t, condition)
+        return out
+
+    def condition(
+        self,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        image_embedding: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        text_keep: Tensor | None = None,
+        clip_keep: Tensor | None = None,
+    ) -> Condition:
+        """What the network is told, from what the user says (unCLIP section 2.1).
+
+        Args:
+            tokens: (B, L) int64; None means empty captions.
+            mask: (B, L) bool, True on real tokens; None means all of them.
+            image_embedding: (B, D) CLIP image embeddings; None means the learned null embedding.
+            labels: (B,) int64, for class-conditional networks.
+            text_keep: (B,) bool; captions that are not kept count as empty.
+            clip_keep: (B,) bool; embeddings that are not kept are replaced by the null embedding.
+
+        Returns:
+            `vector` (B, V) or None, and `sequence` (B, L', S) or None with the CLIP tokens before the text. No mask:
+            padding has learned rows of its own and is attended to, as in GLIDE.
+
+        Raises:
+            ValueError: if an input has no port in this network, if labels are missing, or if nothing is given.
+        """
+        c = self.config
+        self._check_ports(tokens, image_embedding, labels)
+        first = next((x for x in (tokens, image_embedding, labels) if x is not None), None)
+        if first is None:
+            if c.text is not None or c.clip_dim is not None:
+                raise ValueError("give tokens or an image embedding, or ask for `null_condition(num)`")
+            return Condition()
+        vectors, sequences = [], []
+        if c.clip_dim is not None:
+            z = self._clip(image_embedding, clip_keep, len(first))  # (B, D)
+            vectors.append(self.clip_vector(z))
+            sequences.append(self.clip_tokens(z).unflatten(1, (c.num_clip_tokens, -1)))  # (B, 4, S)
+        if c.text is not None:
+            if tokens is None:
+                tokens = torch.zeros(len(first), c.text.context, dtype=torch.long, device=first.device)
+                mask = torch.zeros_like(tokens, dtype=torch.bool)
+            if text_keep is not None:
+                mask = text_keep[:, None] & (mask if mask is not None else torch.ones_like(tokens, dtype=torch.bool))
+            features = self.text(tokens, mask)  # (B, L, S)
+            vectors.append(self.text_vector(features[:, -1]))
+            sequences.append(features)
+        if labels is not None:
+            vectors.append(self.classes(labels))
+        return Condition(
+            vector=torch.stack(vectors).sum(0) if vectors else None,
+            sequence=torch.cat(sequences, dim=1) if sequences else None,
+        )
+
+    def null_condition(self, num: int) -> Condition:
+        """The unconditional branch of guidance for `num` pictures: empty captions and the null embedding.
+
+        Raises:
+            ValueError: for class-conditional networks, which know no absent class.
+        """
+        c = self.config
+        if c.num_classes is not None:
+            raise ValueError(f"a network over {c.num_classes} classes has no unconditional branch")
+        device = self.unet.conv_in.weight.device
+        if c.text is not None:
+            tokens = torch.zeros(num, c.text.context, dtype=torch.long, device=device)
+            return self.condition(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+        if c.clip_dim is not None:
+            drop = torch.zeros(num, dtype=torch.bool, device=device)
+            return self.condition(image_embedding=torch.zeros(num, c.clip_dim, device=device), clip_keep=drop)
+        return Condition()
+
+    def project(self, condition: Condition) -> Condition:
+        """See `UNet.project`: do this once before sampling, so that every step reuses the keys and values."""
+        return self.unet.project(condition)
+
+    def _clip(self, image_embedding: Tensor | None, keep: Tensor | None, batch: int) -> Tensor:
+        null = self.clip_null.expand(batch, -1)
+        if image_embedding is None:
+            return null
+        z = image_embedding.to(null.dtype) * self.config.clip_scale
+        return z if keep is None else torch.where(keep[:, None], z, null)
+
+    def _check_ports(self, tokens: Tensor | None, image_embedding: Tensor | None, labels: Tensor | None) -> None:
+        c = self.config
+        if tokens is not None and c.text is None:
+            raise ValueError("this decoder takes no captions (text=None)")
+        if image_embedding is not None and (c.clip_dim is None or image_embedding.shape[-1] != c.clip_dim):
+            raise ValueError(f"image embedding of width {image_embedding.shape[-1]}, expected {c.clip_dim}")
+        if (labels is None) != (c.num_classes is None):
+            raise ValueError(f"labels {'missing' if labels is None else 'given'}, but num_classes={c.num_classes}")
+
+
+PRESETS: dict[str, DecoderConfig] = {
+    "glide": DecoderConfig(  # GLIDE (filtered): 385 M parameters
+        unet=UNetConfig(
+            channels=192,
+            multipliers=(1, 2, 3, 4),
+            num_blocks=3,
+            attention=(2, 4, 8),
+            head_channels=64,
+            context_dim=512,
+            dropout=0.1,
+        ),
+        text=TextConfig(width=512, layers=16, heads=8, vocab_size=50257, context=128),
+    ),
+    "dalle2": DecoderConfig(  # unCLIP, Table 3: 3.5 B parameters
+        unet=UNetConfig(
+            channels=512,
+            multipliers=(1, 2, 3, 4),
+            num_blocks=3,
+            attention=(2, 4, 8),
+            head_channels=64,
+            context_dim=2048,
+            dropout=0.1,
+        ),
+        text=TextConfig(width=2048, layers=24, heads=32, vocab_size=50257, context=256),
+        clip_dim=1024,
+    ),
+    "adm-64": DecoderConfig(  # ADM, class-conditional ImageNet: 296 M parameters
+        unet=UNetConfig(
+            channels=192, multipliers=(1, 2, 3, 4), num_blocks=3, attention=(2, 4, 8), head_channels=64, dropout=0.1
+        ),
+        num_classes=1000,
+    ),
+    "iddpm-64": DecoderConfig(  # IDDPM, unconditional ImageNet: 121 M parameters
+        unet=UNetConfig(
+            channels=128, multipliers=(1, 2, 3, 4), num_blocks=3, attention=(4, 8), num_heads=4, resample="conv"
+        ),
+        num_steps=4000,
+        rescale_timesteps=True,
+    ),
+}
+"""Published sizes by name."""

@@ -1,0 +1,101 @@
+"""A causal transformer that reads a sentence and a noised image embedding and answers with the clean embedding.
+
+B batch · L caption tokens · W width of CLIP's text states · D width of CLIP embeddings · M width of the model
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from t2i.config import Config
+from t2i.nn.layers import timestep_embedding
+from t2i.nn.transformer import Transformer, TransformerConfig
+from t2i.types import Condition, TextFeatures
+
+
+class PriorConfig(Config):
+    """`clip_dim` and `text_width` are CLIP's; `clamp` bounds the standardised x_0 while sampling, None for no bound."""
+
+    clip_dim: int = 256
+    text_width: int = 256
+    context: int = 64
+    width: int = 256
+    layers: int = 6
+    heads: int = 4
+    schedule: Literal["linear", "cosine"] = "cosine"
+    num_steps: int = 1000
+    target: Literal["x0", "eps", "v"] = "x0"
+    clamp: float | None = 6.0
+
+
+class Prior(nn.Module):
+    """The token sequence of the paper: caption · CLIP text embedding · time · noised z_i · one learned place to answer.
+
+    The network works on standardised embeddings, (z - mean) / std; both are buffers, measured on the training set and
+    saved with the weights. Until they are known they are NaN and every use is refused.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.text_proj = nn.Linear(config.text_width, width)
+        self.clip_text_proj = nn.Linear(config.clip_dim, width)
+        self.time_embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.noised_proj = nn.Linear(config.clip_dim, width)
+        self.answer = nn.Parameter(torch.randn(1, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, config.context + 4, width) * 0.02)
+        self.transformer = Transformer(TransformerConfig(width=width, layers=config.layers, heads=config.heads, causal=True))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, config.clip_dim)
+        self.register_buffer("mean", torch.full((config.clip_dim,), torch.nan))
+        self.register_buffer("std", torch.full((config.clip_dim,), torch.nan))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the statistics of CLIP's image embeddings are known."""
+        return bool(torch.isfinite(self.mean).all() and torch.isfinite(self.std).all())
+
+    @torch.no_grad()
+    def calibrate(self, z_i: Tensor) -> None:
+        """Measure mean and standard deviation of image embeddings (N, D); N of a few hundred is enough."""
+        if len(z_i) < 2:
+            raise ValueError(f"statistics need at least 2 embeddings, got {len(z_i)}")
+        self.mean.copy_(z_i.mean(dim=0))
+        self.std.copy_(z_i.std(dim=0).clamp(min=1e-4))
+
+    def standardise(self, z_i: Tensor) -> Tensor:
+        """Unit-norm embeddings (B, D) → what the diffusion process works on."""
+        if not self.calibrated:
+            raise ValueError("this prior has no CLIP statistics (mean and std are NaN); call calibrate() or load them")
+        return (z_i - self.mean) / self.std
+
+    def restore(self, x_0: Tensor) -> Tensor:
+        """The inverse of `standardise`, projected back to unit norm."""
+        return nn.functional.normalize(x_0 * self.std + self.mean, dim=-1)
+
+    def condition(self, text: TextFeatures) -> Condition:
+        """Read the sentence once: keys and values of the caption and of z_t at every layer, reused at every step.
+
+        The mask is causal, so nothing of the sentence depends on what comes after it.
+        """
+        caption = self.text_proj(text.sequence)                                     # (B, L, M)
+        pooled = self.clip_text_proj(text.pooled)[:, None]                          # (B, 1, M)
+        tokens = torch.cat([caption, pooled], dim=1) + self.positions[:, : caption.shape[1] + 1]
+        mask = torch.cat([text.mask, text.mask.new_ones(len(text.mask), 1)], dim=1) # (B, L+1)
+        return Condition(mask=mask, context=self.transformer.prefix(tokens, mask))
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Noised standardised embedding (B, D) at times (B,) → prediction (B, D), float32."""
+        assert condition.context is not None and condition.mask is not None
+        time = self.time_embed(timestep_embedding(t, self.config.width))            # (B, M)
+        answer = self.answer.expand(len(x_t), -1)                                   # (B, M)
+        tokens = torch.stack([time, self.noised_proj(x_t), answer], dim=1)          # (B, 3, M)
+        tokens = tokens + self.positions[:, -3:]
+        out = self.transformer(tokens, condition.mask, condition.context)[:, -1]    # (B, M) the last place answers
+        with torch.autocast(x_t.device.type, enabled=False):
+            return self.out(self.norm(out.float()))                                 # (B, D)

@@ -1,0 +1,54 @@
+"""Drawing image embeddings from sentences.
+
+B batch · D width of CLIP embeddings
+"""
+
+import torch
+from torch import Tensor
+
+from t2i.diffusion.prediction import Parametrisation
+from t2i.diffusion.process import Process
+from t2i.diffusion.sampling import Sampling, draw
+from t2i.seed import Streams
+from t2i.stages.prior.model import Prior
+from t2i.types import StepCallback, TextFeatures
+
+
+@torch.no_grad()
+def sample(
+    model: Prior,
+    text: TextFeatures,
+    streams: Streams,
+    sampling: Sampling,
+    *,
+    null: TextFeatures | None = None,
+    num_candidates: int = 2,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """CLIP image embeddings for sentences, (B, D) unit norm.
+
+    Args:
+        text: features of B sentences.
+        streams: one random stream per sentence.
+        null: features of the empty or the negative sentence, same batch; needed when guidance is not 1.
+        num_candidates: embeddings drawn per sentence; the one with the largest dot product with the sentence's own
+            embedding is kept (Ramesh et al. 2022, section 2.2 draws two).
+    """
+    if num_candidates < 1:
+        raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
+    config = model.config
+    process = Process.from_schedule(config.schedule, config.num_steps)
+    parametrisation = Parametrisation(config.target, "fixed_small")
+    condition = model.condition(text)
+    null_condition = model.condition(null) if null is not None and sampling.guidance != 1 else None
+    candidates = []
+    for _ in range(num_candidates):
+        x_T = streams.normal(config.clip_dim).to(text.pooled.device)                # (B, D)
+        x_0 = draw(
+            model, condition, null_condition, process, parametrisation, sampling, x_T, streams,
+            clip=config.clamp or False, callback=callback,
+        )  # fmt: skip
+        candidates.append(model.restore(x_0))
+    z_i = torch.stack(candidates)                                                   # (N, B, D)
+    best = (z_i * text.pooled).sum(dim=-1).argmax(dim=0)                            # (B,)
+    return z_i[best, torch.arange(len(best), device=best.device)]                   # (B, D)

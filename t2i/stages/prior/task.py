@@ -1,0 +1,99 @@
+"""Training the diffusion prior: mean squared error to the clean embedding (Ramesh et al. 2022, equation 2).
+
+B batch · N draws of time and noise per picture · D width of CLIP embeddings
+"""
+
+from collections.abc import Iterable
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from t2i.config import Config
+from t2i.diffusion.losses import training_losses
+from t2i.diffusion.prediction import Parametrisation
+from t2i.diffusion.process import Process
+from t2i.diffusion.sampling import Sampling
+from t2i.seed import Streams
+from t2i.stages.prior.model import Prior
+from t2i.stages.prior.sample import sample
+from t2i.types import Batch, Encoder
+
+
+class PriorOptions(Config):
+    """How a prior is trained.
+
+    `text_drop` is how often the caption, words and embedding together, is replaced by the empty one. `num_draws` is the
+    number of times and noises per picture: the sentence is read once for all of them, so they cost little.
+    """
+
+    text_drop: float = Field(0.1, ge=0, le=1)
+    num_draws: int = Field(8, ge=1)
+
+
+class PriorTask(nn.Module):
+    """Trains a `Prior` against a frozen `encoder`."""
+
+    keys = ("image", "caption")
+
+    def __init__(self, model: Prior, encoder: Encoder | None, options: PriorOptions = PriorOptions()) -> None:
+        super().__init__()
+        if encoder is None or encoder.dim != model.config.clip_dim:
+            raise ValueError(f"the prior is of width {model.config.clip_dim}, CLIP of {getattr(encoder, 'dim', None)}")
+        self.model = model
+        self.encoder = encoder
+        self.text_drop, self.num_draws = options.text_drop, options.num_draws
+        config = model.config
+        self.process = Process.from_schedule(config.schedule, config.num_steps)
+        self.parametrisation = Parametrisation(config.target, "fixed_small")
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Measure the embedding statistics on a few batches, once, before the first step."""
+        if not self.model.calibrated:
+            self.model.calibrate(torch.cat([self.encoder.encode_image(batch["image"]) for batch in batches]))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample squared error and the cosine between answer and truth, each (B,)."""
+        device = batch["image"].device
+        streams = Streams(batch["seed"], "prior")
+        dropped = streams.uniform() < self.text_drop                                # (B,)
+        captions = ["" if drop else caption for caption, drop in zip(batch["caption"], dropped.tolist(), strict=True)]
+        with torch.no_grad():
+            z_i = self.encoder.encode_image(batch["image"])                         # (B, D)
+            text = self.encoder.encode_text(captions)
+            x_0 = self.model.standardise(z_i)
+            x_0 = x_0.repeat_interleave(self.num_draws, dim=0)                      # (B·N, D)
+        step = streams.integers(self.process.num_steps, self.num_draws).flatten().to(device)
+        noise = streams.normal(self.num_draws, x_0.shape[1]).flatten(0, 1).to(device)
+        x_t = self.process.q_sample(x_0, step, noise)
+        condition = self.model.condition(text).map(lambda x: x.repeat_interleave(self.num_draws, dim=0))
+        raw = self.model(x_t, step, condition)
+        losses = training_losses(self.process, self.parametrisation, raw, x_0, x_t, noise, step, "simple")
+        with torch.no_grad():
+            x_0_hat = self.parametrisation.predict(self.process, raw, x_t, step, clip=False).x_0
+            cosine = nn.functional.cosine_similarity(x_0_hat * self.model.std + self.model.mean, z_i.repeat_interleave(self.num_draws, dim=0))
+        return {name: x.view(-1, self.num_draws).mean(dim=1) for name, x in {"loss": losses["loss"], "cosine": cosine}.items()}
+
+    @torch.no_grad()
+    def sample(self, batch: Batch) -> Tensor:
+        """Each picture, and below it the one of the batch whose embedding is nearest to the one drawn from its caption."""
+        z_i = self._draw(batch)
+        nearest = (z_i @ self.encoder.encode_image(batch["image"]).T).argmax(dim=1)
+        return torch.cat([batch["image"], batch["image"][nearest]])
+
+    def _draw(self, batch: Batch) -> Tensor:
+        text = self.encoder.encode_text(batch["caption"])
+        streams = Streams(batch["seed"], "sample")
+        return sample(self.model, text, streams, Sampling(steps=25, sampler="ddpm"), num_candidates=1)
+
+    @torch.inference_mode()
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """Cosine of sampled embeddings with the picture's own, and with the sentence's (both paths of the prior)."""
+        text = self.encoder.encode_text(batch["caption"])
+        z_i = self._draw(batch)
+        truth = self.encoder.encode_image(batch["image"])
+        return {
+            "cosine_image": float((z_i * truth).sum(dim=-1).mean()),
+            "cosine_text": float((z_i * text.pooled).sum(dim=-1).mean()),
+        }

@@ -1,0 +1,187 @@
+"""Training the reader on renders: the scene behind every picture is known, so every target is exact.
+
+B batch · H W pixels · G cells along a side of the output grid · M objects
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from t2i.config import Config
+from t2i.data.shapes.layout import scene_from_seed
+from t2i.data.shapes.scene import Box, Scene, truth
+from t2i.seed import Streams
+from t2i.stages.reader.model import Detection, Reader, ReaderConfig
+from t2i.types import Batch, Encoder
+
+NEAR = 0.1  # picture widths: how far a box's middle may be from the truth
+
+
+class ReaderOptions(Config):
+    """How the renders are spoilt so that drawn pictures, which are never as clean, are read as well.
+
+    Each of the three is drawn evenly from 0 to its bound, for half of the pictures: `blur` is the standard deviation of
+    a Gaussian in pixels, `noise` that of the noise added (pictures span 2), `light` the change of contrast and of
+    brightness. `spread` is the standard deviation of a peak of the target heatmap, in cells.
+    """
+
+    blur: float = Field(1.0, ge=0)
+    noise: float = Field(0.12, ge=0)
+    light: float = Field(0.12, ge=0)
+    spread: float = Field(0.9, gt=0)
+
+
+class ReaderTask(nn.Module):
+    """Trains a `Reader` on the source `shapes`, whose keys tell the seeds of the scenes. Needs no encoder."""
+
+    keys = ("image", "key")
+
+    def __init__(
+        self, model: Reader, encoder: Encoder | None = None, options: ReaderOptions = ReaderOptions()
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.options = options
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss` and its parts, each (B,): `heat`, `place` (offset and extent), `names` (raised, shape and colour)."""
+        image, scenes = batch["image"], [listed(scene) for scene in scenes_of(batch["key"])]
+        if self.model.training:
+            image, mirrored = spoil(image, Streams(batch["seed"], "reader"), self.options)
+            scenes = [[mirror(t) if m else t for t in things] for things, m in zip(scenes, mirrored, strict=True)]
+        maps = self.model(image)
+        with torch.autocast(image.device.type, enabled=False):
+            aim = targets(scenes, self.model.config, maps["heat"].shape[-1], self.options.spread)
+            return losses(maps, {name: value.to(image.device) for name, value in aim.items()})
+
+    def sample(self, batch: Batch) -> None:
+        """A reader draws nothing."""
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """Shares of held-out `objects` and of whole `pictures` that are read without a fault."""
+        return accuracy(self.model.read(batch["image"]), [listed(scene) for scene in scenes_of(batch["key"])])
+
+
+def scenes_of(keys: Sequence[str]) -> list[Scene]:
+    """The scenes behind keys of the source `shapes`, which hold their seeds in hexadecimal.
+
+    Raises ValueError for other keys.
+    """
+    if foreign := [key for key in keys if not key.startswith("shapes-")]:
+        raise ValueError(f"the reader trains on data.source: shapes only, got a picture with key {foreign[0]!r}")
+    return [scene_from_seed(int(key.removeprefix("shapes-"), 16)) for key in keys]
+
+
+def listed(scene: Scene) -> list[Detection]:
+    """What a faultless reader says of a scene."""
+    things = zip(scene.things, truth(scene), strict=True)
+    return [Detection(t.shape, t.colour, Box(*fact["box"]), t.support is not None) for t, fact in things]
+
+
+def mirror(thing: Detection) -> Detection:
+    """The same object in the picture's mirror image."""
+    box = thing.box
+    return thing._replace(box=Box(1 - box.x1, box.y0, 1 - box.x0, box.y1))
+
+
+def spoil(image: Tensor, streams: Streams, options: ReaderOptions) -> tuple[Tensor, list[bool]]:
+    """Pictures (B, 3, H, W) mirrored, blurred, noisy and in other light, each by chance; and which are mirrored."""
+    chance = streams.uniform(8).to(image.device)                                    # (B, 8)
+    mirrored = chance[:, 0] < 0.5
+    image = torch.where(mirrored[:, None, None, None], image.flip(-1), image)
+    used = (chance[:, 1:4] < 0.5) * chance[:, 4:7]                                  # (B, 3)
+    blur, noise, light = (used * used.new_tensor([options.blur, options.noise, options.light])).unbind(dim=1)
+    image = gaussian_blur(image, blur)
+    gain = 1 + light * (2 * chance[:, 7] - 1)
+    shift = light * torch.cos(50 * chance[:, 7])  # another number as good as random
+    image = image * gain[:, None, None, None] + shift[:, None, None, None]
+    noise_map = streams.normal(*image.shape[1:]).to(image.device)
+    return (image + noise[:, None, None, None] * noise_map).clamp(-1, 1), mirrored.tolist()
+
+
+def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Pictures (B, C, H, W) blurred by their own standard deviations (B,) in pixels; 0 leaves a picture as it is."""
+    batch, channels = image.shape[:2]
+    reach = 3
+    square = torch.arange(-reach, reach + 1, device=image.device) ** 2
+    kernel = torch.exp(-square / (2 * sigma.clamp(min=0.1) ** 2)[:, None])          # (B, 7)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
+    x = F.pad(rearrange(image, "b c h w -> 1 (b c) h w"), (reach,) * 4, mode="replicate")
+    x = F.conv2d(x, kernel[:, None, None, :], groups=batch * channels)
+    x = F.conv2d(x, kernel[:, None, :, None], groups=batch * channels)
+    return rearrange(x, "1 (b c) h w -> b c h w", b=batch)
+
+
+def targets(scenes: Sequence[Sequence[Detection]], config: ReaderConfig, cells: int, spread: float) -> dict[str, Tensor]:
+    """What the maps should be: `heat` (B, 1, G, G) with peaks of exactly 1, and per cell, of the nearest peak's object,
+    `offset` and `extent` (B, 2, G, G), `raised` (B, 1, G, G), `shape` and `colour` (B, G, G) as indices."""
+    size = (len(scenes), cells, cells)
+    heat, raised, offset, extent = (torch.zeros(size[0], k, *size[1:]) for k in (1, 1, 2, 2))
+    shape, colour = torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
+    middle = torch.arange(cells) + 0.5
+    for i, things in enumerate(scenes):
+        for thing in things:
+            x, y = thing.x * cells, thing.y * cells
+            column, row = (min(max(int(v), 0), cells - 1) for v in (x, y))
+            away = (middle - middle[column])[None, :] ** 2 + (middle - middle[row])[:, None] ** 2  # (G, G)
+            bump = torch.exp(-away / (2 * spread**2))
+            own = bump > heat[i, 0]
+            heat[i, 0] = torch.where(own, bump, heat[i, 0])
+            offset[i, 0] = torch.where(own, x - middle[None, :], offset[i, 0])
+            offset[i, 1] = torch.where(own, y - middle[:, None], offset[i, 1])
+            width, height = thing.box.x1 - thing.box.x0, thing.box.y1 - thing.box.y0
+            extent[i, :, own] = torch.tensor([width, height]).mul(cells).log()[:, None]
+            raised[i, 0, own] = float(thing.raised)
+            shape[i, own], colour[i, own] = config.shapes.index(thing.shape), config.colours.index(thing.colour)
+    return {"heat": heat, "offset": offset, "extent": extent, "raised": raised, "shape": shape, "colour": colour}
+
+
+def losses(maps: dict[str, Tensor], aim: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Zhou et al. 2019: equation 1 for the heatmap; L1 and cross-entropies for the rest, weighted by the target heat."""
+    heat, logits = aim["heat"], maps["heat"]                                        # (B, 1, G, G)
+    p, count = logits.sigmoid(), (heat == 1).sum(dim=(1, 2, 3)).clamp(min=1)
+    found = -F.logsigmoid(logits) * (1 - p) ** 2
+    silent = -F.logsigmoid(-logits) * p**2 * (1 - heat) ** 4
+    heat_loss = torch.where(heat == 1, found, silent).sum(dim=(1, 2, 3)) / count
+    weight = torch.where(heat[:, 0] > 0.3, heat[:, 0], 0.0)                         # (B, G, G)
+    weight = weight / weight.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
+    place = sum((maps[k] - aim[k]).abs().sum(dim=1) for k in ("offset", "extent"))
+    names = F.binary_cross_entropy_with_logits(maps["raised"], aim["raised"], reduction="none")[:, 0]
+    names = names + sum(F.cross_entropy(maps[k], aim[k], reduction="none") for k in ("shape", "colour"))
+    place, names = ((x * weight).sum(dim=(1, 2)) for x in (place, names))
+    loss = heat_loss + 0.3 * place + names
+    return {"loss": loss, "heat": heat_loss.detach(), "place": place.detach(), "names": names.detach()}
+
+
+def match(found: Sequence[Detection], things: Sequence[Detection]) -> list[Detection | None]:
+    """For every thing the detection of its shape and colour within `NEAR` of its middle, nearest pairs first."""
+    pairs = sorted(
+        (max(abs(f.x - t.x), abs(f.y - t.y)), i, j)
+        for i, t in enumerate(things)
+        for j, f in enumerate(found)
+        if (f.shape, f.colour) == (t.shape, t.colour)
+    )
+    matched: dict[int, int] = {}
+    for distance, i, j in pairs:
+        if distance <= NEAR and i not in matched and j not in matched.values():
+            matched[i] = j
+    return [found[matched[i]] if i in matched else None for i in range(len(things))]
+
+
+def accuracy(readings: Sequence[Sequence[Detection]], scenes: Sequence[Sequence[Detection]]) -> dict[str, float]:
+    """Over B pictures: `objects`, the share of things that are seen with their shape, colour and place, where every
+    detection too many counts as a fault; `raised`, the share of those seen whose footing is right; `pictures`, the
+    share without any fault."""
+    right = seen = total = whole = footing = 0
+    for found, things in zip(readings, scenes, strict=True):
+        matched = match(found, things)
+        seen += sum(m is not None for m in matched)
+        footing += sum(m is not None and m.raised == t.raised for m, t in zip(matched, things, strict=True))
+        right += sum(m is not None for m in matched)
+        total += len(things) + max(0, len(found) - len(things))
+        whole += len(found) == len(things) and all(m is not None and m.raised == t.raised for m, t in zip(matched, things, strict=True))
+    return {"objects": right / max(1, total), "raised": footing / max(1, seen), "pictures": whole / max(1, len(scenes))}

@@ -1,0 +1,179 @@
+"""The upsampler network: one U-Net that sees x_t beside the small picture, enlarged.
+
+B batch · H W pixels, large · h w pixels, small · L tokens · S text width · V width of the time embedding
+"""
+
+from typing import Literal, Self
+
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from t2i.config import Config
+from t2i.diffusion.prediction import Target, Variance
+from t2i.nn.transformer import TextConfig, TextTransformer
+from t2i.nn.unet import UNet, UNetConfig
+from t2i.text.tokenizers import TokenizerConfig
+from t2i.types import Condition
+
+
+class UpsamplerConfig(Config):
+    """Everything about an upsampler.
+
+    Attributes:
+        unet: the network; `image_channels` are those of the small picture.
+        low_size, image_size: of whole pictures; their ratio is the magnification.
+        interpolation, antialias: how the small picture is enlarged before it is concatenated to x_t.
+        text: a text transformer trained with the U-Net, or None.
+        num_classes: size of a label table, or None.
+        target, variance, schedule, num_steps, rescale_timesteps: see `t2i.diffusion`.
+        tokenizer: what `text` was trained with.
+    """
+
+    unet: UNetConfig
+    low_size: int = 64
+    image_size: int = 256
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    antialias: bool = False
+    text: TextConfig | None = None
+    num_classes: int | None = None
+    target: Target = "eps"
+    variance: Variance = "learned_range"
+    schedule: Literal["linear", "cosine"] = "linear"
+    num_steps: int = 1000
+    rescale_timesteps: bool = False
+    tokenizer: TokenizerConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unet, wanted = self.unet, self.unet.in_channels * (2 if self.variance == "learned_range" else 1)
+        if unet.out_channels != wanted:
+            raise ValueError(f"variance {self.variance!r} needs unet.out_channels={wanted}, got {unet.out_channels}")
+        if unet.image_channels == 0:
+            raise ValueError("unet.image_channels must be the channels of the small picture, got 0")
+        if self.image_size % self.low_size:
+            raise ValueError(f"image_size={self.image_size} is not a multiple of low_size={self.low_size}")
+        if unet.context_dim != (self.text.width if self.text is not None else None):
+            raise ValueError(f"unet.context_dim={unet.context_dim} does not fit text={self.text}")
+        return self
+
+    @property
+    def magnification(self) -> int:
+        """Pixels of the large picture per pixel of the small one, along a side."""
+        return self.image_size // self.low_size
+
+
+class Upsampler(nn.Module):
+    """`upsampler(x_t, t, upsampler.condition(low_res)) → raw output`, at any size if the U-Net has no attention."""
+
+    def __init__(self, config: UpsamplerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = UNet(config.unet)
+        if config.text is not None:
+            self.text = TextTransformer(config.text)
+            self.text_vector = nn.Linear(config.text.width, config.unet.time_dim)
+        if config.num_classes is not None:
+            self.classes = nn.Embedding(config.num_classes, config.unet.time_dim)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """(B, 3, H, W) and timesteps (B,) → (B, out_channels, H, W); see `UNet.forward`."""
+        out: Tensor = self.unet(x_t, t, condition)
+        return out
+
+    def enlarge(self, low_res: Tensor) -> Tensor:
+        """(B, 3, h, w) → (B, 3, H, W) by the magnification of the config, corners not aligned."""
+        c = self.config
+        return F.interpolate(
+            low_res,
+            scale_factor=float(c.magnification),
+            mode=c.interpolation,
+            align_corners=False,
+            antialias=c.antialias,
+        )
+
+    def condition(
+        self, low_res: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> Condition:
+        """What the network is told (ADM section 4.3; GLIDE section 3.1).
+
+        Args:
+            low_res: (B, 3, h, w) in [-1, 1]; a whole picture or a crop.
+            tokens: (B, L) int64, if the network reads text.
+            mask: (B, L) bool, True on real tokens; None means all of them.
+            labels: (B,) int64, if the network is class-conditional.
+
+        Returns:
+            `image` (B, 3, H, W), with `vector` (B, V) and `sequence` (B, L, S) where the network has text or labels.
+
+        Raises:
+            ValueError: if text or labels are missing, or given to a network without a port for them.
+        """
+        c = self.config
+        for name, value, port in (("tokens", tokens, c.text), ("labels", labels, c.num_classes)):
+            if (value is None) != (port is None):
+                raise ValueError(f"{name} {'missing' if value is None else 'given'}, but the config says {port}")
+        image = self.enlarge(low_res)
+        if tokens is not None:
+            features = self.text(tokens, mask)  # (B, L, S)
+            return Condition(vector=self.text_vector(features[:, -1]), sequence=features, image=image)
+        return Condition(vector=self.classes(labels) if labels is not None else None, image=image)
+
+    def project(self, condition: Condition) -> Condition:
+        """See `UNet.project`: do this once before sampling, so that every step reuses the keys and values."""
+        return self.unet.project(condition)
+
+
+PRESETS: dict[str, UpsamplerConfig] = {
+    "dalle2-256": UpsamplerConfig(  # unCLIP, Table 3, 64 to 256: 700 M parameters
+        unet=UNetConfig(
+            image_channels=3,
+            channels=320,
+            multipliers=(1, 2, 3, 4),
+            num_blocks=3,
+            attention=(),
+            mid_attention=False,
+            dropout=0.1,
+        ),
+        low_size=64,
+        image_size=256,
+        schedule="cosine",
+    ),
+    "dalle2-1024": UpsamplerConfig(  # unCLIP, Table 3, 256 to 1024: 300 M parameters
+        unet=UNetConfig(
+            image_channels=3,
+            channels=192,
+            multipliers=(1, 1, 2, 2, 4, 4),
+            num_blocks=2,
+            attention=(),
+            mid_attention=False,
+        ),
+        low_size=256,
+        image_size=1024,
+    ),
+    "glide-256": UpsamplerConfig(  # GLIDE (filtered), 64 to 256: 398 M parameters
+        unet=UNetConfig(
+            image_channels=3,
+            channels=192,
+            multipliers=(1, 1, 2, 2, 4, 4),
+            num_blocks=2,
+            attention=(8, 16, 32),
+            head_channels=64,
+            context_dim=512,
+            dropout=0.1,
+        ),
+        text=TextConfig(width=512, layers=16, heads=8, vocab_size=50257, context=128),
+    ),
+    "adm-256": UpsamplerConfig(  # ADM, class-conditional ImageNet, 64 to 256: 312 M parameters
+        unet=UNetConfig(
+            image_channels=3,
+            channels=192,
+            multipliers=(1, 1, 2, 2, 4, 4),
+            num_blocks=2,
+            attention=(8, 16, 32),
+            num_heads=4,
+        ),
+        num_classes=1000,
+    ),
+}
+"""Published sizes by name."""

@@ -1,0 +1,75 @@
+"""Training an upsampler on crops of large pictures and their degraded small versions (unCLIP section 2.1).
+
+B batch · H W pixels of a crop of the large picture · h w of the small one
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t2i.config import Config
+from t2i.data.degrade import Degradation
+from t2i.diffusion.losses import LossKind, Weighting, training_losses
+from t2i.diffusion.prediction import Parametrisation
+from t2i.diffusion.sampling import Sampling
+from t2i.seed import Streams
+from t2i.stages.upsampler.model import Upsampler
+from t2i.stages.upsampler.sample import process_of, sample
+from t2i.types import Batch, Encoder
+
+
+class UpsamplerOptions(Config):
+    """How an upsampler is trained.
+
+    `degradation` is what happens to the small picture before the network sees it, so that it forgives the stage below;
+    `kind` and `weighting` as in `training_losses`; `sampling` is how the sample grids are drawn.
+    """
+
+    degradation: Degradation = Degradation()
+    kind: LossKind = "hybrid"
+    weighting: Weighting = "uniform"
+    sampling: Sampling = Sampling(steps=10)
+
+
+class UpsamplerTask(nn.Module):
+    """Trains an `Upsampler` on the batch's own pictures, which are the high-resolution crops; needs no encoder."""
+
+    keys = ("image",)
+
+    def __init__(
+        self, model: Upsampler, encoder: Encoder | None = None, options: UpsamplerOptions = UpsamplerOptions()
+    ) -> None:
+        super().__init__()
+        c = model.config
+        self.model = model
+        self.options = options
+        self.process = process_of(model)
+        self.parametrisation = Parametrisation(c.target, c.variance)
+
+    def low_res(self, image: Tensor) -> Tensor:
+        """Area average of a crop, (B, 3, H, W) → (B, 3, h, w)."""
+        return F.avg_pool2d(image, self.model.config.magnification)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
+        x_0 = batch["image"]                                                        # (B, 3, H, W)
+        streams = Streams(batch["seed"], "upsampler")
+        step = streams.integers(self.process.num_steps).to(x_0.device)              # (B,)
+        noise = streams.normal(*x_0.shape[1:]).to(x_0.device)                       # (B, 3, H, W)
+        condition = self.model.condition(self.options.degradation(self.low_res(x_0), streams))
+        x_t = self.process.q_sample(x_0, step, noise)
+        raw = self.model(x_t, self.process.time(step, x_t), condition)
+        return training_losses(
+            self.process, self.parametrisation, raw, x_0, x_t, noise, step, self.options.kind, self.options.weighting
+        )
+
+    @torch.no_grad()
+    def sample(self, batch: Batch) -> Tensor:
+        """Enlarged small pictures, what the upsampler makes of them, and the truth, (3B, 3, H, W)."""
+        low_res = self.low_res(batch["image"])
+        drawn = sample(self.model, low_res, Streams(batch["seed"], "sample"), self.options.sampling)
+        return torch.cat([self.model.enlarge(low_res), drawn, batch["image"]])
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """Nothing beyond the loss."""
+        return {}

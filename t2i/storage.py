@@ -1,0 +1,226 @@
+"""A stage on disk: `config.json` beside `model.safetensors`, or beside numbered shards with an index.
+
+Every file appears under its final name only when it is complete (temporary file, fsync, `os.replace`). Nothing is ever
+unpickled. Shards carry a fingerprint of the whole save, so a mixture of two saves is refused instead of loaded.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from t2i.errors import DataError, UsageError
+
+MAX_SHARD_SIZE = 15 * 2**20
+"""Bytes. Small enough for hosts and version control that refuse large files."""
+
+
+def save_folder(
+    folder: str | Path,
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    dtype: torch.dtype | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write `config` (JSON-able) and `state` to a folder, replacing an earlier save file by file.
+
+    Args:
+        dtype: stored type of the floating tensors; None keeps each as it is.
+        max_shard_size: bytes per file; a larger tensor gets a file of its own.
+        metadata: strings put in the header of every weight file.
+
+    Raises:
+        UsageError: the folder cannot be written.
+        DataError: the disk is full or failed; the files of an earlier save are still whole.
+    """
+    folder = writable(folder)
+    if dtype is not None:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    save_tensors(folder, state, max_shard_size=max_shard_size, metadata=metadata)
+    write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def load_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `save_folder` wrote: (config, state).
+
+    Raises:
+        DataError: a file is missing, unreadable, truncated or from another save; the message names it.
+    """
+    return load_config(folder), load_tensors(folder, device=device)
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """Only the `config.json` of a folder."""
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise DataError(f"{path} must hold a JSON object, got a {type(config).__name__}")
+    return config
+
+
+def save_tensors(
+    folder: Path,
+    state: dict[str, Tensor],
+    name: str = "model",
+    max_shard_size: int = MAX_SHARD_SIZE,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write `name.safetensors`, or `name-00001-of-00003.safetensors` … with `name.safetensors.index.json`."""
+    shards = _shards(_plain(state), max_shard_size)
+    files = [f"{name}.safetensors"]
+    header = {"format": "pt", **(metadata or {})}
+    if len(shards) > 1:
+        files = [f"{name}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        header["save"] = _fingerprint(shards)
+    for file, shard in zip(files, shards, strict=True):
+        write(folder / file, save(shard, header))
+    index = folder / f"{name}.safetensors.index.json"
+    if len(shards) > 1:
+        total = sum(_size(t) for shard in shards for t in shard.values())
+        where = {key: file for file, shard in zip(files, shards, strict=True) for key in shard}
+        content = {"metadata": {"total_size": total, "save": header["save"]}, "weight_map": where}
+        write(index, json.dumps(content, indent=2).encode() + b"\n")
+    keep = {*files, index.name} if len(shards) > 1 else set(files)
+    for old in (*folder.glob(f"{name}*.safetensors"), index):
+        rest = old.name.removeprefix(name).removesuffix(".safetensors")
+        ours = old == index or rest == "" or (rest.startswith("-") and "-of-" in rest)
+        if ours and old.name not in keep:
+            old.unlink(missing_ok=True)
+
+
+def load_tensors(folder: str | Path, name: str = "model", device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote."""
+    folder = Path(folder)
+    index = folder / f"{name}.safetensors.index.json"
+    if (folder / f"{name}.safetensors").exists() or not index.exists():
+        return _load_file(folder / f"{name}.safetensors", device)[0]
+    content = read_json(index)
+    try:
+        where, expected = dict(content["weight_map"]), content["metadata"].get("save")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{index} is not an index of safetensors shards") from None
+    state: dict[str, Tensor] = {}
+    for file in sorted(set(where.values())):
+        if Path(file).name != file:
+            raise DataError(f"{index} points outside its folder: {file!r}")
+        shard, found = _load_file(folder / file, device)
+        if expected != found:
+            raise DataError(f"{folder / file} belongs to another save than {index.name}: save or download it again")
+        state.update(shard)
+    if missing := set(where) - set(state):
+        raise DataError(f"{folder}: {len(missing)} tensors of {index.name} are in no shard, such as {min(missing)!r}")
+    return state
+
+
+def writable(folder: str | Path) -> Path:
+    """Create a folder and prove that files can be written to it; called before work begins.
+
+    Raises:
+        UsageError: it cannot be created or written to.
+        DataError: its disk is full.
+    """
+    folder = Path(folder)
+    with _clear_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".t2i-", suffix=".tmp") as file:
+                file.write(b"\0" * 4096)
+                file.flush()
+        except FileExistsError:
+            raise UsageError(f"{folder} is a file, expected a folder") from None
+    return folder
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or absent, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _clear_errors(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, or a DataError that names it."""
+    with _clear_errors(path):
+        text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise DataError(f"{path} is not valid JSON (truncated?)") from None
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    """Turn operating system errors into one line that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DataError(f"no space left to write {path}") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UsageError(f"no permission for {path}: {error.strerror}") from None
+        if error.errno == errno.ENOENT:
+            raise DataError(f"{path} does not exist") from None
+        raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def _load_file(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], str | None]:
+    with _clear_errors(path), open(path, "rb"):
+        pass
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("save")  # noqa: SIM118
+    except SafetensorError as error:
+        raise DataError(f"{path} is damaged or truncated: {error}") from None
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        plain[key] = tensor.clone() if pointer in seen or tensor.untyped_storage().nbytes() != _size(tensor) else tensor
+        seen.add(pointer)
+    return plain
+
+
+def _shards(state: dict[str, Tensor], max_size: int) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for key, tensor in state.items():
+        if shards[-1] and filled + _size(tensor) > max_size:
+            shards.append({})
+            filled = 0
+        shards[-1][key] = tensor
+        filled += _size(tensor)
+    return shards
+
+
+def _fingerprint(shards: list[dict[str, Tensor]]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for shard in shards:
+        digest.update(save(shard))
+    return digest.hexdigest()
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,1 @@
+"""Tokenisers and frozen text encoders."""

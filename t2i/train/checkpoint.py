@@ -1,0 +1,163 @@
+"""Resume states: folders that appear whole, are verified when read, and are removed only after a newer one is safe.
+
+    checkpoints/step-000123/   model.safetensors  ema-0.safetensors  optimizer.safetensors  state.json  manifest.json
+
+Everything is safetensors and JSON; optimiser tensors go by parameter name. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from t2i import storage
+from t2i.errors import DataError, UsageError
+
+log = logging.getLogger(__name__)
+
+_SHARD = 2**29
+State = dict[str, dict[str, Tensor]]
+
+
+def save(folder: Path, step: int, tensors: State, state: dict[str, Any], keep: int) -> Path:
+    """Write `folder/step-000123` and then remove all but the newest `keep`.
+
+    Args:
+        tensors: {file name: {tensor name: tensor}}.
+        state: JSON-able numbers of the loop.
+
+    Raises:
+        DataError: disk full; every earlier checkpoint is still there.
+    """
+    final = folder / f"step-{step:06d}"
+    temporary = storage.writable(folder) / f"{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        storage.writable(temporary)
+        for name, group in tensors.items():
+            storage.save_tensors(temporary, group, name=name, max_shard_size=_SHARD)
+        storage.write(temporary / "state.json", json.dumps(state, indent=2).encode())
+        files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
+        storage.write(temporary / "manifest.json", json.dumps({"step": step, "files": files}, indent=2).encode())
+    except (DataError, UsageError):
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    replaced = final.with_name(f"{final.name}.old")
+    if final.exists():
+        os.replace(final, replaced)
+    os.replace(temporary, final)
+    shutil.rmtree(replaced, ignore_errors=True)
+    for old in _steps(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def find(folder: Path, resume: str) -> Path | None:
+    """The checkpoint to continue from, or None to start anew.
+
+    Args:
+        folder: the `checkpoints` of this run.
+        resume: `auto` for the newest that verifies, `none`, or the path of a checkpoint or of another run.
+
+    Raises:
+        UsageError: the path does not exist, or `none` in a run that already has checkpoints.
+        DataError: the path, or every checkpoint of the run, is damaged.
+    """
+    if resume == "none":
+        if _steps(folder):
+            raise UsageError(f"{folder} already holds checkpoints: choose another out, or resume: auto")
+        return None
+    if resume != "auto":
+        path = Path(resume)
+        if (path / "manifest.json").exists():
+            if problem := verify(path):
+                raise DataError(f"{path} is damaged: {problem}")
+            return path
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        if not _steps(folder):
+            raise UsageError(f"resume: {resume} holds no checkpoint")
+    problems = []
+    for path in _steps(folder):
+        problem = verify(path)
+        if problem is None:
+            return path
+        log.warning("skipped checkpoint %s: %s", path, problem)
+        problems.append(f"{path.name}: {problem}")
+    if problems:
+        raise DataError(f"no checkpoint of {folder} is whole ({'; '.join(problems)}); remove them to start anew")
+    return None
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        files = storage.read_json(path / "manifest.json")["files"]
+        for name, digest in files.items():
+            if _digest(path / name) != digest:
+                return f"{name} differs from the manifest"
+    except (DataError, OSError) as error:
+        return str(error)
+    except (KeyError, TypeError, AttributeError):
+        return "manifest.json is not a manifest"
+    return None
+
+
+def load(path: Path) -> tuple[State, dict[str, Any]]:
+    """What `save` was given: (tensors, state)."""
+    names = {re.sub(r"(-\d{5}-of-\d{5})?\.safetensors$", "", file.name) for file in path.glob("*.safetensors")}
+    return {name: storage.load_tensors(path, name) for name in names}, storage.read_json(path / "state.json")
+
+
+def load_model(model: nn.Module, values: dict[str, Tensor], path: Path) -> None:
+    """Put weights into a model, or say in one line how they differ."""
+    expected = model.state_dict()
+    missing, extra = sorted(expected.keys() - values.keys()), sorted(values.keys() - expected.keys())
+    shapes = [k for k in sorted(expected.keys() & values.keys()) if expected[k].shape != values[k].shape]
+    for problem, keys in (("lacks", missing), ("has the unknown", extra), ("has another shape of", shapes)):
+        if keys:
+            raise UsageError(f"{path} does not fit this model: it {problem} {keys[0]!r} (and {len(keys) - 1} more)")
+    model.load_state_dict(values)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """{`parameter/exp_avg`: tensor …} of every parameter that has been stepped."""
+    return {
+        f"{name}/{key}": value
+        for name, p in model.named_parameters()
+        if p in optimizer.state
+        for key, value in optimizer.state[p].items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Tensor]) -> None:
+    """Restore what `optimizer_state` gave, in the memory layout of the parameters."""
+    parameters = dict(model.named_parameters())
+    for key, value in values.items():
+        name, _, kind = key.rpartition("/")
+        if name not in parameters:
+            raise UsageError(f"the checkpoint has optimiser state of {name!r}, which this model does not have")
+        p = parameters[name]
+        if value.shape == p.shape and value.ndim:
+            value = torch.empty_like(p, dtype=value.dtype).copy_(value)
+        optimizer.state[p][kind] = value.to(p.device)
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Finished checkpoints, newest first."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

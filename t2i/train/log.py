@@ -1,0 +1,124 @@
+"""What a run says: a status line, the same numbers in `metrics.jsonl`, and sums that never wait for the GPU."""
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2i import storage
+
+log = logging.getLogger("t2i")
+
+
+def to_stderr(level: int = logging.INFO) -> None:
+    """Show the messages of t2i on stderr, unless the program has set up logging itself."""
+    if not log.hasHandlers():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.setLevel(level)
+
+
+class Meter:
+    """Sums of named scalar tensors since the last report, on their device."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add detached scalars; no device is waited for."""
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.detach().float().clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> tuple[list[str], Tensor]:
+        """Names, and their means since the last call as one tensor; starts over."""
+        names = sorted(self.sums)
+        values = torch.stack([self.sums[name] / self.counts[name] for name in names])
+        self.sums, self.counts = {}, {}
+        return names, values
+
+
+class Clock:
+    """Where the time goes: training, waiting for data, and everything beside it (saves, samples)."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.start(0.0)
+
+    def start(self, waited: float) -> None:
+        """Start an interval; `waited` is the loader's total so far."""
+        self.started, self.waited, self.beside = time.perf_counter(), waited, 0.0
+
+    def interval(self, waited: float) -> tuple[float, float]:
+        """(training seconds of this interval, fraction of them spent waiting for data); starts a new one."""
+        seconds = max(1e-9, time.perf_counter() - self.started - self.beside)
+        fraction = (waited - self.waited) / seconds
+        self.start(waited)
+        return seconds, fraction
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time that does not count as training."""
+        before = time.perf_counter()
+        yield
+        self.beside += time.perf_counter() - before
+
+    def minutes(self) -> float:
+        """Since the run was started or resumed."""
+        return (time.perf_counter() - self.began) / 60
+
+
+def status_line(row: dict[str, Any]) -> str:
+    """`step 12000 | 3.07M img | 412 img/s | loss 0.0421 | lr 1.0e-04 | gnorm 0.31 | mem 1.2G | data 4%`."""
+    return (
+        f"step {row['step']} | {_short(row['images'])} img | {row['img_per_s']:.4g} img/s | loss {row['loss']:.4f}"
+        f" | lr {row['lr']:.1e} | gnorm {row['grad_norm']:.2f} | mem {row['memory_gb']:.1f}G"
+        f" | data {100 * row['data_fraction']:.0f}%"
+    )
+
+
+def _short(count: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory: allocated on a GPU, resident on a CPU (10⁹ bytes)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one line per report; after a resume, lines beyond the resumed step are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        if path.exists():
+            lines = path.read_bytes().splitlines()
+            storage.write(path, b"".join(line + b"\n" for line in lines if _step_of(line) <= step))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one line."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

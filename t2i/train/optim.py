@@ -1,0 +1,49 @@
+"""AdamW and a learning rate that is a plain function of the optimiser step, so it is the same on any number of GPUs."""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from t2i.config import Config
+from t2i.errors import UsageError
+
+
+class OptimConfig(Config):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="on matrices and kernels; never on biases, gains, norms")
+    warmup: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    final: float = Field(0.0, ge=0, le=1, description="fraction of lr that a decay ends at")
+
+
+def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
+    """Learning rate of optimiser step `step` (from 0) out of `num_steps`."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    if config.schedule == "constant":
+        return config.lr
+    progress = min(1.0, (step - config.warmup) / max(1, num_steps - config.warmup))
+    fall = progress if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * progress)
+    return config.lr * (1 + (config.final - 1) * fall)
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, fused where the device has it."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise UsageError("the model has no trainable parameters")
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in trainable)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
+    )

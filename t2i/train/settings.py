@@ -1,0 +1,49 @@
+"""How to train: the settings of the loop, and the little that depends on the machine."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from t2i.config import Config
+from t2i.precision import fast_bfloat16
+
+
+class TrainConfig(Config):
+    """How to train. Steps are optimiser steps; images are counted over all processes."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="images per step, over all processes and micro-batches")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step")
+    out: Path = Field(description="folder of the run: the exported stage, metrics, samples, checkpoints")
+    resume: str = Field("auto", description="auto, none, or the path of a checkpoint")
+    seed: int = 0
+    ema: tuple[float, ...] = Field((0.999,), description="decays; the first is exported and sampled")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_minutes: float | None = Field(None, gt=0, description="save and end after this long")
+    log_every: int = Field(20, ge=1)
+    save_every: int = Field(500, ge=1)
+    keep: int = Field(2, ge=1, description="checkpoints that stay")
+    sample_every: int | None = Field(None, ge=0, description="None for steps 0, 100, 300, 1000, 3000 …; 0 for never")
+    num_samples: int = Field(16, ge=1, description="pictures in a sample grid and in a held-out batch")
+    val_every: int = Field(0, ge=0, description="held-out loss and metrics every so many steps; 0 for never")
+    val_batches: int = Field(4, ge=1)
+    num_threads: int | None = Field(None, ge=1, description="CPU threads of each process")
+
+
+def is_sample_step(step: int, every: int | None) -> bool:
+    """Whether a grid is drawn after `step` steps: on a logarithmic scale, or every so many steps."""
+    if every is None:
+        digits = str(step)
+        return step == 0 or (step >= 100 and digits[0] in "13" and not digits[1:].strip("0"))
+    return every > 0 and step % every == 0
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """bfloat16 autocast where asked for, or where `auto` finds hardware for it; float32 otherwise."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+    return torch.bfloat16 if fast_bfloat16(device) else torch.float32

@@ -1,0 +1,408 @@
+"""Samples are functions of (seed, position); folders and shards load without surprises; bad samples are counted."""
+
+import io
+import itertools
+import json
+import logging
+import os
+import pickle
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from t2i.data.folder import FolderSource
+from t2i.data.loader import DataConfig, Loader
+from t2i.data.order import Mixture, permute
+from t2i.data.shards import ShardSource, expand
+from t2i.data.source import BadSample, pick_caption
+from t2i.errors import DataError, UsageError
+from t2i.seed import Streams
+
+
+def picture(value, size=(12, 10), kind="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def make_folder(path, count=20, start=0):
+    path.mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + count):
+        (path / f"{i:03d}.png").write_bytes(picture(i))
+        (path / f"{i:03d}.txt").write_text(f"picture {i}\n")
+    return path
+
+
+def make_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def make_shard(path, start, count, **extra):
+    members = []
+    for i in range(start, start + count):
+        members += [(f"{i:04d}.png", picture(i)), (f"{i:04d}.txt", f"picture {i}".encode())]
+        members += [(f"{i:04d}.{kind}", data(i)) for kind, data in extra.items()]
+    return make_tar(path, members)
+
+
+def config(source, **changes):
+    return DataConfig(source=source, **{"size": 8, "num_workers": 0, **changes})
+
+
+def loader(source, batch_size=4, seed=0, **changes):
+    where = {k: changes.pop(k) for k in ("rank", "world", "accumulate", "start", "split", "bad_log") if k in changes}
+    return Loader(config(source, **changes), seed=seed, batch_size=batch_size, **where)
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def keys(batches):
+    return [key for batch in batches for key in batch["key"]]
+
+
+# Order
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 64, 1000])
+def test_permute_is_a_permutation(length):
+    assert sorted(permute(i, length, seed=5) for i in range(length)) == list(range(length))
+
+
+def test_permutations_differ_by_seed_and_mix_well():
+    a, b = ([permute(i, 1000, seed) for i in range(1000)] for seed in (0, 1))
+    assert a != b
+    assert abs(np.corrcoef(a, range(1000))[0, 1]) < 0.1
+    assert permute(10**12, 10**13, 0) < 10**13
+
+
+def test_mixture_draws_by_weight_and_counts_exactly():
+    mixture = Mixture([3, 1, 0.004], seed=1)
+    seen = Counter()
+    for position in range(2500):
+        source, before = mixture.at(position)
+        assert before == seen[source]
+        seen[source] += 1
+    assert seen[0] / seen[1] == pytest.approx(3, rel=0.05)
+    assert 2 <= seen[2] <= 4
+
+
+# Positions
+
+
+def test_an_epoch_has_every_sample_once_and_the_next_another_order(tmp_path):
+    folder = make_folder(tmp_path / "a", 20)
+    seen = keys(take(loader(str(folder)), 10))
+    assert sorted(seen[:20]) == sorted(seen[20:]) == [f"{i:03d}" for i in range(20)]
+    assert seen[:20] != seen[20:]
+    assert seen != keys(take(loader(str(folder), seed=1), 10))
+
+
+def test_two_processes_and_micro_batches_see_the_batch_of_one(tmp_path):
+    folder = str(make_folder(tmp_path / "a", 30))
+    whole = take(loader(folder, 8), 5)
+    ranks = [take(loader(folder, 8, rank=r, world=2, accumulate=2), 10) for r in range(2)]
+    for step, batch in enumerate(whole):
+        parts = [ranks[r][2 * step + m] for m in range(2) for r in range(2)]
+        assert keys(parts) == batch["key"]
+        assert sum((p["seed"] for p in parts), []) == batch["seed"]
+        assert torch.equal(torch.cat([p["image"] for p in parts]), batch["image"])
+
+
+def test_a_resume_continues_exactly_also_with_workers_and_another_batch_size(tmp_path):
+    folder = str(make_folder(tmp_path / "a", 30))
+    whole = take(loader(folder, 4), 12)
+    for workers in (0, 2):
+        rest = take(loader(folder, 8, start=16, num_workers=workers), 4)
+        assert keys(rest) == keys(whole[4:])
+        assert sum((b["seed"] for b in rest), []) == sum((b["seed"] for b in whole[4:]), [])
+        assert torch.equal(torch.cat([b["image"] for b in rest]), torch.cat([b["image"] for b in whole[4:]]))
+
+
+def test_batches_hold_what_tasks_expect(tmp_path):
+    batch = take(loader(str(make_folder(tmp_path / "a"))), 1)[0]
+    assert batch["image"].shape == (4, 3, 8, 8)
+    assert batch["image"].dtype == torch.float32
+    for image, caption, key in zip(batch["image"], batch["caption"], batch["key"], strict=True):
+        assert caption == f"picture {int(key)}"
+        assert torch.allclose(image, torch.full((3, 8, 8), int(key) / 127.5 - 1))
+    assert len(set(batch["seed"])) == 4
+
+
+def test_mixed_sources(tmp_path):
+    a, b = make_folder(tmp_path / "a", 10), make_folder(tmp_path / "b", 10, start=100)
+    seen = keys(take(loader([{"src": str(a), "weight": 3}, {"src": str(b)}]), 500))
+    share = sum(int(key) < 100 for key in seen) / len(seen)
+    assert share == 0.75
+    assert len(set(seen)) == 20
+
+
+def test_validation_split_is_by_key(tmp_path):
+    folder = str(make_folder(tmp_path / "a", 60))
+    train, val = (set(keys(take(loader(folder, split=s, val_fraction=0.3), 40))) for s in ("train", "val"))
+    assert not train & val
+    assert len(train | val) == 60
+    assert 8 <= len(val) <= 28
+    make_folder(tmp_path / "a", 30, start=60)
+    assert val <= set(keys(take(loader(folder, split="val", val_fraction=0.3), 40)))
+
+
+def test_uneven_batches_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="batch_size 6 must be a multiple of 2 processes × accumulate 2"):
+        loader(str(make_folder(tmp_path / "a")), 6, world=2, accumulate=2)
+
+
+def test_waiting_time_is_measured(tmp_path):
+    data = loader(str(make_folder(tmp_path / "a")))
+    take(data, 3)
+    assert data.seconds_waited > 0
+
+
+# Folders
+
+
+def test_folders_are_recursive_and_lines_are_captions(tmp_path):
+    make_folder(tmp_path / "a" / "deep" / "er", 1)
+    (tmp_path / "a" / "deep" / "er" / "000.txt").write_text("one\n\ntwo\n three \n")
+    source = FolderSource(tmp_path / "a", 8)
+    assert source.keys == ["deep/er/000"]
+    captions = {source.load(0, Streams([seed]))["caption"] for seed in range(30)}
+    assert captions == {"one", "two", "three"}
+
+
+def test_an_empty_caption_is_unconditional(tmp_path):
+    make_folder(tmp_path / "a", 1)
+    (tmp_path / "a" / "000.txt").write_text("")
+    assert FolderSource(tmp_path / "a", 8).load(0, Streams([0]))["caption"] == ""
+
+
+def test_folders_without_pictures_or_captions_fail_loudly(tmp_path):
+    with pytest.raises(DataError, match="holds no pictures"):
+        loader(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(picture(1))
+    with pytest.raises(DataError, match=r"holds 1 pictures but no captions: expected a.txt"):
+        loader(str(tmp_path))
+
+
+def test_crops_are_windows_of_the_resized_picture(tmp_path):
+    ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (32, 1, 3))
+    (tmp_path / "a.png").write_bytes(b"")
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("ramp")
+    source = FolderSource(tmp_path, 32, 8)
+    lefts = set()
+    for seed in range(40):
+        image = source.load(0, Streams([seed]))["image"]
+        assert image.shape == (3, 8, 8)
+        columns = ((image[0, 0] + 1) * 127.5 / 4).round().long()
+        assert torch.equal(columns, columns[0] + torch.arange(8))
+        lefts.add(int(columns[0]))
+    assert max(lefts) > 40
+    assert min(lefts) < 16
+    with pytest.raises(ValueError, match="crop 16 must not exceed size 8"):
+        config("shapes", crop=16)
+
+
+# Shards
+
+
+def test_braces_globs_and_folders_of_shards(tmp_path):
+    for i in range(12):
+        make_shard(tmp_path / f"{i:05d}.tar", 10 * i, 2)
+    assert len(expand(f"{tmp_path}/{{00000..00011}}.tar")) == 12
+    assert [os.path.basename(p) for p in expand(f"{tmp_path}/{{00003,00001}}.tar")] == ["00003.tar", "00001.tar"]
+    for src in (f"{tmp_path}/{{00000..00011}}.tar", f"{tmp_path}/*.tar", str(tmp_path)):
+        assert len(set(keys(take(loader(src), 6)))) == 24
+
+
+def test_shards_give_the_samples_of_a_folder(tmp_path):
+    folder = make_folder(tmp_path / "folder", 6)
+    members = [(f"./{f.name}", f.read_bytes()) for f in sorted(folder.iterdir())]
+    shard = ShardSource(str(make_tar(tmp_path / "a.tar", members)), 8)
+    source = FolderSource(folder, 8)
+    for i in range(6):
+        a, b = source.load(i, Streams([i])), shard.load(i, Streams([i]))
+        assert torch.equal(a["image"], b["image"])
+        assert a["caption"] == b["caption"]
+
+
+def test_arrays_labels_and_caption_kinds(tmp_path):
+    def array(i):
+        buffer = io.BytesIO()
+        np.save(buffer, np.full(3, i, np.float16))
+        return buffer.getvalue()
+
+    kinds = {"captions": {"short": "s", "descriptive": ["d1", "d2"], "alt": "a"}}
+    path = make_shard(
+        tmp_path / "a.tar",
+        0,
+        8,
+        **{"json": lambda i: json.dumps(kinds).encode(), "cls": lambda i: b"%d" % i, "clip.npy": array},
+    )
+    batch = take(loader(str(path), 8, captions={"short": 1, "descriptive": 1}), 1)[0]
+    assert batch["clip"].shape == (8, 3)
+    assert batch["label"].tolist() == batch["clip"][:, 0].int().tolist() == [int(k) for k in batch["key"]]
+    many = take(loader(str(path), 8, captions={"short": 1, "descriptive": 3}), 100)
+    counts = Counter(c for b in many for c in b["caption"])
+    assert counts.keys() == {"s", "d1", "d2"}
+    assert counts["s"] / 800 == pytest.approx(0.25, abs=0.06)
+
+
+def test_caption_weights_fall_back_to_what_is_there():
+    assert pick_caption({"text": ["t"]}, {"short": 1.0}, Streams([0])) == "t"
+    with pytest.raises(BadSample, match="no caption"):
+        pick_caption({"text": []}, {}, Streams([0]))
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def test_pickles_in_a_tar_are_never_opened(tmp_path):
+    evil = pickle.dumps(Hostile(str(tmp_path / "owned")))
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Hostile(str(tmp_path / "owned"))], dtype=object), allow_pickle=True)
+    names = ["0000.pyd", "0000.pickle", "0000.pkl", "0000.pth", "0000.pt", "0000.ten", "../../0000.txt"]
+    members = [(f"{i:04d}.{kind}", data) for i in range(3) for kind, data in (("png", picture(i)), ("txt", b"fine"))]
+    path = make_tar(tmp_path / "a.tar", [(name, evil) for name in names] + members)
+    batch = take(loader(str(path)), 1)[0]
+    assert set(batch) == {"image", "caption", "key", "seed"}
+    assert not (tmp_path / "owned").exists()
+    path = make_tar(tmp_path / "b.tar", [*members, ("0000.npy", buffer.getvalue())])
+    with pytest.raises(BadSample, match="unreadable npy"):
+        ShardSource(str(path), 8).load(0, Streams([0]))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("src", ["pipe:touch owned; cat a.tar", "s3://bucket/a.tar", "a.tar.gz"])
+def test_addresses_that_are_not_tar_files_are_refused(src):
+    with pytest.raises(UsageError):
+        loader(src)
+
+
+def test_missing_shards_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"no file matches .*\*.tar"):
+        loader(f"{tmp_path}/*.tar")
+    with pytest.raises(DataError, match=r"2.tar does not exist"):
+        make_shard(tmp_path / "1.tar", 0, 1)
+        loader(f"{tmp_path}/{{1..2}}.tar")
+
+
+def test_truncated_and_garbage_tars_give_what_they_can(tmp_path, caplog):
+    data = make_shard(tmp_path / "a.tar", 0, 10).read_bytes()
+    (tmp_path / "b.tar").write_bytes(data[: 13 * 1024 + 516])  # inside the last member of the seventh sample
+    (tmp_path / "c.tar").write_bytes(os.urandom(5000))
+    with caplog.at_level(logging.WARNING):
+        source = ShardSource(f"{tmp_path}/*.tar", 8)
+    assert len(source) == 10 + 7
+    assert sum("is damaged" in message for message in caplog.messages) == 2
+    for i in range(len(source) - 1):
+        source.load(i, Streams([i]))
+    with pytest.raises(DataError, match="no picture in the 1 tars"):
+        ShardSource(f"{tmp_path}/c.tar", 8)
+
+
+def test_members_beyond_the_limit_are_refused_before_reading(tmp_path, monkeypatch):
+    source = ShardSource(str(make_shard(tmp_path / "a.tar", 0, 1)), 8)
+    monkeypatch.setattr("t2i.data.shards.MAX_MEMBER", 5)
+    monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("read"))
+    with pytest.raises(BadSample, match="member too large"):
+        source.load(0, Streams([0]))
+
+
+def test_sources_travel_to_other_processes(tmp_path):
+    source = ShardSource(str(make_shard(tmp_path / "a.tar", 0, 2)), 8)
+    source.load(0, Streams([0]))
+    assert torch.equal(
+        pickle.loads(pickle.dumps(source)).load(1, Streams([0]))["image"], source.load(1, Streams([0]))["image"]
+    )
+
+
+# Bad samples
+
+
+def spoiled(tmp_path, bad, good):
+    folder = make_folder(tmp_path / "a", good)
+    for i in range(bad):
+        (folder / f"bad{i:03d}.png").write_bytes(picture(5, (200, 200))[:60])
+        (folder / f"bad{i:03d}.txt").write_text("bad")
+    return str(folder)
+
+
+def test_bad_samples_are_replaced_counted_and_listed(tmp_path, caplog):
+    folder = spoiled(tmp_path, 1, 97)
+    (tmp_path / "a" / "000.txt").unlink()
+    huge = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(huge, "PNG")
+    (tmp_path / "a" / "001.png").write_bytes(huge.getvalue())
+    data = loader(folder, 7, bad_log=tmp_path / "bad.jsonl")
+    with caplog.at_level(logging.WARNING):
+        batches = take(data, 28)
+    assert data.bad == {"unreadable picture": 2, "no caption": 2, "too large": 2}
+    assert sum("skipped sample" in message for message in caplog.messages) == 3
+    rows = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert Counter(row["reason"] for row in rows) == data.bad
+    assert {row["key"] for row in rows} == {"bad000", "000", "001"}
+    assert all(len(batch["key"]) == 7 for batch in batches)
+    assert not {"bad000", "000", "001"} & set(keys(batches))
+    again = take(loader(folder, 7, start=70), 18)
+    assert keys(again) == keys(batches[10:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_stop_the_run(tmp_path, workers):
+    data = loader(spoiled(tmp_path, 20, 80), 10, num_workers=workers)
+    with pytest.raises(DataError, match=r"more than max_bad_fraction 0.05 of \d+ samples\): unreadable picture: "):
+        take(data, 40)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_usable_stops_at_once(tmp_path, workers):
+    folder = spoiled(tmp_path, 5, 0)
+    with pytest.raises(DataError, match="32 samples in a row"):
+        take(loader(folder, 4, num_workers=workers), 1)
+
+
+# Shapes
+
+
+def test_shapes_are_functions_of_the_position_and_splits_never_meet():
+    whole = take(loader("shapes", 4), 4)
+    rest = take(loader("shapes", 8, start=8), 1)[0]
+    assert rest["key"] == keys(whole[2:])
+    assert torch.allclose(rest["image"], torch.cat([b["image"] for b in whole[2:]]), atol=1e-5)
+    assert rest["caption"] == whole[2]["caption"] + whole[3]["caption"]
+    assert whole[0]["image"].shape == (4, 3, 8, 8)
+    assert whole[0]["image"].abs().max() <= 1
+    assert not set(keys(whole)) & set(keys(take(loader("shapes", 16, split="val"), 1)))
+
+
+def test_shapes_crops_are_parts_of_the_large_picture():
+    crops = take(loader("shapes", 4, size=32, crop=8), 1)[0]
+    assert crops["image"].shape == (4, 3, 8, 8)
+    full = take(loader("shapes", 4, size=32), 1)[0]
+    assert full["key"] == crops["key"]
+    for crop, picture_ in zip(crops["image"], full["image"], strict=True):
+        windows = picture_.unfold(1, 8, 1).unfold(2, 8, 1)  # (3, 25, 25, 8, 8)
+        error = (windows - crop[:, None, None]).square().mean((0, 3, 4))
+        assert error.min() < 1e-3
+
+
+def test_shapes_captions_follow_the_weights():
+    short = take(loader("shapes", 32, captions={"short": 1}), 1)[0]["caption"]
+    long = take(loader("shapes", 32, captions={"descriptive": 1}), 1)[0]["caption"]
+    assert sum(map(len, long)) > 1.5 * sum(map(len, short))

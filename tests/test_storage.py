@@ -1,0 +1,201 @@
+"""Stage folders: whole or absent, sharded, and refused when damaged."""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from t2i import storage
+from t2i.errors import DataError, UsageError
+
+needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+
+
+def state(num=4, scale=1.0):
+    return {f"layer.{i}.weight": torch.arange(100.0).reshape(10, 10) * scale + i for i in range(num)}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def test_round_trip(tmp_path):
+    values = {**state(), "ids": torch.arange(3), "mask": torch.tensor([True, False]), "scalar": torch.tensor(2.0)}
+    storage.save_folder(tmp_path / "a" / "b", {"width": 3, "name": "é"}, values)
+    config, loaded = storage.load_folder(tmp_path / "a" / "b")
+    assert config == {"width": 3, "name": "é"}
+    assert same(loaded, values)
+    assert sorted(os.listdir(tmp_path / "a" / "b")) == ["config.json", "model.safetensors"]
+
+
+def test_dtype_casts_floating_tensors_only(tmp_path):
+    storage.save_folder(tmp_path, {}, {"w": torch.ones(2), "ids": torch.arange(3)}, dtype=torch.bfloat16)
+    loaded = storage.load_folder(tmp_path)[1]
+    assert loaded["w"].dtype == torch.bfloat16
+    assert loaded["ids"].dtype == torch.int64
+
+
+def test_tied_sliced_and_channels_last_tensors(tmp_path):
+    w = torch.randn(4, 3, 5, 5)
+    values = {"a": w, "tied": w, "slice": w[1:2], "last": w.to(memory_format=torch.channels_last), "t": w[0, 0].T}
+    storage.save_folder(tmp_path, {}, values)
+    assert same(storage.load_folder(tmp_path)[1], values)
+    assert os.path.getsize(tmp_path / "model.safetensors") < 6000
+
+
+def test_shards_follow_the_transformers_convention(tmp_path):
+    storage.save_folder(tmp_path, {}, state(5), max_shard_size=800)
+    files = [f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert sorted(os.listdir(tmp_path)) == ["config.json", *files, "model.safetensors.index.json"]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 5 * 400
+    assert all(key in load_file(tmp_path / file) for key, file in index["weight_map"].items())
+    assert same(storage.load_folder(tmp_path)[1], state(5))
+
+
+def test_every_shard_is_below_the_default_limit(tmp_path):
+    values = {str(i): torch.zeros(1 << 20) for i in range(9)}
+    storage.save_folder(tmp_path, {}, values)
+    sizes = [p.stat().st_size for p in tmp_path.glob("*.safetensors")]
+    assert len(sizes) == 3
+    assert max(sizes) < 15 * 2**20 + 4096
+
+
+@pytest.mark.parametrize(("first", "second"), [(800, 10**6), (10**6, 800), (400, 800)])
+def test_saving_again_leaves_no_stale_shards(tmp_path, first, second):
+    storage.save_folder(tmp_path, {"v": 1}, state(5), max_shard_size=first)
+    (tmp_path / "model-ema.safetensors").write_bytes(b"not ours")
+    storage.save_folder(tmp_path, {"v": 2}, state(5, scale=2), max_shard_size=second)
+    config, loaded = storage.load_folder(tmp_path)
+    assert config == {"v": 2}
+    assert same(loaded, state(5, scale=2))
+    assert (tmp_path / "model-ema.safetensors").exists()
+
+
+def test_a_mixture_of_two_saves_is_refused(tmp_path):
+    storage.save_folder(tmp_path / "a", {}, state(5), max_shard_size=800)
+    storage.save_folder(tmp_path / "b", {}, state(5, scale=2), max_shard_size=800)
+    os.replace(tmp_path / "a" / "model-00002-of-00003.safetensors", tmp_path / "b" / "model-00002-of-00003.safetensors")
+    with pytest.raises(DataError, match=r"model-00002-of-00003.safetensors belongs to another save"):
+        storage.load_folder(tmp_path / "b")
+
+
+def test_foreign_shards_without_our_mark_load(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"b": torch.ones(3)}, tmp_path / "model-00002-of-00002.safetensors")
+    where = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    assert storage.load_tensors(tmp_path).keys() == {"a", "b"}
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path):
+    for name in "ab":
+        storage.save_folder(tmp_path / name, {"x": 1}, state(5), max_shard_size=800)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_index_must_stay_in_its_folder(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "secret.safetensors")
+    (tmp_path / "m").mkdir()
+    where = {"metadata": {}, "weight_map": {"a": "../secret.safetensors"}}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(where))
+    with pytest.raises(DataError, match="outside its folder"):
+        storage.load_tensors(tmp_path / "m")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"none/config.json does not exist"):
+        storage.load_folder(tmp_path / "none")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match=r"model.safetensors does not exist"):
+        storage.load_folder(tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path):
+    storage.save_folder(tmp_path, {"a": 1}, state())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"model.safetensors is damaged or truncated"):
+        storage.load_folder(tmp_path)
+    (tmp_path / "config.json").write_text('{"a": 1')
+    with pytest.raises(DataError, match=r"config.json is not valid JSON"):
+        storage.load_folder(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(DataError, match=r"must hold a JSON object, got a list"):
+        storage.load_folder(tmp_path)
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(DataError, match="damaged"):
+        storage.load_folder(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_lost_shard_is_named(tmp_path):
+    storage.save_folder(tmp_path, {}, state(5), max_shard_size=800)
+    (tmp_path / "model-00003-of-00003.safetensors").unlink()
+    with pytest.raises(DataError, match=r"model-00003-of-00003.safetensors does not exist"):
+        storage.load_folder(tmp_path)
+
+
+def test_writable(tmp_path):
+    assert storage.writable(tmp_path / "new" / "folder").is_dir()
+    assert os.listdir(tmp_path / "new" / "folder") == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file, expected a folder"):
+        storage.writable(tmp_path / "file")
+    with pytest.raises(DataError, match="Not a directory"):
+        storage.writable(tmp_path / "file" / "below")
+
+
+@needs_permissions
+def test_no_permission(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(UsageError, match=f"no permission for {tmp_path}/locked"):
+        storage.writable(tmp_path / "locked")
+
+
+def test_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
+    storage.save_folder(tmp_path, {"v": 1}, state())
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"no space left to write .*model.safetensors"):
+        storage.save_folder(tmp_path, {"v": 2}, state(scale=2))
+    assert storage.load_folder(tmp_path)[0] == {"v": 1}
+    assert same(storage.load_folder(tmp_path)[1], state())
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+
+
+def _small_files_only():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_real_write_limit_keeps_the_earlier_file(tmp_path):
+    storage.save_folder(tmp_path, {"v": 1}, state())
+    code = f"""
+import torch
+from t2i import storage
+storage.save_folder({str(tmp_path)!r}, {{"v": 2}}, {{"w": torch.zeros(100_000)}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=_small_files_only)
+    assert done.returncode != 0
+    assert f"DataError: no space left to write {tmp_path}/model.safetensors" in done.stderr
+    assert same(storage.load_folder(tmp_path)[1], state())

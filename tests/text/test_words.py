@@ -1,0 +1,58 @@
+"""The word tokenizer: a closed vocabulary, nothing lost on the way."""
+
+import pytest
+import torch
+
+from t2i.text.words import END, PAD, START, UNKNOWN, WordTokenizer
+
+WORDS = ("a", "red", "cube", "cubes", "and", ".", ",")
+
+
+def test_layout_of_a_row():
+    tokens, mask = WordTokenizer(WORDS, context=8)(["A red CUBE."])
+    assert tokens.dtype == torch.int64
+    assert mask.dtype == torch.bool
+    assert tokens.tolist() == [[START, 4, 5, 6, 9, END, PAD, PAD]]
+    assert mask.tolist() == [[True] * 6 + [False] * 2]
+
+
+def test_empty_and_unknown():
+    tokenizer = WordTokenizer(WORDS, context=5)
+    tokens, mask = tokenizer(["", "a mauve cube"])
+    assert tokens.tolist() == [[START, END, PAD, PAD, PAD], [START, 4, UNKNOWN, 6, END]]
+    assert mask.sum(1).tolist() == [2, 5]
+    assert tokenizer.unknown("a Mauve cube & two teapots") == ["mauve", "&", "two", "teapots"]
+    assert tokenizer.unknown("a red cube") == []
+
+
+def test_long_captions_keep_their_end_token():
+    tokenizer = WordTokenizer(WORDS, context=4)
+    tokens, mask = tokenizer(["red cubes and a cube"])
+    assert tokens.tolist() == [[START, 5, 7, END]]
+    assert mask.all()
+    assert tokenizer.truncated("red cubes and")
+    assert not tokenizer.truncated("red cubes")
+
+
+def test_decode_inverts_and_length_counts_special_ids():
+    tokenizer = WordTokenizer(WORDS, context=16)
+    tokens, _ = tokenizer(["a red cube, and cubes.", "a blue cube"])
+    assert tokenizer.decode(tokens[0]) == "a red cube , and cubes ."
+    assert tokenizer.decode(tokens[1]) == "a ? cube"
+    assert len(tokenizer) == 11
+    assert tokenizer.vocabulary == WORDS
+    assert tokenizer([])[0].shape == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "context", "message"),
+    [(("a", "a"), 8, "different"), (("Red",), 8, "Red"), (("two words",), 8, "two words"), (("a",), 1, "1")],
+)
+def test_bad_vocabularies_are_refused(words, context, message):
+    with pytest.raises(ValueError, match=message):
+        WordTokenizer(words, context)
+
+
+def test_one_string_is_not_a_batch():
+    with pytest.raises(ValueError, match="list"):
+        WordTokenizer(WORDS)("a red cube")

@@ -1,0 +1,346 @@
+"""The loop learns, resumes exactly, agrees with itself over processes, and stops cleanly."""
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+
+import pytest
+import torch
+from PIL import Image
+from tiny_run import Pictures, TinyTask, child, curve, export, run
+
+from t2i import storage
+from t2i.errors import DataError, NonFiniteError, Stopped, UsageError
+from t2i.train import OptimConfig, TrainConfig, fit
+from t2i.train.settings import choose_dtype, is_sample_step
+
+
+def weights(out):
+    return storage.load_folder(out)[1]
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def resume_state(out, step):
+    folder = out / "checkpoints" / f"step-{step:06d}"
+    return {n: storage.load_tensors(folder, n) for n in ("model", "optimizer", "ema-0.999")}
+
+
+def test_a_run_learns_and_leaves_everything_behind(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        result = run(tmp_path / "run", steps=60, log_every=5, save_every=50, val_every=30)
+    assert (result.step, result.images, result.reason) == (60, 480, "done")
+    losses = curve(tmp_path / "run")
+    assert len(losses) == 12
+    assert losses[-1] < 0.5 * losses[0]
+    assert curve(tmp_path / "run", "half")[-1] == pytest.approx(losses[-1] / 2)
+    assert curve(tmp_path / "run", "val_count") == [8, 8]
+    assert weights(tmp_path / "run").keys() == TinyTask().model.state_dict().keys()
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["step-000050", "step-000060"]
+    assert sorted(os.listdir(tmp_path / "run" / "samples")) == ["inputs.png", "step-000000.png", "step-000060.png"]
+    assert Image.open(tmp_path / "run" / "samples" / "step-000060.png").size == (38, 38)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["train"]["steps"] == 60
+    text = caplog.text
+    for part in ("0.00M trainable parameters on cpu", "batch 8 = 8 × accumulate 1 × processes 1", "image: (8, 3, 8, 8)",
+                 "caption: picture", "step 60 | 480 img |", "| data 0%", "held out | count 8"):  # fmt: skip
+        assert part in text
+    assert text.count("caption: ") == 2
+
+
+def test_the_export_is_the_average_and_not_the_last_weights(tmp_path):
+    task = TinyTask()
+    run(tmp_path, task, ema=(0.9, 0.5))
+    exported = weights(tmp_path)
+    assert not torch.equal(exported["first.weight"], task.model.first.weight)
+    assert torch.equal(exported["frozen.weight"], task.model.frozen.weight)
+    assert_same(exported | resume_state_of(tmp_path, "ema-0.9"), exported)
+
+
+def resume_state_of(out, name):
+    return storage.load_tensors(out / "checkpoints" / "step-000012", name)
+
+
+def test_without_averages_the_weights_themselves_are_exported(tmp_path):
+    task = TinyTask()
+    run(tmp_path, task, ema=())
+    assert_same(weights(tmp_path), task.model.state_dict())
+
+
+def test_a_resumed_run_is_bit_equal(tmp_path):
+    run(tmp_path / "whole")
+    run(tmp_path / "parts", max_minutes=1e-9)
+    assert len(curve(tmp_path / "parts")) == 1
+    for steps in (3, 4):
+        with pytest.raises(Stopped):
+            run(tmp_path / "parts", Interrupted(steps), steps=12)
+    run(tmp_path / "parts")
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert curve(tmp_path / "parts", "lr") == curve(tmp_path / "whole", "lr")
+    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    for name, group in resume_state(tmp_path / "whole", 12).items():
+        assert_same(resume_state(tmp_path / "parts", 12)[name], group)
+
+
+class Interrupted(TinyTask):
+    """Sends its own process a signal during a step."""
+
+    def __init__(self, at, number=signal.SIGTERM):
+        super().__init__()
+        self.at, self.number = at, number
+
+    def loss(self, batch):
+        losses = super().loss(batch)
+        if self.calls == self.at:
+            os.kill(os.getpid(), self.number)
+        return losses
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_finish_the_step_and_save(tmp_path, number):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=rf"{number.name}: saved step 3 in {tmp_path}") as caught:
+        run(tmp_path, Interrupted(3, number))
+    assert caught.value.exit_code == 75
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000003"]
+    assert weights(tmp_path)
+    assert signal.getsignal(number) is before
+
+
+def test_the_time_limit_saves_and_returns(tmp_path):
+    result = run(tmp_path, max_minutes=1e-9)
+    assert (result.reason, result.step) == ("max_minutes", 1)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000001"]
+    assert run(tmp_path).step == 12
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path):
+    run(tmp_path, steps=3)
+    task = TinyTask()
+    assert run(tmp_path, task, steps=3).step == 3
+    assert task.calls == 0
+
+
+def test_accumulated_micro_batches_follow_the_whole_batch(tmp_path):
+    run(tmp_path / "one", TinyTask(dropout=0.0))
+    task = TinyTask(dropout=0.0)
+    run(tmp_path / "four", task, accumulate=4)
+    assert task.calls == 48
+    assert curve(tmp_path / "four") == pytest.approx(curve(tmp_path / "one"), rel=1e-4)
+    assert curve(tmp_path / "four", "grad_norm") == pytest.approx(curve(tmp_path / "one", "grad_norm"), rel=1e-3)
+
+
+def launch(out, world=1, kill_at=-1, signal_at=-1, **changes):
+    """Processes of their own, forked from a server that has imported everything; with what they printed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_run"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = []
+    for rank in range(world):
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        environment = address | {name: str(number) for name, number in numbers.items()} if world > 1 else {}
+        arguments = (out, out.with_suffix(".txt"), environment, kill_at, signal_at, changes)
+        processes.append(context.Process(target=child, args=arguments))
+        processes[-1].start()
+    return processes
+
+
+def finish(processes):
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def test_kill_9_loses_nothing_that_was_saved(tmp_path):
+    run(tmp_path / "whole")
+    assert finish(launch(tmp_path / "parts", kill_at=8)) == [-signal.SIGKILL]
+    assert os.listdir(tmp_path / "parts" / "checkpoints") == ["step-000005"]
+    assert len(curve(tmp_path / "parts")) == 7
+    run(tmp_path / "parts")
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_kill_9_at_any_moment_leaves_a_run_that_continues(tmp_path):
+    run(tmp_path / "whole", steps=60, save_every=1)
+    folder = tmp_path / "parts" / "checkpoints"
+    for delay in (0.0, 0.013, 0.021):
+        before = set(os.listdir(folder)) if folder.exists() else set()
+        (process,) = launch(tmp_path / "parts", steps=60, save_every=1)
+        while process.is_alive() and (not folder.exists() or set(os.listdir(folder)) <= before):
+            time.sleep(0.001)
+        time.sleep(delay)
+        process.kill()
+        process.join()
+    run(tmp_path / "parts", steps=60, save_every=1)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    out = tmp_path_factory.mktemp("two") / "run"
+    codes = finish(launch(out, world=2, dropout=0.0, val_every=6))
+    printed = out.with_suffix(".txt").read_text()
+    assert codes == [0, 0], printed
+    return out, printed
+
+
+def test_two_processes_follow_the_curve_of_one(two_processes, tmp_path):
+    out, printed = two_processes
+    run(tmp_path, TinyTask(dropout=0.0), val_every=6)
+    for name in ("loss", "half", "grad_norm", "lr", "val_loss", "images"):
+        assert curve(out, name) == pytest.approx(curve(tmp_path, name), rel=2e-3), name
+    assert curve(out, "loss") == pytest.approx(curve(tmp_path, "loss"), rel=1e-4)
+    for name, tensor in weights(tmp_path).items():
+        assert torch.allclose(weights(out)[name], tensor, atol=2e-4), name
+    assert "batch 8 = 4 × accumulate 1 × processes 2" in printed
+    assert printed.count("step 12 |") == 1
+
+
+def test_a_run_of_two_processes_continues_on_one(two_processes, tmp_path):
+    shutil.copytree(two_processes[0], tmp_path / "run")
+    assert run(tmp_path / "run", TinyTask(dropout=0.0), steps=14).images == 14 * 8
+    assert len(curve(tmp_path / "run")) == 14
+
+
+def test_two_processes_and_two_micro_batches(tmp_path):
+    run(tmp_path / "one", TinyTask(dropout=0.0), steps=4)
+    assert finish(launch(tmp_path / "two", world=2, dropout=0.0, steps=4, accumulate=2)) == [0, 0]
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-4)
+
+
+def test_a_signal_to_one_process_stops_both(tmp_path):
+    codes = finish(launch(tmp_path / "run", world=2, signal_at=3, steps=500, save_every=500))
+    assert codes == [1, 1]
+    printed = (tmp_path / "run.txt").read_text()
+    assert printed.count("saved step 5 in") == 2
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-000005"]
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_nan_stops_the_run_and_is_never_saved(tmp_path, log_every):
+    with pytest.raises(NonFiniteError, match="NaN or infinite at step 6 ") as caught:
+        run(tmp_path, TinyTask(nan_at=7), save_every=5, log_every=log_every)
+    assert caught.value.exit_code == 4
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+    assert all(t.isfinite().all() for t in resume_state(tmp_path, 5)["model"].values())
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
+    run(tmp_path, steps=5)
+    exported = weights(tmp_path)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="no space left to write"):
+        run(tmp_path, steps=10, save_every=1)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
+    assert_same(weights(tmp_path), exported)
+    assert run(tmp_path, steps=10).step == 10
+
+
+def test_a_damaged_checkpoint_is_skipped_with_a_word(tmp_path, caplog):
+    run(tmp_path, steps=10)
+    newest = tmp_path / "checkpoints" / "step-000010" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, steps=11)
+    assert "step-000010: optimizer.safetensors differs from the manifest" in caplog.text
+    assert "step-000005 at step 5" in caplog.text
+
+
+def test_changes_of_the_configuration_are_said(tmp_path, caplog):
+    run(tmp_path, steps=5)
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, optim=OptimConfig(lr=1e-3), steps=6)
+    assert "optim.lr: 0.01 → 0.001" in caplog.text
+
+
+def test_another_model_is_refused(tmp_path):
+    run(tmp_path, steps=2)
+    task = TinyTask()
+    task.model.last = torch.nn.Conv2d(8, 3, 1)
+    with pytest.raises(UsageError, match=r"step-000002 does not fit this model: it has another shape of 'last.weight'"):
+        run(tmp_path, task, steps=3)
+
+
+def test_missing_keys_are_named(tmp_path):
+    task = TinyTask()
+    task.keys = ("image", "clip")
+    with pytest.raises(UsageError, match=r"the task needs \['clip'\], the data has \['caption', 'image', 'seed'\]"):
+        run(tmp_path, task)
+
+
+def test_out_is_checked_before_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    task = TinyTask()
+    with pytest.raises(UsageError, match="is a file, expected a folder"):
+        run(tmp_path / "file", task)
+    assert task.calls == 0
+
+
+def test_bfloat16_autocast_runs_and_keeps_float32_weights(tmp_path):
+    run(tmp_path, TinyTask(dropout=0.0), precision="bf16")
+    run(tmp_path / "full", TinyTask(dropout=0.0))
+    assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32}
+    assert curve(tmp_path) != curve(tmp_path / "full")
+    assert curve(tmp_path) == pytest.approx(curve(tmp_path / "full"), rel=0.05)
+
+
+def test_training_in_a_thread_leaves_signals_alone(tmp_path):
+    thread = threading.Thread(target=run, args=(tmp_path,), kwargs={"steps": 2})
+    thread.start()
+    thread.join()
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000002"]
+
+
+def test_frozen_parts_of_a_task_are_not_trained(tmp_path):
+    class ModuleTask(torch.nn.Module):
+        keys = ("image", "seed")
+
+        def __init__(self):
+            super().__init__()
+            self.tiny = [TinyTask()]
+            self.model, self.encoder = self.tiny[0].model, torch.nn.Linear(2, 2)
+
+        def loss(self, batch):
+            return self.tiny[0].loss(batch)
+
+        def sample(self, batch):
+            return None
+
+        def metrics(self, batch):
+            return {}
+
+    config = TrainConfig(steps=2, batch_size=4, out=tmp_path, device="cpu", log_every=1)
+    fit(ModuleTask(), Pictures, config, OptimConfig(), export=export)
+    assert weights(tmp_path).keys() == TinyTask().model.state_dict().keys()
+    assert os.listdir(tmp_path / "samples") == ["inputs.png"]
+
+
+def test_sample_steps_are_logarithmic_or_regular():
+    assert [s for s in range(10001) if is_sample_step(s, None)] == [0, 100, 300, 1000, 3000, 10000]
+    assert [s for s in range(10) if is_sample_step(s, 4)] == [0, 4, 8]
+    assert not any(is_sample_step(s, 0) for s in range(10))
+
+
+def test_precision():
+    cpu = torch.device("cpu")
+    assert choose_dtype("bf16", cpu) == torch.bfloat16
+    assert choose_dtype("fp32", cpu) == torch.float32
+    assert choose_dtype("auto", cpu) in (torch.bfloat16, torch.float32)

@@ -1,0 +1,231 @@
+"""Averages, schedules, checkpoints and logs, each against its closed form."""
+
+import json
+import os
+
+import pytest
+import torch
+from tiny_run import Net
+from torch import nn
+
+from t2i import storage
+from t2i.errors import DataError, UsageError
+from t2i.train import OptimConfig, checkpoint
+from t2i.train.ema import Ema
+from t2i.train.log import Meter, MetricsFile, status_line
+from t2i.train.optim import learning_rate, make_optimizer
+from t2i.train.stop import StopRequest
+
+# Averages
+
+
+def test_ema_is_the_warmed_up_recursion():
+    model = nn.Linear(1, 1, bias=False)
+    ema = Ema(model, (0.9, 0.3))
+    expected = [model.weight.item()] * 2
+    for n in range(200):
+        with torch.no_grad():
+            model.weight.fill_(float(n % 7))
+        ema.update(n)
+        for i, decay in enumerate((0.9, 0.3)):
+            d = min(decay, (1 + n) / (10 + n))
+            expected[i] = d * expected[i] + (1 - d) * (n % 7)
+    assert ema.named(0)["weight"].item() == pytest.approx(expected[0], rel=1e-5)
+    assert ema.named(1)["weight"].item() == pytest.approx(expected[1], rel=1e-5)
+
+
+def test_ema_of_bfloat16_weights_is_float32():
+    model = nn.Linear(4, 4).to(torch.bfloat16)
+    ema = Ema(model, (0.9999,))
+    ema.update(10**6)
+    assert ema.named()["weight"].dtype == torch.float32
+    with ema.swapped():
+        assert model.weight.dtype == torch.bfloat16
+
+
+def test_swapping_is_undone_also_after_an_error():
+    model = nn.Linear(2, 2)
+    ema = Ema(model, (0.9,))
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+
+    def look():
+        with ema.swapped():
+            assert not (model.weight == 3).any()
+            raise RuntimeError("sampling failed")
+
+    with pytest.raises(RuntimeError, match="sampling failed"):
+        look()
+    assert (model.weight == 3).all()
+
+
+def test_ema_skips_frozen_parameters():
+    assert set(Ema(Net(), (0.9,)).named()) == {n for n, p in Net().named_parameters() if p.requires_grad}
+
+
+# Optimiser
+
+
+def test_constant_with_warmup():
+    config = OptimConfig(lr=1.0, warmup=4)
+    assert [learning_rate(config, s, 100) for s in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.55), ("linear", 0.55)])
+def test_decays_end_at_the_final_fraction(schedule, middle):
+    config = OptimConfig(lr=2.0, warmup=10, schedule=schedule, final=0.1)
+    assert learning_rate(config, 10, 110) == pytest.approx(2.0)
+    assert learning_rate(config, 60, 110) == pytest.approx(2 * middle)
+    assert learning_rate(config, 110, 110) == learning_rate(config, 500, 110) == pytest.approx(0.2)
+
+
+def test_weight_decay_spares_vectors_and_frozen_weights():
+    model = Net()
+    optimizer = make_optimizer(model, OptimConfig(weight_decay=0.1))
+    decayed, spared = optimizer.param_groups
+    assert {id(p) for p in decayed["params"]} == {id(model.first.weight), id(model.last.weight)}
+    assert len(spared["params"]) == 4
+    assert spared["weight_decay"] == 0
+    with pytest.raises(UsageError, match="no trainable"):
+        make_optimizer(Net().requires_grad_(False), OptimConfig())
+
+
+# Checkpoints
+
+
+def saved(folder, step, keep=2):
+    return checkpoint.save(folder, step, {"model": {"w": torch.full((3,), step)}}, {"step": step}, keep)
+
+
+def test_rotation_keeps_the_newest(tmp_path):
+    for step in (1, 20, 3, 1000000):
+        saved(tmp_path, step)
+    assert sorted(os.listdir(tmp_path)) == ["step-000020", "step-1000000"]
+    path = checkpoint.find(tmp_path, "auto")
+    tensors, state = checkpoint.load(path)
+    assert path.name == "step-1000000"
+    assert state == {"step": 1000000}
+    assert tensors["model"]["w"].tolist() == [1000000] * 3
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    saved(tmp_path, 5)
+    saved(tmp_path, 5)
+    assert os.listdir(tmp_path) == ["step-000005"]
+    assert checkpoint.verify(tmp_path / "step-000005") is None
+
+
+def test_unfinished_folders_are_ignored_and_replaced(tmp_path):
+    saved(tmp_path, 5)
+    (tmp_path / "step-000009.tmp").mkdir()
+    (tmp_path / "step-000009.tmp" / "junk").write_text("x")
+    assert checkpoint.find(tmp_path, "auto").name == "step-000005"
+    saved(tmp_path, 9)
+    assert "junk" not in os.listdir(tmp_path / "step-000009")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
+def test_damage_is_found(tmp_path, damage):
+    path = saved(tmp_path, 5)
+    weights = path / "model.safetensors"
+    if damage == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    if damage == "flip":
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    if damage == "remove":
+        weights.unlink()
+    if damage == "manifest":
+        (path / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match="no checkpoint of .* is whole .step-000005: "):
+        checkpoint.find(tmp_path, "auto")
+    saved(tmp_path, 4)
+    assert checkpoint.find(tmp_path, "auto").name == "step-000004"
+
+
+def test_resume_choices(tmp_path):
+    run = tmp_path / "run" / "checkpoints"
+    assert checkpoint.find(run, "auto") is None
+    assert checkpoint.find(run, "none") is None
+    with pytest.raises(UsageError, match="nowhere holds no checkpoint"):
+        checkpoint.find(run, str(tmp_path / "nowhere"))
+    path = saved(run, 7)
+    with pytest.raises(UsageError, match="already holds checkpoints"):
+        checkpoint.find(run, "none")
+    other = tmp_path / "other"
+    for choice in (path, run, run.parent):
+        assert checkpoint.find(other, str(choice)) == path
+    (path / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="step-000007 is damaged: .*model.safetensors"):
+        checkpoint.find(other, str(path))
+
+
+def test_optimiser_state_goes_by_name_and_keeps_its_layout(tmp_path):
+    def stepped():
+        torch.manual_seed(0)
+        model = Net().to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, OptimConfig())
+        return model, optimizer
+
+    model, optimizer = stepped()
+    model(torch.ones(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    values = checkpoint.optimizer_state(model, optimizer)
+    assert {k.rpartition("/")[0] for k in values} == {n for n, p in model.named_parameters() if p.requires_grad}
+    storage.save_tensors(tmp_path, values, "optimizer")
+    other, restored = stepped()
+    checkpoint.load_optimizer(other, restored, storage.load_tensors(tmp_path, "optimizer"))
+    for name, p in other.named_parameters():
+        for key, value in restored.state.get(p, {}).items():
+            original = optimizer.state[dict(model.named_parameters())[name]][key]
+            assert torch.equal(value, original)
+            assert value.stride() == original.stride()
+
+
+def test_state_of_another_optimiser_is_refused():
+    model = Net()
+    optimizer = make_optimizer(model, OptimConfig())
+    with pytest.raises(UsageError, match=r"'other.weight'"):
+        checkpoint.load_optimizer(model, optimizer, {"other.weight/exp_avg": torch.ones(1)})
+
+
+# Logs
+
+
+def test_meter_averages_by_name():
+    meter = Meter()
+    meter.add({"a": torch.tensor(1.0), "b": torch.tensor(4.0)})
+    meter.add({"a": torch.tensor(2.0)})
+    names, values = meter.means()
+    assert dict(zip(names, values.tolist(), strict=True)) == {"a": 1.5, "b": 4.0}
+    meter.add({"a": torch.tensor(7.0)})
+    assert meter.means()[1].tolist() == [7.0]
+
+
+def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0)
+    for step in (1, 2, 3):
+        file.add({"step": step})
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    MetricsFile(path, 2).add({"step": 3, "again": True})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_status_line():
+    row = {"step": 12000, "images": 3_070_000, "img_per_s": 412.3, "loss": 0.0421, "lr": 1e-4}
+    row |= {"grad_norm": 0.31, "memory_gb": 31.2, "data_fraction": 0.04}
+    assert status_line(row) == (
+        "step 12000 | 3.07M img | 412.3 img/s | loss 0.0421 | lr 1.0e-04 | gnorm 0.31 | mem 31.2G | data 4%"
+    )
+
+
+def test_a_second_interrupt_interrupts():
+    def interrupt_twice():
+        with StopRequest() as stop:
+            os.kill(os.getpid(), 2)
+            assert stop.name == "SIGINT"
+            os.kill(os.getpid(), 2)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_twice()

@@ -1,0 +1,143 @@
+"""A task of a few hundred weights, and the one call that trains it, here or in a process of its own."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from t2i import storage
+from t2i.seed import Streams, mix
+from t2i.train import OptimConfig, Result, TrainConfig, fit
+
+
+class Net(nn.Module):
+    """A convolution, a norm, dropout, a frozen layer and a buffer: one of each thing that a resume must restore."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Dropout(0.1)
+        self.frozen, self.last = nn.Conv2d(8, 8, 1).requires_grad_(False), nn.Conv2d(8, 3, 3, padding=1)
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.frozen(self.drop(nn.functional.silu(self.norm(self.first(x * self.scale))))))
+
+
+class TinyTask:
+    """Denoises pictures; the noise comes from the sample's stream."""
+
+    keys = ("image", "seed")
+
+    def __init__(self, dropout: float = 0.1, nan_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.model = Net()
+        self.model.drop.p = dropout
+        self.nan_at, self.calls = nan_at, 0
+        self.seen: list[int] = []
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        x = batch["image"]
+        noise = Streams(batch["seed"], "tiny").normal(*x.shape[1:])
+        error = (self.model(x + 0.5 * noise) - x).square().mean((1, 2, 3))
+        if self.model.training:
+            self.seen += batch["seed"]
+            self.calls += 1
+            if self.calls == self.nan_at:
+                error = error * float("nan")
+        return {"loss": error, "half": error / 2}
+
+    def sample(self, batch: dict[str, Any]) -> torch.Tensor:
+        assert not self.model.training
+        return self.model(batch["image"])
+
+    def metrics(self, batch: dict[str, Any]) -> dict[str, float]:
+        return {"count": float(len(batch["seed"]))}
+
+
+class Pictures:
+    """Batches of flat pictures, addressed by position as `t2i.data.loader.Loader` is."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        accumulate: int,
+        rank: int,
+        world: int,
+        start: int,
+        split: str,
+        bad_log: Path | None,
+    ) -> None:
+        self.micro = batch_size // (accumulate * world)
+        self.position, self.stride = start + rank * self.micro, self.micro * world
+        self.key, self.seconds_waited = (seed, split), 0.0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            seeds = [mix(*self.key, p) for p in range(self.position, self.position + self.micro)]
+            colour = Streams(seeds, "picture").uniform(3, 1, 1) * 2 - 1
+            yield {
+                "image": colour.expand(-1, 3, 8, 8).contiguous(),
+                "seed": seeds,
+                "caption": [f"picture {s}" for s in seeds],
+            }
+            self.position += self.stride
+
+
+def export(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    storage.save_folder(folder, {"kind": "tiny"}, state)
+
+
+def run(out: Path, task: TinyTask | None = None, optim: OptimConfig | None = None, **changes: Any) -> Result:
+    """Train the tiny task for 12 steps, or as `changes` say."""
+    settings = {
+        "steps": 12,
+        "batch_size": 8,
+        "device": "cpu",
+        "log_every": 1,
+        "save_every": 5,
+        "num_threads": 1,
+    } | changes
+    config = TrainConfig(out=out, **settings)
+    optim = optim or OptimConfig(lr=1e-2, warmup=3, schedule="cosine", weight_decay=0.01)
+    resolved = {"train": config.model_dump(mode="json"), "optim": optim.model_dump(mode="json")}
+    return fit(task or TinyTask(), Pictures, config, optim, export=export, resolved=resolved)
+
+
+def curve(out: Path, name: str = "loss") -> list[float]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+class SlowTask(TinyTask):
+    """Sleeps in every step, and can kill or signal its own process."""
+
+    def __init__(self, dropout: float, kill_at: int, signal_at: int) -> None:
+        super().__init__(dropout)
+        self.kill_at, self.signal_at = kill_at, signal_at
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        losses = super().loss(batch)
+        if self.calls == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.calls == self.signal_at and os.environ.get("RANK", "0") == "0":
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)
+        return losses
+
+
+def child(
+    out: Path, printed: Path, environment: dict[str, str], kill_at: int, signal_at: int, changes: dict[str, Any]
+) -> None:
+    """What a process of its own does: train without dropout, and write what it says to a file."""
+    os.environ.update(environment)
+    with open(printed, "a") as file:
+        os.dup2(file.fileno(), 2)
+    run(out, SlowTask(changes.pop("dropout", 0.1), kill_at, signal_at), **changes)
