@@ -1,12 +1,11 @@
 """Diffusion in 100 lines: learn to draw discs and squares, then draw some from noise, with torch alone.
 
-    python examples/00_diffusion_in_100_lines.py      # under a minute on a laptop; writes diffusion.png
+    python examples/00_diffusion_in_100_lines.py      # under a minute; writes diffusion.png
 
 Rows of the picture: data · DDPM, 200 network calls · DDIM, 20 calls. B batch · D width · H W pixels · T steps
 """
 
 import argparse
-import math
 
 import torch
 from PIL import Image
@@ -19,9 +18,8 @@ T, SIZE = 200, 16
 def shapes(num: int) -> Tensor:
     """Discs and squares of random size and place, white on black: (B, 1, H, W) in [-1, 1]."""
     centre, radius = 4.5 + 6 * torch.rand(num, 2, 1, 1), 2.5 + 2 * torch.rand(num, 1, 1)
-    y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
-    dy, dx = (y - centre[:, 0]).abs(), (x - centre[:, 1]).abs()  # (B, H, W)
-    distance = torch.where(torch.rand(num, 1, 1) < 0.5, (dx**2 + dy**2).sqrt(), torch.maximum(dx, dy))
+    dy, dx = ((torch.arange(SIZE) - c).abs() for c in (centre[:, 0], centre[:, 1]))  # (B, 1, 16), each
+    distance = torch.where(torch.rand(num, 1, 1) < 0.5, (dx**2 + dy.mT**2).sqrt(), torch.maximum(dx, dy.mT))
     return (2 * (radius - distance)).clamp(-1, 1)[:, None]
 
 
@@ -47,25 +45,24 @@ class Network(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         angles = t[:, None] * 2.0 ** -torch.arange(16)  # (B, 16), from fast to slow
-        time = torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, 32)
-        h = self.enter(x_t.flatten(1))  # (B, D)
+        time, h = torch.cat([angles.cos(), angles.sin()], dim=1), self.enter(x_t.flatten(1))  # (B, 32), (B, D)
         for block in self.blocks:
             h = block(h, time)
         return self.leave(h).view_as(x_t)
 
 
 def cosine_alpha_bar() -> Tensor:
-    """How much signal is left after step t (Nichol & Dhariwal 2021, eq. 17); betas capped at 0.999."""
-    f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2) ** 2
-    return torch.cumprod((f[1:] / f[:-1]).clamp(min=0.001), 0).float()  # (T,)
+    """How much signal is left at t = 0 (all) to T (Nichol & Dhariwal 2021, eq. 17); betas capped at 0.999."""
+    f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * torch.pi / 2) ** 2
+    return torch.cat([f.new_ones(1), torch.cumprod((f[1:] / f[:-1]).clamp(min=0.001), 0)]).float()  # (T + 1,)
 
 
 @torch.no_grad()
 def sample(model: nn.Module, alpha_bar: Tensor, num: int, steps: range, eta: float) -> Tensor:
     """DDIM (Song et al. 2020, eq. 12); with eta = 1 and every step it is DDPM (Ho et al. 2020)."""
     x = torch.randn(num, 1, SIZE, SIZE)
-    for t, before in zip(steps, [*steps[1:], None], strict=True):
-        a, b = alpha_bar[t], alpha_bar[before] if before is not None else torch.tensor(1.0)
+    for t, before in zip(steps, [*steps[1:], 0], strict=True):
+        a, b = alpha_bar[t], alpha_bar[before]
         x_0 = model(x, torch.full((num,), t)).clamp(-1, 1)
         eps = (x - a.sqrt() * x_0) / (1 - a).sqrt()
         sigma = eta * ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
@@ -74,8 +71,8 @@ def sample(model: nn.Module, alpha_bar: Tensor, num: int, steps: range, eta: flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a tiny diffusion model and draw with it.")
-    parser.add_argument("--steps", type=int, default=2500, help="training steps")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=1200, help="training steps")
     parser.add_argument("--out", default="diffusion.png")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -83,21 +80,20 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
     for i in range(1, args.steps + 1):
-        x_0, t = shapes(128), torch.randint(T, (128,))
-        noise, a = torch.randn_like(x_0), alpha_bar[t][:, None, None, None]
-        x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise  # Ho et al. 2020, eq. 4
+        x_0, t = shapes(128), torch.randint(1, T + 1, (128,))
+        a = alpha_bar[t][:, None, None, None]
+        x_t = a.sqrt() * x_0 + (1 - a).sqrt() * torch.randn_like(x_0)  # Ho et al. 2020, eq. 4
         loss = mse_loss(model(x_t, t), x_0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
-        if i % 100 == 0 or i == args.steps:
+        if i % 100 == 0:
             print(f"step {i:5d}  loss {loss.item():.4f}")
-    every, some = range(T - 1, -1, -1), range(T - 1, -1, -10)
-    rows = [shapes(12), sample(model, alpha_bar, 12, every, eta=1), sample(model, alpha_bar, 12, some, eta=0)]
+    steps = range(T, 0, -1)
+    rows = [shapes(12), sample(model, alpha_bar, 12, steps, eta=1), sample(model, alpha_bar, 12, steps[::10], eta=0)]
     grid = torch.cat([torch.cat(list(row[:, 0]), dim=1) for row in rows])  # (3 · H, 12 · W)
-    picture = Image.fromarray(((grid + 1) * 127.5).clamp(0, 255).byte().numpy())
-    picture.resize((12 * SIZE * 4, 3 * SIZE * 4), Image.Resampling.NEAREST).save(args.out)
+    Image.fromarray(((grid + 1) * 127.5).byte().numpy()).resize((12 * 64, 3 * 64), resample=0).save(args.out)
 
 
 if __name__ == "__main__":

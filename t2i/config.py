@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from t2i.errors import UsageError, did_you_mean
 
@@ -41,8 +42,7 @@ def parse(data: dict[str, Any], model: type[Model], source: str = "config") -> M
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(dict(problem), model) for problem in error.errors()]
-        raise UsageError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
+        raise UsageError(f"{source}: " + "; ".join(_explain(error, model))) from None
 
 
 def dump(config: BaseModel) -> str:
@@ -120,12 +120,18 @@ def _apply(data: dict[str, Any], override: str) -> None:
     data[parts[-1]] = value
 
 
-def _explain(problem: dict[str, Any], model: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "the whole file"
+def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One sentence per problem, without those of a union that another of its branches got further with."""
+    problems = [(*_locate(problem["loc"], model), problem) for problem in error.errors()]
+    places = {place for place, _, _ in problems}
+    deepest = [p for p in problems if not any(place[: len(p[0])] == p[0] and place != p[0] for place in places)]
+    return list(dict.fromkeys(_sentence(".".join(map(str, place)), known, p) for place, known, p in deepest))
+
+
+def _sentence(where: str, known: list[str], problem: ErrorDetails) -> str:
+    where = where or "the whole file"
     if problem["type"] == "extra_forbidden":
-        *parents, key = problem["loc"]
-        known = sorted({name for owner in _owners([model], parents) for name in owner.model_fields})
-        hint = did_you_mean(str(key), known) or f", known keys: {', '.join(known)}"
+        hint = did_you_mean(where.rpartition(".")[2], known) or f", known keys: {', '.join(known)}"
         return f"unknown key {where!r}{hint}"
     if problem["type"] == "missing":
         return f"missing key {where!r}"
@@ -133,20 +139,24 @@ def _explain(problem: dict[str, Any], model: type[BaseModel]) -> str:
     return f"{where}: {message[:1].lower()}{message[1:]}, got {problem['input']!r}"
 
 
-def _owners(models: list[type[BaseModel]], parents: Sequence[int | str]) -> list[type[BaseModel]]:
-    """The models that may sit at a dotted key: fields are followed, list indices and union tags skipped."""
-    for part in parents:
-        found = [
-            m
-            for owner in models
-            if part in owner.model_fields
-            for m in _inside(owner.model_fields[str(part)].annotation)
-        ]
-        models = found or models
-    return models
+def _locate(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[tuple[int | str, ...], list[str]]:
+    """The place of a problem without pydantic's names of union branches, and the keys known there."""
+    owners, place = [model], []
+    for i, part in enumerate(location):
+        known = {name: field for owner in owners for name, field in owner.model_fields.items()}
+        inside = _models(known[part].annotation) if part in known else []
+        if isinstance(part, int) or part in known or (i == len(location) - 1 and not _is_branch(part)):
+            place.append(part)
+        owners = inside or owners
+    return tuple(place), sorted({name for owner in owners for name in owner.model_fields})
 
 
-def _inside(annotation: Any) -> list[type[BaseModel]]:
+def _is_branch(part: int | str) -> bool:
+    """Whether pydantic named a branch of a union (`str`, `tuple[Source, ...]`) and not a key."""
+    return part in ("str", "int", "float", "bool", "none") or "[" in str(part)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _inside(argument)]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

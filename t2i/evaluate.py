@@ -26,7 +26,13 @@ _VAL_SCENES = 1 << 62  # as in `t2i.data.loader`: no training run draws these sc
 
 
 def compose(
-    model: str, *, out: Path | None = None, num: int = 1, seed: int = 0, device: str = "auto", call: Mapping[str, Any] | None = None
+    model: str,
+    *,
+    out: Path | None = None,
+    num: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+    call: Mapping[str, Any] | None = None,
 ) -> str:
     """Draw every prompt of `metrics.compose`, read the pictures and count.
 
@@ -54,7 +60,14 @@ def compose(
     if out is not None:
         rows = [_row(*row) for row in zip(asked, drawn.seeds, verdicts, readings, strict=True)]
         tasks = {task: {**s._asdict(), "share": s.share} for task, s in shares.items()}
-        result = {"model": model, "recipe": drawn.recipe, "mean": mean(shares), "tasks": tasks, "reader": trust, "pictures": rows}
+        result = {
+            "model": model,
+            "recipe": drawn.recipe,
+            "mean": mean(shares),
+            "tasks": tasks,
+            "reader": trust,
+            "pictures": rows,
+        }
         storage.write(out, json.dumps(result, indent=1).encode() + b"\n")
     return table(shares, trust)
 
@@ -97,4 +110,11 @@ def _batches(drawn: Output) -> list[Tensor]:
 
 def _row(prompt: Prompt, seed: int, verdict: tuple[bool, str], found: list[Detection]) -> dict[str, Any]:
     seen = [{**d._asdict(), "box": [round(v, 4) for v in d.box], "confidence": round(d.confidence, 3)} for d in found]
-    return {"task": prompt.task, "prompt": prompt.text, "seed": seed, "right": verdict[0], "why": verdict[1], "found": seen}
+    return {
+        "task": prompt.task,
+        "prompt": prompt.text,
+        "seed": seed,
+        "right": verdict[0],
+        "why": verdict[1],
+        "found": seen,
+    }

@@ -170,6 +170,8 @@ class Pipeline:
 
     def check_prompts(self, prompt: str | Sequence[str], tokenizer: Any) -> tuple[list[str], list[bool]]:
         """Prompts as a list, and which of them are longer than the tokeniser reads; warns about unknown words."""
+        if not isinstance(prompt, str | Sequence):
+            raise UsageError(f"a prompt must be a string or a list of them, got {type(prompt).__name__}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise UsageError("no prompt given")

@@ -1,1 +1,94 @@
-"""Its place puts `tests/` on the path, so that every test can `import golden_tools`."""
+"""Small stages and a small pipeline that the tests share; nothing here is trained."""
+
+import pytest
+import torch
+
+from t2i.nn.transformer import TextConfig
+from t2i.nn.unet import UNetConfig
+from t2i.pipelines.dalle2 import DALLE2
+from t2i.stages.clip.model import ClipConfig, ClipEncoder
+from t2i.stages.decoder.model import Decoder, DecoderConfig
+from t2i.stages.prior.model import Prior, PriorConfig
+from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
+from t2i.text.tokenizers import TokenizerConfig
+
+WORDS = ("a", "red", "blue", "green", "cube", "sphere", "and")
+CONTEXT = 12
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Small networks are faster on one thread, and sums come out the same everywhere."""
+    torch.set_num_threads(1)
+
+
+def small_clip() -> ClipEncoder:
+    torch.manual_seed(0)
+    config = ClipConfig.model_validate(
+        {
+            "embed_dim": 16,
+            "vision": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
+            "text": {"width": 32, "layers": 1, "heads": 2},
+            "tokenizer": {"kind": "words", "context": CONTEXT, "words": WORDS},
+        }
+    )
+    return ClipEncoder(config).eval()
+
+
+def small_prior() -> Prior:
+    torch.manual_seed(1)
+    prior = Prior(PriorConfig(clip_dim=16, text_width=32, context=CONTEXT, width=32, layers=2, heads=2)).eval()
+    prior.calibrate(torch.nn.functional.normalize(torch.randn(64, 16), dim=-1))
+    return prior
+
+
+def small_decoder() -> Decoder:
+    torch.manual_seed(2)
+    tokenizer = TokenizerConfig(words=WORDS, context=CONTEXT)
+    config = DecoderConfig(
+        unet=UNetConfig(
+            channels=32, multipliers=(1, 2), num_blocks=1, attention=(2,), head_channels=32, context_dim=32, patch_size=4
+        ),
+        text=TextConfig(width=32, layers=1, heads=2, vocab_size=tokenizer.vocab_size, context=CONTEXT),
+        clip_dim=16,
+        clip_scale=4.0,
+        image_size=32,
+        target="v",
+        tokenizer=tokenizer,
+    )
+    return shaken(Decoder(config)).eval()
+
+
+def small_upsampler(low_size: int, image_size: int) -> Upsampler:
+    torch.manual_seed(3)
+    unet = UNetConfig(
+        channels=32, multipliers=(1, 1), num_blocks=1, attention=(), mid_attention=False, image_channels=3, patch_size=4
+    )
+    config = UpsamplerConfig(unet=unet, low_size=low_size, image_size=image_size, target="v", schedule="cosine")
+    return shaken(Upsampler(config)).eval()
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """Networks start with zeroed last layers; give them something to say."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    return model
+
+
+@pytest.fixture(scope="session")
+def pipe() -> DALLE2:
+    """Untrained, all five stages, 32 → 64 → 128 px."""
+    parts = {
+        "clip": small_clip(),
+        "prior": small_prior(),
+        "decoder": small_decoder(),
+        "up256": small_upsampler(32, 64),
+        "up1024": small_upsampler(64, 128),
+    }
+    settings = {
+        "steps": {"prior": 4, "decoder": 5, "up256": 3, "up1024": 2},
+        "guidance": {"prior": 2.0, "decoder": 3.0},
+        "sampler": {"prior": "ddpm", "decoder": "ddim", "up256": "ddim", "up1024": "ddim"},
+    }
+    return DALLE2(parts, settings, "small").to("cpu", "float32")

@@ -49,7 +49,12 @@ def test_no_file(tmp_path):
     [
         (["step=3"], r"unknown key 'step', did you mean 'steps'\?"),
         (["optim.lrr=1"], r"unknown key 'optim.lrr', did you mean 'lr'\?"),
-        (["sources=[{src: a, wieght: 2}]"], r"did you mean 'weight'\?"),
+        (["sources=[{src: a, wieght: 2}]"], r"run.yaml: unknown key 'sources.0.wieght', did you mean 'weight'\?$"),
+        (["sources=[{src: a, weight: much}]"], "run.yaml: sources.0.weight: input should be a valid number"),
+        (
+            ["sources=3"],
+            "sources: input should be a valid tuple, got 3; sources: input should be a valid string, got 3",
+        ),
         (["optim.zzz=1"], "unknown key 'optim.zzz', known keys: lr, schedule"),
         (["optim.lr=fast"], "optim.lr: input should be a valid number.*'fast'"),
         (["optim.lr=-1"], "optim.lr: input should be greater than 0, got -1"),
@@ -82,7 +87,7 @@ def test_bad_files(tmp_path, text, message):
 
 
 def test_missing_and_binary_files(tmp_path):
-    with pytest.raises(UsageError, match="none.yaml: No such file"):
+    with pytest.raises(UsageError, match=r"none.yaml: No such file"):
         config.load(tmp_path / "none.yaml", [], Run)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not a text file"):

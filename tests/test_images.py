@@ -81,7 +81,7 @@ def encoded(size=(20, 20), kind="JPEG"):
 
 
 def test_bad_pictures_are_named(tmp_path):
-    with pytest.raises(DataError, match="none.png does not exist"):
+    with pytest.raises(DataError, match=r"none.png does not exist"):
         images.open_image(tmp_path / "none.png")
     with pytest.raises(DataError, match="not a picture"):
         images.open_image(b"hello")
@@ -131,5 +131,5 @@ def test_recipe_that_is_not_there(tmp_path):
 
 
 def test_png_into_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(UsageError, match="cannot write .*none/a.png"):
+    with pytest.raises(UsageError, match=r"cannot write .*none/a.png"):
         images.save_png(Image.new("RGB", (3, 3)), tmp_path / "none" / "a.png")

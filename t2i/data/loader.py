@@ -4,15 +4,16 @@ Step k of a run reads positions k·B … k·B+B-1, whatever the number of proces
 processes with half the batch each see exactly the batch of one, and a resume needs one integer.
 """
 
+import atexit
 import collections
 import json
 import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -108,8 +109,13 @@ class Loader:
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = 0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         """Micro-batches, b = batch_size/accumulate/world: `image` (b, 3, h, h) in [-1, 1], `caption`, `key`, `seed`."""
+        stream = self._stream()
+        atexit.register(_close, weakref.ref(stream))  # loader processes ignore SIGTERM, so they must be told to end
+        return stream
+
+    def _stream(self) -> Generator[Batch, None, None]:
         workers = self.config.num_workers
         workers = min(2, os.cpu_count() or 1) if workers is None else workers
         batches = iter(
@@ -118,17 +124,20 @@ class Loader:
                 sampler=self._starts(),  # type: ignore[arg-type]
                 batch_size=None,
                 num_workers=workers,
-                worker_init_fn=_quiet_worker,
+                worker_init_fn=_ignore_signals,
                 pin_memory=torch.cuda.is_available(),
                 prefetch_factor=4 if workers else None,
             )
         )
-        while True:
-            before = time.perf_counter()
-            batch = next(batches)
-            self.seconds_waited += time.perf_counter() - before
-            self._account(batch.pop("bad"), batch.pop("failed"))
-            yield batch
+        try:
+            while True:
+                before = time.perf_counter()
+                batch = next(batches)
+                self.seconds_waited += time.perf_counter() - before
+                self._account(batch.pop("bad"), batch.pop("failed"))
+                yield batch
+        finally:
+            getattr(batches, "_shutdown_workers", lambda: None)()
 
     def _starts(self) -> Iterator[int]:
         position = self.start + self.rank * self.micro
@@ -174,18 +183,17 @@ class _Positions(Dataset[Batch]):
                     scenes.setdefault(source, {})[row] = start + row
                 else:
                     samples[row] = self._load(source, draw, start + row, bad)
+            for source, rows in scenes.items():
+                shapes = self.sources[source]
+                assert isinstance(shapes, ShapesSource)
+                drawn = shapes.draw([mix(self.seed, "scene", position) for position in rows.values()])
+                for row, sample in zip(rows, drawn, strict=True):
+                    samples[row] = sample
+            batch = _collate([s for s in samples if s is not None])
         except BadSample as error:
             return {"bad": bad, "failed": str(error)}
-        for source, rows in scenes.items():
-            shapes = self.sources[source]
-            assert isinstance(shapes, ShapesSource)
-            drawn = shapes.draw([mix(self.seed, "scene", position) for position in rows.values()])
-            for row, sample in zip(rows, drawn, strict=True):
-                samples[row] = sample
-        return {**_collate([s for s in samples if s is not None]), **self._seeds(start), "bad": bad, "failed": None}
-
-    def _seeds(self, start: int) -> dict[str, list[int]]:
-        return {"seed": [mix(self.seed, self.split, start + row) for row in range(self.micro)]}
+        seeds = [mix(self.seed, self.split, start + row) for row in range(self.micro)]
+        return {**batch, "seed": seeds, "bad": bad, "failed": None}
 
     def _load(self, number: int, draw: int, position: int, bad: list[dict[str, str]]) -> Sample:
         """The sample of a draw; an unusable one is replaced by another that depends on nothing but the position."""
@@ -263,13 +271,20 @@ def _collate(samples: list[Sample]) -> Batch:
         if all(key in sample for sample in samples):
             values = [sample[key] for sample in samples]
             if isinstance(values[0], torch.Tensor):
+                if any(value.shape != values[0].shape for value in values):
+                    raise BadSample("arrays of different shapes", f"{key} of {samples[0]['key']} and others")
                 batch[key] = torch.stack(values)
             else:
                 batch[key] = torch.tensor(values) if isinstance(values[0], int) else values
     return batch
 
 
-def _quiet_worker(_: int) -> None:
-    """Signals are for the main process, which finishes its step and then ends its workers."""
+def _ignore_signals(_: int) -> None:
+    """Signals are for the main process, which finishes its step and then ends its loaders."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _close(stream: "weakref.ref[Generator[Batch, None, None]]") -> None:
+    if (open_stream := stream()) is not None:
+        open_stream.close()

@@ -53,7 +53,7 @@ class Wanted(NamedTuple):
 
     shape: str
     colour: str | None = None
-    count: int = 1
+    num: int = 1
 
     def fits(self, seen: Seen) -> bool:
         return seen.shape == self.shape and self.colour in (None, seen.colour)
@@ -88,8 +88,10 @@ class Share(NamedTuple):
 def prompts() -> list[Prompt]:
     """The fixed list: 20 different sentences for each of the six tasks, in an order that never changes."""
     found: list[Prompt] = []
-    nouns = [(noun, shape) for shape in SHAPES for noun in _NOUNS[shape]]           # 10 nouns, said in two ways
-    found += [Prompt(TASKS[0], start + noun, (Wanted(shape),)) for start in ("a ", "a picture of a ") for noun, shape in nouns]
+    nouns = [(noun, shape) for shape in SHAPES for noun in _NOUNS[shape]]  # 10 nouns, said in two ways
+    found += [
+        Prompt(TASKS[0], start + noun, (Wanted(shape),)) for start in ("a ", "a picture of a ") for noun, shape in nouns
+    ]
     pairs = [(a, b) for step in (1, 2, 3, 4) for a, b in zip(SHAPES, SHAPES[step:] + SHAPES[:step], strict=True)]
     found += [Prompt(TASKS[1], f"a {a} and a {b}", (Wanted(a), Wanted(b))) for a, b in pairs[:PER_TASK]]
     for i in range(PER_TASK):
@@ -109,10 +111,10 @@ def score(prompt: Prompt, found: Sequence[Seen]) -> tuple[bool, str]:
     """
     for wanted in prompt.wanted:
         count = sum(wanted.fits(seen) for seen in found)
-        if count < wanted.count:
-            return False, f"{count} of {wanted.count} {wanted}"
+        if count < wanted.num:
+            return False, f"{count} of {wanted.num} {wanted}"
     if prompt.task in ("counting", "colour attribution"):
-        asked = sum(wanted.count for wanted in prompt.wanted)
+        asked = sum(wanted.num for wanted in prompt.wanted)
         if len(found) != asked:
             return False, f"{len(found)} objects instead of {asked}"
     if prompt.relation is not None:
@@ -126,10 +128,10 @@ def score(prompt: Prompt, found: Sequence[Seen]) -> tuple[bool, str]:
 def holds(relation: str, a: Seen, b: Seen) -> bool:
     """Whether `a` stands to `b` as `relation` says, by what can be seen of their boxes.
 
-    left of, right of: the middles are apart sideways by more than a tenth of the joint width, and more sideways than
-    GenEval's half of the whole distance. in front of, behind: both stand on the floor, and the nearer one's foot is lower
-    by more than a tenth of the joint height and by 0.3 of the distance sideways. on top of: `a` stands on something, its
-    middle is higher and less than a quarter of the greater width off to the side.
+    left of, right of: the middles are apart sideways by more than a tenth of the joint width and, as in GenEval, by
+    more than half of their whole distance. in front of, behind: both stand on the floor, and the nearer one's foot is
+    lower by more than a tenth of the joint height and 0.3 of the distance sideways. on top of: `a` stands on something,
+    its middle is higher, and less than a quarter of the greater width off to the side.
 
     Raises ValueError for an unknown relation.
     """
@@ -178,7 +180,7 @@ def _pair(i: int) -> tuple[Wanted, Wanted]:
 
 def _counting(kind: Wanted, count: int) -> Prompt:
     plural = "toruses" if kind.shape == "torus" else f"{kind.shape}s"
-    return Prompt(TASKS[2], f"{_NUMBERS[count]} {kind.colour} {plural}", (kind._replace(count=count),))
+    return Prompt(TASKS[2], f"{_NUMBERS[count]} {kind.colour} {plural}", (kind._replace(num=count),))
 
 
 def _position(first: Wanted, second: Wanted, relation: str) -> Prompt:

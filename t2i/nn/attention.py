@@ -23,13 +23,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causa
     Args:
         q, k, v: (B, N, L, d), (B, N, K, d), (B, N, K, d).
         mask: (B, K), True where a key may be looked at. A query without any such key gets the mean of all values.
-        causal: query i sees keys 0 … i only (L = K).
+        causal: query i sees keys 0 … i + K - L only: the last L keys are its own sequence, those before a prefix.
 
     Returns:
         (B, N, L, d)
     """
     plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= MATMUL_MAX_KEYS
-    if not plain and mask is None:
+    if not plain and mask is None and (not causal or q.shape[2] == k.shape[2]):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     bias = _bias(q, k, mask, causal)
     if not plain:
@@ -43,7 +43,9 @@ def _bias(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor | N
     """The masks as numbers to be added to the scores; finite, so that no row of the softmax is empty."""
     allowed = mask[:, None, None, :] if mask is not None else None  # (B, 1, 1, K)
     if causal:
-        earlier = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()  # (L, K)
+        num_queries, num_keys = q.shape[2], k.shape[2]
+        earlier = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device)  # (L, K)
+        earlier = earlier.tril(num_keys - num_queries)
         allowed = earlier if allowed is None else allowed & earlier
     if allowed is None:
         return None

@@ -45,6 +45,17 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
+    def initialise(self, branch_std: float) -> None:
+        """Draw the weights; `branch_std` is the standard deviation of the two layers that write into the residual."""
+        width = self.norm1.normalized_shape[0]
+        first, last = self.mlp[0], self.mlp[2]
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        scales = {self.attention.qkv: width**-0.5, first: (2 * width) ** -0.5}
+        for linear, std in (scales | {self.attention.proj: branch_std, last: branch_std}).items():
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
     def forward(self, x: Tensor, mask: Tensor | None = None, context: KeysValues | None = None) -> Tensor:
         """(B, L, D) → (B, L, D)."""
         x = x + self.attention(self.norm1(x), context, mask, causal=self.causal)
@@ -60,15 +71,11 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
+        blocks = [TransformerBlock(config) for _ in range(config.layers)]
         branch = config.width**-0.5 * (2 * max(config.layers, 1)) ** -0.5
-        for block in self.blocks:
-            nn.init.normal_(block.attention.qkv.weight, std=config.width**-0.5)
-            nn.init.normal_(block.attention.proj.weight, std=branch)
-            nn.init.normal_(block.mlp[0].weight, std=(2 * config.width) ** -0.5)
-            nn.init.normal_(block.mlp[2].weight, std=branch)
-            for linear in (block.attention.qkv, block.attention.proj, block.mlp[0], block.mlp[2]):
-                nn.init.zeros_(linear.bias)
+        for block in blocks:
+            block.initialise(branch)
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, context: Sequence[KeysValues] | None = None) -> Tensor:
         """(B, L, D) → (B, L, D).
@@ -86,6 +93,7 @@ class Transformer(nn.Module):
         assert self.config.causal, "tokens before others can be read alone only under a causal mask"
         context = []
         for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
             context.append(block.attention.keys_values(block.norm1(x)))
             x = block(x, mask)
         return tuple(context)

@@ -105,8 +105,8 @@ class Level(nn.Module):
     def __init__(self, blocks: list[ResBlock], attentions: list[ImageAttention], resample: nn.Module | None) -> None:
         super().__init__()
         assert len(attentions) in (0, len(blocks))
-        self.blocks = nn.ModuleList(blocks)
-        self.attentions = nn.ModuleList(attentions)
+        self.blocks: Any = nn.ModuleList(blocks)
+        self.attentions: Any = nn.ModuleList(attentions)
         self.resample = resample
 
 
@@ -149,7 +149,8 @@ class UNet(nn.Module):
             ins = [before + skips.pop() for before in [width] + [w] * config.num_blocks]
             up.append(self._level(level, ins, w, "up" if level > 0 else None))
             width = w
-        self.down, self.up = nn.ModuleList(down), nn.ModuleList(up[::-1])
+        self.down: Any = nn.ModuleList(down)
+        self.up: Any = nn.ModuleList(up[::-1])  # by level, finest first, like `down`
         self.norm_out = GroupNorm(config.norm_groups, width, eps=config.norm_eps)
         self.conv_out = zero_module(nn.Conv2d(width, config.out_channels * p * p, 3, padding=1))
 
@@ -236,8 +237,8 @@ class UNet(nn.Module):
         x = F.pixel_unshuffle(x, self.config.patch_size).to(self.conv_in.weight.dtype)
         x = self._trunk(self.conv_in(x), block, attend)  # (B, C, H/p, W/p)
         with torch.autocast(x.device.type, enabled=False):
-            head = self.conv_out
-            x = F.conv2d(self.norm_out(x.float(), silu=True), head.weight.float(), head.bias.float(), padding=1)
+            weight, bias = (p.float() for p in self.conv_out.parameters())
+            x = F.conv2d(self.norm_out(x.float(), silu=True), weight, bias, padding=1)
         return F.pixel_shuffle(x, self.config.patch_size)  # (B, out, H, W)
 
     def _trunk(
@@ -270,7 +271,7 @@ class UNet(nn.Module):
     def _time_vector(self, t: Tensor, vector: Tensor | None) -> Tensor:
         c = self.config
         embedding = timestep_embedding(t, c.channels, order=c.time_order, denominator_shift=c.time_denominator_shift)
-        time = self.time(embedding.to(self.time[0].weight.dtype))
+        time = self.time(embedding.to(self.conv_in.weight.dtype))
         return F.silu(time if vector is None else time + vector.to(time.dtype))
 
     def _run(self, module: nn.Module, *args: Tensor | KeysValues | None) -> Tensor:

@@ -39,8 +39,8 @@ class ClipTokenizer:
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B sentences → tokens (B, context) int64, mask (B, context), True up to and including the end token."""
-        tokens = self._tokenizer(list(captions))                                    # (B, L)
-        last = tokens.argmax(dim=-1, keepdim=True)                                  # (B, 1) place of the end token
+        tokens = self._tokenizer(list(captions))  # (B, L)
+        last = tokens.argmax(dim=-1, keepdim=True)  # (B, 1) place of the end token
         return tokens, torch.arange(self.context) <= last
 
     def unknown(self, caption: str) -> list[str]:

@@ -39,7 +39,9 @@ class WordTokenizer:
         self.vocabulary = tuple(words)
         self._ids = {word: _FIRST + i for i, word in enumerate(self.vocabulary)}
         if len(self._ids) != len(self.vocabulary):
-            raise ValueError(f"the vocabulary has {len(self.vocabulary)} words, only {len(self._ids)} of them different")
+            raise ValueError(
+                f"the vocabulary has {len(self.vocabulary)} words, only {len(self._ids)} of them different"
+            )
 
     def __len__(self) -> int:
         """Number of ids, special ones included."""

@@ -49,12 +49,13 @@ def save(folder: Path, step: int, tensors: State, state: dict[str, Any], keep: i
     except (DataError, UsageError):
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    replaced = final.with_name(f"{final.name}.old")
     if final.exists():
+        replaced = final.with_name(f"{final.name}.old")
+        shutil.rmtree(replaced, ignore_errors=True)
         os.replace(final, replaced)
     os.replace(temporary, final)
-    shutil.rmtree(replaced, ignore_errors=True)
-    for old in _steps(folder)[keep:]:
+    leftovers = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+\.(tmp|old)", path.name)]
+    for old in (*_steps(folder)[keep:], *leftovers):
         shutil.rmtree(old, ignore_errors=True)
     return final
 

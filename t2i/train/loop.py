@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,14 @@ class _Run:
         if self.step >= config.steps:
             log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
             return Result(self.step, self.images, "done", {})
-        data = self._loader("train", config.batch_size)
-        batches = self._announce(iter(data))
         if self.main:
             storage.write(config.out / "run.json", json.dumps(self.resolved, indent=2, default=str).encode())
+        data = self._loader("train", config.batch_size)
+        with closing(iter(data)) as stream:
+            return self._train(data, self._announce(stream))
+
+    def _train(self, data: Batches, batches: Iterator[Batch]) -> Result:
+        config = self.config
         if self.step == 0:
             self._look(sample=True, measure=False)
         self.model.train()
@@ -127,14 +131,14 @@ class _Run:
         reason = "done"
         while self.step < config.steps:
             self._step(batches)
-            if self.step % config.log_every == 0 or self.step == config.steps:
+            last = self.step == config.steps
+            if last or self.step % config.log_every == 0:
                 self._report(data.seconds_waited)
             asked = self._asked_to_stop()
             with self.clock.aside():
-                if asked or self.step % config.save_every == 0 or self.step == config.steps:
+                if asked or last or self.step % config.save_every == 0:
                     self._save()
                 if not asked:
-                    last = self.step == config.steps
                     self._look(
                         sample=last or is_sample_step(self.step, config.sample_every),
                         measure=config.val_every > 0 and (last or self.step % config.val_every == 0),

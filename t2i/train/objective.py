@@ -1,6 +1,6 @@
 """The loss of a task as a module, and the batches it is given."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ class Batches(Protocol):
 
     seconds_waited: float
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Generator[Batch, None, None]: ...
 
 
 class LoaderFactory(Protocol):

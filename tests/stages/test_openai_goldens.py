@@ -15,8 +15,10 @@ from t2i.nn.foreign import RowOrder
 from t2i.nn.transformer import TextConfig
 from t2i.nn.unet import UNetConfig
 from t2i.stages.decoder.convert import convert as convert_decoder
+from t2i.stages.decoder.model import PRESETS as DECODERS
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.upsampler.convert import convert as convert_upsampler
+from t2i.stages.upsampler.model import PRESETS as UPSAMPLERS
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 
 FILE = "openai_nets.json"
@@ -124,6 +126,29 @@ def test_glide_upsampler() -> None:
     case = load_case(FILE, "T7")
     model, i = glide_upsampler(weights(case), low_size=8), inputs(case)
     check(case["outputs"]["output"], model(i["x"], i["t"], model.condition(i["low_res"], i["tokens"], i["mask"])))
+
+
+def test_convert_is_strict_both_ways() -> None:
+    case = load_case(FILE, "T4")
+    config = DecoderConfig(unet=IDDPM.model_copy(update={"scale_shift": False}))
+    state = weights(case)
+    with pytest.raises(ValueError, match=r"missing: out\.2\.bias$"):
+        convert_decoder({k: v for k, v in state.items() if k != "out.2.bias"}, config)
+    with pytest.raises(ValueError, match=r"unexpected: label_emb\.weight$"):
+        convert_decoder(state | {"label_emb.weight": torch.zeros(10, 128)}, config)
+    with pytest.raises(ValueError, match=r"of another shape: unet\.conv_out\.bias \(7,\) != \(6,\)$"):
+        convert_decoder(state | {"out.2.bias": torch.zeros(7)}, config)
+    with pytest.raises(ValueError, match=r"of another shape: .*\.time\.weight"):
+        convert_decoder(state, DecoderConfig(unet=IDDPM))
+
+
+def test_presets_have_the_published_number_of_parameters() -> None:
+    published = {"glide": 385_030_726, "adm-64": 295_904_454, "iddpm-64": 121_063_942}
+    published |= {"glide-256": 398_361_286, "adm-256": 311_795_910}
+    for name, count in published.items():
+        with torch.device("meta"):
+            model = Decoder(DECODERS[name]) if name in DECODERS else Upsampler(UPSAMPLERS[name])
+        assert sum(p.numel() for p in model.parameters()) == count, name
 
 
 class FirstRow:

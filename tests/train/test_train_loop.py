@@ -139,9 +139,9 @@ def test_accumulated_micro_batches_follow_the_whole_batch(tmp_path):
 
 
 def launch(out, world=1, kill_at=-1, signal_at=-1, **changes):
-    """Processes of their own, forked from a server that has imported everything; with what they printed."""
+    """Processes of their own, forked from a server that has imported the slow packages."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_run"])
+    context.set_forkserver_preload(["torch._dynamo", "torch._inductor", "accelerate", "PIL.Image"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -226,6 +226,18 @@ def test_a_signal_to_one_process_stops_both(tmp_path):
     printed = (tmp_path / "run.txt").read_text()
     assert printed.count("saved step 5 in") == 2
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-000005"]
+
+
+def test_a_signal_to_the_group_spares_the_loaders_until_the_step_is_saved(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        Image.new("RGB", (9, 9), (i, i, i)).save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text("grey")
+    (process,) = launch(tmp_path / "run", signal_at=7, steps=500, save_every=500, folder=str(tmp_path / "pictures"))
+    assert finish([process]) == [1]
+    assert "SIGTERM: saved step 7 in" in (tmp_path / "run.txt").read_text()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 @pytest.mark.parametrize("log_every", [1, 100])

@@ -136,7 +136,7 @@ def test_damage_is_found(tmp_path, damage):
         weights.unlink()
     if damage == "manifest":
         (path / "manifest.json").write_text("{}")
-    with pytest.raises(DataError, match="no checkpoint of .* is whole .step-000005: "):
+    with pytest.raises(DataError, match=r"no checkpoint of .* is whole .step-000005: "):
         checkpoint.find(tmp_path, "auto")
     saved(tmp_path, 4)
     assert checkpoint.find(tmp_path, "auto").name == "step-000004"
@@ -155,7 +155,7 @@ def test_resume_choices(tmp_path):
     for choice in (path, run, run.parent):
         assert checkpoint.find(other, str(choice)) == path
     (path / "model.safetensors").unlink()
-    with pytest.raises(DataError, match="step-000007 is damaged: .*model.safetensors"):
+    with pytest.raises(DataError, match=r"step-000007 is damaged: .*model.safetensors"):
         checkpoint.find(other, str(path))
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from t2i import storage
+from t2i.data.loader import DataConfig, Loader
 from t2i.seed import Streams, mix
 from t2i.train import OptimConfig, Result, TrainConfig, fit
 
@@ -95,7 +97,9 @@ def export(folder: Path, state: dict[str, torch.Tensor]) -> None:
     storage.save_folder(folder, {"kind": "tiny"}, state)
 
 
-def run(out: Path, task: TinyTask | None = None, optim: OptimConfig | None = None, **changes: Any) -> Result:
+def run(
+    out: Path, task: TinyTask | None = None, optim: OptimConfig | None = None, loader: Any = Pictures, **changes: Any
+) -> Result:
     """Train the tiny task for 12 steps, or as `changes` say."""
     settings = {
         "steps": 12,
@@ -108,7 +112,7 @@ def run(out: Path, task: TinyTask | None = None, optim: OptimConfig | None = Non
     config = TrainConfig(out=out, **settings)
     optim = optim or OptimConfig(lr=1e-2, warmup=3, schedule="cosine", weight_decay=0.01)
     resolved = {"train": config.model_dump(mode="json"), "optim": optim.model_dump(mode="json")}
-    return fit(task or TinyTask(), Pictures, config, optim, export=export, resolved=resolved)
+    return fit(task or TinyTask(), loader, config, optim, export=export, resolved=resolved)
 
 
 def curve(out: Path, name: str = "loss") -> list[float]:
@@ -128,7 +132,10 @@ class SlowTask(TinyTask):
         if self.calls == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.calls == self.signal_at and os.environ.get("RANK", "0") == "0":
-            os.kill(os.getpid(), signal.SIGTERM)
+            if os.getpgrp() == os.getpid():
+                os.killpg(os.getpid(), signal.SIGTERM)  # its loaders, too
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.001)
         return losses
 
@@ -136,8 +143,11 @@ class SlowTask(TinyTask):
 def child(
     out: Path, printed: Path, environment: dict[str, str], kill_at: int, signal_at: int, changes: dict[str, Any]
 ) -> None:
-    """What a process of its own does: train without dropout, and write what it says to a file."""
+    """What a process of its own does: train, from a folder in a process group where one is given."""
     os.environ.update(environment)
     with open(printed, "a") as file:
         os.dup2(file.fileno(), 2)
+    if folder := changes.pop("folder", None):
+        os.setpgrp()
+        changes["loader"] = partial(Loader, DataConfig(source=folder, size=8, num_workers=2))
     run(out, SlowTask(changes.pop("dropout", 0.1), kill_at, signal_at), **changes)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from t2i.data.shapes.captions import KINDS, WEIGHTS, WORDS, caption_mix, captions
 from t2i.data.shapes.layout import compose, sample_scene, scene_from_seed

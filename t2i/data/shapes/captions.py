@@ -13,22 +13,19 @@ from t2i.data.shapes.scene import COLOURS, SHAPES, Scene, Thing, relations
 KINDS = ("short", "descriptive", "alt")
 WEIGHTS: Mapping[str, float] = {"short": 0.6, "descriptive": 0.25, "alt": 0.15}
 
-WORDS: tuple[str, ...] = tuple(
-    sorted(
-        """
-        . , : a an the one two three four 2 3 4 and of with in on to is are it its there this from by
-        red orange yellow green blue purple violet pink brown black white grey gray beige pale slate
-        cube cubes box boxes sphere spheres ball balls cylinder cylinders cone cones pyramid pyramids
-        torus toruses ring rings donut donuts
-        large big small tiny little shiny glossy matte plain striped checkered checked stripes checks
-        left right front behind top next beside above under below beneath stacked side middle center
-        floor sky wooden tiled light shadow falls comes stands sits
-        picture image photo render drawing scene shows view object objects shape shapes thing things stuff
-        3d img 001 042 0231 7 final untitled wallpaper background abstract toy geometry lesson free download hd cool
-        nice my new stock cgi colourful colorful simple blocks test copy
-        """.split()
-    )
-)
+_WORDS = """
+. , : a an the one two three four 2 3 4 and of with in on to is are it there this from by
+red orange yellow green blue purple violet pink brown black white grey gray beige pale slate
+cube cubes box boxes sphere spheres ball balls cylinder cylinders cone cones pyramid pyramids
+torus toruses ring rings donut donuts
+large big small tiny little shiny glossy matte plain striped checkered checked stripes checks
+left right front behind top next beside above under below beneath stacked side middle center
+floor sky wooden tiled light shadow falls comes stands sits
+picture image photo render drawing scene shows view object objects shape shapes thing things stuff
+3d img 001 042 0231 7 final untitled wallpaper background abstract toy geometry lesson free download hd cool
+nice my new stock cgi colourful colorful simple blocks test copy
+"""
+WORDS: tuple[str, ...] = tuple(sorted(_WORDS.split()))
 """Every word and mark that a caption can contain, in a fixed order."""
 
 _NOUNS = {
@@ -50,7 +47,15 @@ _ADJECTIVES = {
     "striped": ("striped",),
     "checkered": ("checkered", "checkered", "checked"),
 }
-_MENTIONED = {"large": 0.05, "small": 0.8, "matte": 0.04, "shiny": 0.75, "plain": 0.03, "striped": 0.88, "checkered": 0.88}
+_MENTIONED = {
+    "large": 0.05,
+    "small": 0.8,
+    "matte": 0.04,
+    "shiny": 0.75,
+    "plain": 0.03,
+    "striped": 0.88,
+    "checkered": 0.88,
+}
 _LONGEST = 60  # words and marks of a caption
 _PHRASES = {
     "left of": ("to the left of", "to the left of", "left of", "on the left of", "next to"),
@@ -95,8 +100,8 @@ def short(scene: Scene, rng: random.Random) -> str:
         if len(scene.things) > 1 and rng.random() < 0.1:
             text += " stacked" if any(t.support is not None for t in scene.things) else " side by side"
     else:
-        text = _related(scene, rng) if rng.random() < 0.75 else None
-        text = text or _listed([_counted(*g, rng) for g in groups])
+        related = _related(scene, rng) if rng.random() < 0.75 else None
+        text = related or _listed([_counted(*g, rng) for g in groups])
     if rng.random() < 0.07:
         text += f" on a {rng.choice(_FLOORS[scene.floor])} floor"
     if rng.random() < 0.08:
@@ -111,7 +116,12 @@ def descriptive(scene: Scene, rng: random.Random) -> str:
     groups = _groups(scene.things, rng)
     things = _listed([_counted(*g, rng, full=True) for g in groups])
     many = len(scene.things) > 1
-    opening = ["the picture shows", "the image shows", "this is a scene of", "there is" if things[:2] == "a " else "there are"]
+    opening = [
+        "the picture shows",
+        "the image shows",
+        "this is a scene of",
+        "there is" if things[:2] == "a " else "there are",
+    ]
     sentences = [f"{rng.choice(opening)} {things}"]
     if len(groups) > 1 and rng.random() < 0.2:
         sentences[0] = f"{_NUMBERS[len(scene.things)]} objects: {things}"
@@ -119,7 +129,13 @@ def descriptive(scene: Scene, rng: random.Random) -> str:
         sentences += _placements(scene, rng)
     else:
         x = scene.camera.project(scene.things[0].x, scene.things[0].y, 0.3)[0]
-        place = "on the left" if x < 0.43 else "on the right" if x > 0.57 else rng.choice(("in the middle", "in the center"))
+        place = (
+            "on the left"
+            if x < 0.43
+            else "on the right"
+            if x > 0.57
+            else rng.choice(("in the middle", "in the center"))
+        )
         sentences.append(f"it {rng.choice(('stands', 'sits', 'is'))} {place}")
     floor, sky = rng.choice(_FLOORS[scene.floor]), _SKIES[scene.sky]
     sentences.append(rng.choice((f"the floor is {floor} and the sky is {sky}", f"the floor is {floor}")))

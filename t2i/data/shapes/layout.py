@@ -94,7 +94,9 @@ def arrange(things: Sequence[Thing], wanted: str | None, rng: random.Random) -> 
             continue
         camera = _fitted(placed, rng)
         if camera is not None:
-            return Scene(placed, rng.choice(FLOORS), rng.choice(SKIES), _light(rng), camera, round(rng.uniform(-0.05, 0.05), 4))
+            return Scene(
+                placed, rng.choice(FLOORS), rng.choice(SKIES), _light(rng), camera, round(rng.uniform(-0.05, 0.05), 4)
+            )
     return None
 
 
@@ -188,7 +190,9 @@ def _apart(things: Sequence[Thing], spots: Sequence[Spot]) -> bool:
     """No two things touch, save where one stands on the other."""
     ground = [(t.reach, spot) for t, spot in zip(things, spots, strict=True) if t.support is None]
     return all(
-        math.dist(spot, other) > reach + far + 0.05 for i, (reach, spot) in enumerate(ground) for far, other in ground[:i]
+        math.dist(spot, other) > reach + far + 0.05
+        for i, (reach, spot) in enumerate(ground)
+        for far, other in ground[:i]
     )
 
 
@@ -202,7 +206,12 @@ def _fitted(things: Sequence[Thing], rng: random.Random) -> Camera | None:
     while distance < _FURTHEST:
         camera = Camera(x, round(distance, 4), round(elevation, 4), round(pitch, 4))
         boxes = [box(t, camera) for t in things]
-        if any(a.overlap(b) > _OVERLAP for i, a in enumerate(boxes) for j, b in enumerate(boxes[:i]) if not _stack(things, i, j)):
+        if any(
+            a.overlap(b) > _OVERLAP
+            for i, a in enumerate(boxes)
+            for j, b in enumerate(boxes[:i])
+            if not _stack(things, i, j)
+        ):
             return None
         if all(min(b.x0, b.y0) > _MARGIN and max(b.x1, b.y1) < 1 - _MARGIN for b in boxes):
             return camera

@@ -6,6 +6,7 @@ samples of a pixel. Colours are linear until the end; the picture's gamma is 2, 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,14 +56,15 @@ def render(
         part = slice(first, first + group)
         for top in range(0, height, rows):
             band = range(top, min(top + rows, height))
-            out[part, :, band.start : band.stop] = _band(scenes[part], windows[part], (height, width), band, samples, device)
+            out[part, :, band.start : band.stop] = _band(
+                scenes[part], windows[part], (height, width), band, samples, device
+            )
     return out
 
 
 def _windows(window: Window | Sequence[Window] | None, count: int) -> list[Window]:
-    if window is None:
-        window = (0.0, 0.0, 1.0, 1.0)
-    windows = list(window) if isinstance(window[0], Sequence) else [window] * count
+    given: Any = (0.0, 0.0, 1.0, 1.0) if window is None else window
+    windows: list[Window] = list(given) if isinstance(given[0], Sequence) else [given] * count
     if len(windows) != count:
         raise ValueError(f"got {len(windows)} windows for {count} scenes")
     for x0, y0, x1, y1 in windows:

@@ -1,6 +1,6 @@
 """What a picture of the shapes world contains, exactly: things on a floor, a light and a camera.
 
-World coordinates: x to the right, y away from the camera (depth), z up, the floor at z = 0. A large sphere is 1.44 wide.
+World coordinates: x to the right, y away from the camera (depth), z up, floor at z = 0. A large sphere is 1.44 wide.
 Picture coordinates: u to the right and v down, both in [0, 1].
 """
 
@@ -91,7 +91,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """A far disc: compass direction (0 is straight behind the camera, positive to its right), height, angular radius."""
+    """A far disc. `azimuth` 0 is straight behind the camera and grows to its right; all three are in radians."""
 
     azimuth: float = -0.7
     elevation: float = 0.85
@@ -180,7 +180,7 @@ def _sphere_box(thing: Thing, camera: Camera) -> Box:
 
 
 def truth(scene: Scene) -> list[dict[str, Any]]:
-    """What is in the picture: for every thing its attributes, `box` and `centre` in picture coordinates, and `depth`."""
+    """For every thing its attributes, its `box` (x0, y0, x1, y1) and `centre` in picture coordinates, and `depth`."""
     found = []
     for thing in scene.things:
         u, v, depth = scene.camera.project(thing.x, thing.y, thing.base_z + thing.height / 2)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from t2i.data.shapes import solids
 from t2i.data.shapes.scene import HALF_WIDTH
-from t2i.data.shapes.solids import Vector
-from t2i.data.shapes.views import Group, Views
+from t2i.data.shapes.solids import Vector, vector
+from t2i.data.shapes.views import CONTACT, Group, Views
 
-_AMBIENT, _KEY = 0.46, 0.66
+_AMBIENT, _KEY = 0.49, 0.63
 _TWILIGHT = 0.2  # cosine below which a surface sees only part of the light
 _FAR = 1e4  # depth of the sky
 _SKY, _GROUND = -2.0, -1.0  # owners of rays that meet no object
@@ -54,7 +54,11 @@ class Shot:
         flat = thing * t[0].numel() + spot
         t, ray = t.flatten()[flat], ray.flatten()[flat]
         along = [v.expand(-1, *d[0].shape[1:]).flatten()[flat] for v in d]
-        local = (_pick(o[0], thing) + t * along[0], _pick(o[1], thing) + t * along[1], _pick(o[2], thing) + t * along[2])
+        local = (
+            _pick(o[0], thing) + t * along[0],
+            _pick(o[1], thing) + t * along[1],
+            _pick(o[2], thing) + t * along[2],
+        )
         self.depth.scatter_reduce_(0, ray, t, "amin")
         self.hits.append(Hits(ray, thing, t, local))
 
@@ -83,39 +87,46 @@ class Shot:
         cos, sin, scale = (_pick(v, thing) for v in group.turn)
         at = (_pick(group.at[0], thing), _pick(group.at[1], thing), _pick(group.at[2], thing))
         point = _turned((x.flatten()[flat], y.flatten()[flat], z.flatten()[flat]), cos, sin, 1 / scale, minus=at)
-        share = group.lights.shape[2]
-        count = torch.zeros_like(cos)
-        for k in range(share):
-            d = (group.lights[:, 0, k][thing], group.lights[:, 1, k][thing], group.lights[:, 2, k][thing])
-            count += solids.cover(group.shape, point, d)
-        self.blocked.index_add_(0, ray.flatten()[flat], count / share)
-        wide = HALF_WIDTH[group.shape] * group.turn[2] * 1.4
+        towards = vector(group.lights[:, :, thing])  # (K, N) each
+        hidden = solids.cover(group.shape, point, towards)
+        total = hidden[0]
+        for k in range(1, len(hidden)):
+            total = total + hidden[k]
+        self.blocked.index_add_(0, ray.flatten()[flat], total / len(hidden))
+        wide = HALF_WIDTH[group.shape] * group.turn[2] * CONTACT
         shade = (1 - flat2 / (wide * wide)).clamp_min(0) * (owner == _GROUND) * (group.at[2] == 0)
         self.contact.scatter_reduce_(0, ray.flatten(), (0.6 * shade * shade).flatten(), "amax")
 
     def surroundings(self) -> Tensor:
         """Floor and sky, (3, V * H * W) linear."""
         views = self.views
-        red, green, blue, width, depth, shift, checks, grain, joint, line = views.floor
-        x = (views.eye[0] + self.floor_depth * views.across) / width  # (V, H, W)
+        lit = (1 - self.blocked).clamp_min(0).view(self.shape)
+        shine = _AMBIENT * (1 - self.contact.view(self.shape)) + _KEY * views.light[2] * lit
+        patterned = (views.floor[6] + views.floor[7] + views.floor[8]).flatten().nonzero()[:, 0]
+        shine[patterned] *= self._floor_pattern(patterned)
+        haze = ((self.floor_depth - 5) / 22).clamp(0, 1)  # (V, H, 1)
+        high = (views.upward * 2.2).clamp(0, 1)
+        image = torch.empty(3, *self.shape, device=lit.device)
+        for c in range(3):
+            sky = views.sky[c] * (1 - high) + views.sky[3 + c] * high
+            torch.mul(shine, views.floor[c] * (1 - haze), out=image[c])
+            image[c] += sky * haze
+        return image.view(3, -1)
+
+    def _floor_pattern(self, at: Tensor) -> Tensor:
+        """Brightness of the floors of these views, (len(at), H, W)."""
+        width, depth, shift, checks, grain, joint, line = (v[at] for v in self.views.floor[3:])
+        away = self.floor_depth[at]
+        x = (self.views.eye[0][at] + away * self.views.across[at]) / width
         column = x.floor()
         noise = column * 0.618034
         noise = noise - noise.floor()
-        y = (views.eye[1] + self.floor_depth * views.forward) / depth + noise * shift
+        y = (self.views.eye[1][at] + away * self.views.forward[at]) / depth + noise * shift
         row = y.floor()
         tone = noise + row * 0.381966
         parity = (column + row) * 0.5
         gap = ((x - column) * width < line) | ((y - row) * depth < line)
-        shine = 1 - checks * (parity - parity.floor()) * 2 - grain * (tone - tone.floor()) - joint * gap
-        lit = (1 - self.blocked).clamp_min(0).view(self.shape)
-        shine = shine * (_AMBIENT * (1 - self.contact.view(self.shape)) + _KEY * views.light[2] * lit)
-        haze = ((self.floor_depth - 5) / 22).clamp(0, 1)  # (V, H, 1)
-        high = (views.upward * 2.2).clamp(0, 1)
-        image = torch.empty(3, *self.shape, device=lit.device)
-        for c, base in enumerate((red, green, blue)):
-            sky = views.sky[c] * (1 - high) + views.sky[3 + c] * high
-            image[c] = base * (1 - haze) * shine + sky * haze
-        return image.view(3, -1)
+        return 1 - checks * 2 * (parity - parity.floor()) - grain * (tone - tone.floor()) - joint * gap
 
     def paint(self, group: Group, hits: Hits, image: Tensor) -> None:
         """Writes the colours of this group's hits into the image."""
@@ -123,7 +134,7 @@ class Shot:
         striped, checkered = solids.paint(group.shape, hits.local)
         second = (striped & (looks[6] == 1)) | (checkered & (looks[6] == 2))
         base = torch.where(second, looks[3:6], looks[:3])  # (3, N)
-        cos, sin, scale = (_pick(v, hits.thing) for v in group.turn)
+        cos, sin = (_pick(v, hits.thing) for v in group.turn[:2])
         view = group.view[hits.thing]
         light = [_pick(v, view) for v in self.views.light]
         nx, ny, nz = _turned(solids.normal(group.shape, hits.local), cos, -sin, torch.ones_like(cos))
@@ -152,7 +163,8 @@ class Shot:
         d = (d[0] * size, d[1] * size, d[2] * size)
         towards = -(d[0] * normal[0] + d[1] * normal[1] + d[2] * normal[2]).clamp_max(0)
         mirrored = [a + 2 * towards * n for a, n in zip(d, normal, strict=True)]
-        glint = sum(_pick(v, view) * m for v, m in zip(views.light, mirrored, strict=True))
+        x, y, z = (_pick(v, view) * m for v, m in zip(views.light, mirrored, strict=True))
+        glint = x + y + z
         glint = ((glint - 0.90) * 14).clamp(0, 1) * (facing > 0) * (1 - self.blocked[ray]).clamp_min(0)
         graze = 1 - towards
         graze2 = graze * graze

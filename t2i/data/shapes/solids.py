@@ -1,9 +1,11 @@
-"""The six solids in their own coordinates: where a ray enters them, which way their surface faces, what is painted on it.
+"""The six solids in their own coordinates: where rays enter, which way surfaces face, what is painted on them.
 
 Every solid stands on z = 0 around the z axis, at scale 1; a torus stands upright with its hole along y. Points and
 directions are triples of tensors that broadcast. Only operations that IEEE 754 rounds exactly are used (+ - * / sqrt,
 comparisons), so a picture has the same bytes alone and in a batch.
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -12,10 +14,18 @@ from t2i.data.shapes.scene import HALF_WIDTH, HEIGHT, TUBE
 
 Vector = tuple[Tensor, Tensor, Tensor]
 
+
+def vector(parts: Iterable[Tensor]) -> Vector:
+    """Three tensors as a `Vector`."""
+    x, y, z = parts
+    return x, y, z
+
+
 _RADIUS = HALF_WIDTH["torus"] - TUBE  # of the circle in the middle of the tube
-_STEPS = 28  # of sphere tracing
-_SOFT = 6.0  # one over the length inside a solid that stops all light
+_STEPS = (5, 5, 14)  # of sphere tracing; after each number the rays that have arrived or left drop out
 _TOUCH = 1.5e-3  # a ray this close to the torus hits it
+_SOFT = 6.0  # one over the length inside a solid that stops all light
+_SOFT_GAP = 20.0  # the same for the depth inside a torus
 
 
 def crossing(shape: str, o: Vector, d: Vector) -> tuple[Tensor, Tensor]:
@@ -63,9 +73,9 @@ def cover(shape: str, o: Vector, d: Vector) -> Tensor:
     The measure is the length of the ray inside the solid, so that the edge of a shadow cast by few rays has no steps.
     """
     near, far = crossing(shape, o, d)
-    inside = far - near.clamp_min(0)
     if shape == "torus":
-        inside = torch.where(inside > 0, inside, 0) * (_torus_entry(torch.where(inside > 0, near, torch.inf), far, o, d) < torch.inf)
+        return _torus_cover(near, far, o, d)
+    inside = far - near.clamp_min(0)
     return (inside * _SOFT).clamp(0, 1)
 
 
@@ -160,8 +170,14 @@ def _sectors(x: Tensor, y: Tensor, n: int) -> Tensor:
     return imag > 0
 
 
+def _torus_gap(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Distance to a torus around the origin, negative inside."""
+    ring = (x * x + z * z).sqrt() - _RADIUS
+    return (ring * ring + y * y).sqrt() - TUBE
+
+
 def _torus_entry(near: Tensor, far: Tensor, o: Vector, d: Vector) -> Tensor:
-    """Sphere tracing from `near` (Hart 1996) on the rays that cross the hull; the distance to a torus is exact."""
+    """Sphere tracing from `near` (Hart 1996) on the rays that cross the hull; safe, as the distance is exact."""
     t = near.flatten()
     todo = (t < torch.inf).nonzero()[:, 0]
     x, y, z, dx, dy, dz, end = (v.expand(near.shape).flatten()[todo] for v in (*o, *d, far))
@@ -169,16 +185,35 @@ def _torus_entry(near: Tensor, far: Tensor, o: Vector, d: Vector) -> Tensor:
     step = 1 / (dx * dx + dy * dy + dz * dz).sqrt()
     now = t[todo].clamp_min(0)
     t[todo] = torch.inf
-    for i in range(_STEPS):
-        px, py, pz = x + now * dx, y + now * dy, z + now * dz
-        ring = (px * px + pz * pz).sqrt() - _RADIUS
-        gap = (ring * ring + py * py).sqrt() - TUBE
-        now = now + gap * step
-        if i % 7 == 6:
-            done = gap < _TOUCH
-            t[todo[done]] = now[done]
-            left = (~done & (now < end)).nonzero()[:, 0]
-            todo, x, y, z, dx, dy, dz, end, step, now = (
-                v[left] for v in (todo, x, y, z, dx, dy, dz, end, step, now)
-            )
+    for num_steps in _STEPS:
+        for _ in range(num_steps):
+            gap = _torus_gap(x + now * dx, y + now * dy, z + now * dz)
+            now = now + gap * step
+        done = gap < _TOUCH
+        t[todo[done]] = now[done]
+        left = (~done & (now < end)).nonzero()[:, 0]
+        todo, x, y, z, dx, dy, dz, end, step, now = (v[left] for v in (todo, x, y, z, dx, dy, dz, end, step, now))
     return t.view(near.shape)
+
+
+def _torus_cover(near: Tensor, far: Tensor, o: Vector, d: Vector) -> Tensor:
+    """Cover from the smallest distance along the ray: the best of five points, then halving the step around it."""
+    length = (far - near).clamp_min(0) * (near < torch.inf)
+    x, y, z = (a + torch.where(near < torch.inf, near, 0) * b for a, b in zip(o, d, strict=True))
+    z = z - HALF_WIDTH["torus"]
+    dx, dy, dz = d[0] * length, d[1] * length, d[2] * length
+
+    def gap(at: Tensor | float) -> Tensor:
+        return _torus_gap(x + at * dx, y + at * dy, z + at * dz)
+
+    best, at = gap(0.1), torch.full_like(x, 0.1)
+    for trial in (0.3, 0.5, 0.7, 0.9):
+        found = gap(trial)
+        at = torch.where(found < best, trial, at)
+        best = torch.minimum(best, found)
+    for step in (0.1, 0.05):
+        for trial in (at - step, at + step):
+            found = gap(trial)
+            at = torch.where(found < best, trial, at)
+            best = torch.minimum(best, found)
+    return (0.5 - best * _SOFT_GAP).clamp(0, 1) * (length > 0)

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from t2i.data.shapes.palette import FLOOR_STYLES, PAINTS, SECOND_PAINTS, SKY_STYLES
-from t2i.data.shapes.scene import FOCAL, HALF_WIDTH, PATTERNS, SHAPES, Light, Scene, Thing, box
-from t2i.data.shapes.solids import Vector
+from t2i.data.shapes.scene import FOCAL, HALF_WIDTH, PATTERNS, SHAPES, Light, Scene, Thing, box, outline
+from t2i.data.shapes.solids import Vector, vector
 
 Window = tuple[float, float, float, float]
 Rectangle = tuple[int, int, int, int]
 
 STRIDE = {1: 1, 2: 2, 4: 3, 16: 5}  # of the lattice of sample positions, in which no two share a row or a column
+CONTACT = 1.4  # the shade at a thing's foot ends at this many half widths
 _LIGHTS = 16
 
 
@@ -56,7 +58,7 @@ class Group:
     middle: Tensor  # (M, 1, 1) height of the centre over the floor
     reach: Tensor  # (M, 1, 1) radius of the ball around it
     spread: Tensor  # (M, 1, 1) angular radius of the light
-    lights: Tensor  # (M, 3, K) directions to this view's share of the light, in local coordinates
+    lights: Tensor  # (3, K, M) directions to this view's share of the light, in local coordinates
     looks: Tensor  # (9, M) two linear colours, pattern (0 plain, 1 striped, 2 checkered), shiny, slot
     cover: Tensor  # (M, 4) int64: pixels x0, y0, x1, y1 that it can cover
     shade: Tensor  # (M, 4) int64: pixels that its shadow can cover
@@ -72,7 +74,7 @@ def make_views(
 ) -> Views:
     """The rays of some rows of the windows; view b * samples + s is sample s of scene b."""
     spots = sample_positions(samples)
-    frame = torch.tensor([w for w in windows], dtype=torch.float64)[:, None, :, None]  # (B, 1, 4, 1)
+    frame = torch.tensor(list(windows), dtype=torch.float64)[:, None, :, None]  # (B, 1, 4, 1)
     spot = torch.tensor(spots, dtype=torch.float64)  # (S, 2)
     columns = (torch.arange(size[1]) + spot[:, :1]) / size[1]  # (S, W)
     rows = (torch.arange(band.start, band.stop) + spot[:, 1:]) / size[0]  # (S, H)
@@ -88,8 +90,8 @@ def make_views(
         across=across.to(device),
         forward=cos + up * sin,
         upward=up * cos - sin,
-        eye=columns_of[2:5],
-        light=columns_of[5:8],
+        eye=vector(columns_of[2:5]),
+        light=vector(columns_of[5:8]),
         floor=columns_of[8:18],
         sky=columns_of[18:24],
     )
@@ -129,19 +131,6 @@ def _direction(light: Light) -> tuple[float, float, float]:
     return flat * math.sin(light.azimuth), -flat * math.cos(light.azimuth), math.sin(light.elevation)
 
 
-def _disc(light: Light) -> list[tuple[float, float, float]]:
-    """Directions to points spread evenly over the light (Vogel's spiral)."""
-    x, y, z = _direction(light)
-    flat = math.hypot(x, y)
-    side, rise = (-y / flat, x / flat, 0.0), (-x * z / flat, -y * z / flat, flat)
-    points = []
-    for i in range(_LIGHTS):
-        r, phi = light.radius * math.sqrt((i + 0.5) / _LIGHTS), i * math.pi * (3 - math.sqrt(5))
-        a, b = r * math.cos(phi), r * math.sin(phi)
-        points.append((x + a * side[0] + b * rise[0], y + a * side[1] + b * rise[1], z + b * rise[2]))
-    return points
-
-
 def _surroundings(scene: Scene) -> list[float]:
     floor, (horizon, above) = FLOOR_STYLES[scene.floor], SKY_STYLES[scene.sky]
     colour = [c + scene.tint for c in floor.colour]
@@ -158,19 +147,20 @@ def _surroundings(scene: Scene) -> list[float]:
 
 
 def _shade_box(thing: Thing, scene: Scene) -> tuple[float, float, float, float]:
-    """Box of the picture around the thing's shadow on the floor, the contact shade, and whatever lies between."""
+    """Box of the picture around the thing, its shadow, the shade at its foot, and all that lies between."""
     x, y, z = _direction(scene.light)
-    ball = max(HALF_WIDTH[thing.shape] * thing.scale * 1.25, thing.reach)
-    points = []
-    for height in (thing.base_z, thing.base_z + thing.height):
-        points += [(thing.x, thing.y, height, ball)]
-        soft = ball * 1.12 + scene.light.radius * height / z * 1.5
-        points += [(thing.x - x / z * height, thing.y - y / z * height, 0.0, soft)]
-    corners = [
-        scene.camera.project(px + a * r, py + b * r, pz)[:2] for px, py, pz, r in points for a in (-1, 1) for b in (-1, 1)
+    foot = CONTACT * HALF_WIDTH[thing.shape] * thing.scale
+    soft = 1.2 * scene.light.radius / z  # reach of the penumbra per height
+    points = outline(thing)
+    xs = [px - x / z * pz + s * soft * pz for px, _, pz in points for s in (-1, 1)] + [thing.x - foot, thing.x + foot]
+    ys = [py - y / z * pz + s * soft / z * pz for _, py, pz in points for s in (-1, 1)] + [
+        thing.y - foot,
+        thing.y + foot,
     ]
+    corners = [scene.camera.project(a, b, 0.0) for a in (min(xs), max(xs)) for b in (min(ys), max(ys))]
     us, vs = [c[0] for c in corners], [c[1] for c in corners]
-    return min(us), min(vs), max(us), max(vs)
+    own = box(thing, scene.camera)
+    return min(own.x0, *us), min(own.y0, *vs), max(own.x1, *us), max(own.y1, *vs)
 
 
 def _pixels(area: Sequence[float], window: Window, size: tuple[int, int], band: range) -> Rectangle:
@@ -190,7 +180,7 @@ def _touches(area: Rectangle) -> bool:
 
 
 def _group(shape: str, members: Sequence[_Member], samples: int, device: torch.device) -> Group:
-    columns, looks, lights = [], [], []
+    columns, looks, suns = [], [], []
     for m in members:
         t, light = m.thing, m.scene.light
         cos, sin = math.cos(t.angle), math.sin(t.angle)
@@ -198,25 +188,41 @@ def _group(shape: str, members: Sequence[_Member], samples: int, device: torch.d
         columns.append((m.slot, t.x, t.y, t.base_z, cos, sin, t.scale, t.base_z + t.height / 2, ball, light.radius))
         paints = (*_linear(PAINTS[t.colour]), *_linear(SECOND_PAINTS[t.colour]))
         looks.append((*paints, PATTERNS.index(t.pattern), t.material == "shiny", m.slot))
-        lights.append([(cos * x + sin * y, cos * y - sin * x, z) for x, y, z in _disc(light)])
+        x, y, z = _direction(light)
+        suns.append((cos * x + sin * y, cos * y - sin * x, z, light.radius))
 
     def spread(values: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.tensor(values, dtype=dtype).repeat_interleave(samples, 0).to(device)
 
     column = spread(columns).T[:, :, None, None].contiguous().unbind()
-    share = torch.tensor(lights).unflatten(1, (_LIGHTS // samples, samples))  # light k of sample s is number k * S + s
     view = torch.tensor([m.scene_index for m in members])[:, None] * samples + torch.arange(samples)
     return Group(
         shape=shape,
         view=view.flatten().to(device),
         slot=column[0],
-        at=column[1:4],
-        turn=column[4:7],
+        at=vector(column[1:4]),
+        turn=vector(column[4:7]),
         middle=column[7],
         reach=column[8],
         spread=column[9],
-        lights=share.permute(0, 2, 3, 1).flatten(0, 1).contiguous().to(device),
+        lights=_lights(torch.tensor(suns), samples).to(device),
         looks=spread(looks).T.contiguous(),
         cover=spread([m.cover for m in members], torch.int64),
         shade=spread([m.shade for m in members], torch.int64),
     )
+
+
+def _lights(suns: Tensor, samples: int) -> Tensor:
+    """Middles and radii of lights (M, 4) → directions to points spread evenly over each, (3, K, M * S) (Vogel's spiral).
+
+    Point k of sample s is number k * S + s of the spiral.
+    """
+    spiral = [(math.sqrt((i + 0.5) / _LIGHTS), i * math.pi * (3 - math.sqrt(5))) for i in range(_LIGHTS)]
+    x, y, z, radius = suns[:, :, None].unbind(1)  # (M, 1)
+    a = radius * torch.tensor([r * math.cos(phi) for r, phi in spiral])  # (M, 16)
+    b = radius * torch.tensor([r * math.sin(phi) for r, phi in spiral])
+    flat = (x * x + y * y).sqrt()
+    directions = torch.stack(
+        (x - a * y / flat - b * x * z / flat, y + a * x / flat - b * y * z / flat, z + b * flat), 1
+    )
+    return rearrange(directions, "m xyz (k s) -> xyz k (m s)", s=samples).contiguous()

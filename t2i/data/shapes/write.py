@@ -54,7 +54,11 @@ def _add(tar: tarfile.TarFile, seeds: range, size: int, crop: int | None) -> Non
     for i, image in enumerate(to_pil(samples["image"])):
         png = io.BytesIO()
         image.save(png, "PNG")
-        facts = {"captions": samples["captions"][i], "scene": json.loads(samples["scene"][i]), "seed": samples["seed"][i]}
+        facts = {
+            "captions": samples["captions"][i],
+            "scene": json.loads(samples["scene"][i]),
+            "seed": samples["seed"][i],
+        }
         files = {"png": png.getvalue(), "txt": samples["caption"][i].encode(), "json": json.dumps(facts).encode()}
         for ending, content in files.items():
             member = tarfile.TarInfo(f"{samples['key'][i]}.{ending}")

@@ -102,18 +102,24 @@ class ClipEncoder(nn.Module):
     def encode_tokens(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
         """Tokens (B, L) → pooled (B, D) unit vectors, token states (B, L, W) after the last norm, mask (B, L)."""
         clip = self.clip
-        x = clip.token_embedding(tokens) + clip.positional_embedding                # (B, L, W)
-        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))            # (B, L, W)
+        length = tokens.shape[1]                                                    # the mask is causal: any length will do
+        x = clip.token_embedding(tokens) + clip.positional_embedding[:length]       # (B, L, W)
+        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
         pooled = text_global_pool(x, tokens, clip.text_pool_type, eos_token_id=clip.text_eos_id)
         projection = clip.text_projection
         pooled = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
         return TextFeatures(F.normalize(pooled.float(), dim=-1), x, mask)
 
-    def encode_text(self, captions: Sequence[str]) -> TextFeatures:
-        """B sentences → `TextFeatures` on the encoder's device."""
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L) and mask on the encoder's device, L being no longer than the longest caption needs."""
         tokens, mask = self.tokenizer(captions)
+        length = int(mask.sum(dim=1).max())
         device = self.clip.logit_scale.device
-        return self.encode_tokens(tokens.to(device), mask.to(device))
+        return tokens[:, :length].to(device), mask[:, :length].to(device)
+
+    def encode_text(self, captions: Sequence[str]) -> TextFeatures:
+        """B sentences → `TextFeatures` on the encoder's device, L being the longest caption's length."""
+        return self.encode_tokens(*self.tokenize(captions))
 
     @torch.inference_mode()
     def similarity(self, image: Tensor, captions: Sequence[str]) -> Tensor:

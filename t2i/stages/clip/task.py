@@ -1,6 +1,6 @@
 """The contrastive objective (Radford et al. 2021, Figure 3), with repeated captions counted as matches.
 
-B batch of one process · N batch of all processes · L tokens · D embedding width
+B batch of one process · N batch of all processes · D embedding width
 """
 
 import torch
@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.config import Config
+from t2i.seed import mix
 from t2i.stages.clip.model import ClipEncoder
 from t2i.types import Batch, Encoder
 
@@ -27,14 +28,14 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(all_gather(x.contiguous()))
 
 
-def contrastive_loss(image: Tensor, text: Tensor, tokens: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def contrastive_loss(image: Tensor, text: Tensor, caption: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric cross-entropy over the similarities of unit vectors (B, D); returns per-sample loss and accuracy (B,).
 
-    Where a caption occurs more than once in the batch, every picture with that caption is a match and the target is
+    `caption` (B,) holds a number per sentence, the same for equal ones; `scale` is the inverse temperature. Where a caption occurs more than once in the batch, every picture with that caption is a match and the target is
     spread evenly over them (Yang et al. 2022, arXiv 2204.03610, equation 3).
     """
-    all_image, all_text, all_tokens = gather(image), gather(text), gather(tokens)   # (N, D) (N, D) (N, L)
-    same = (tokens[:, None] == all_tokens[None]).all(dim=-1)                        # (B, N)
+    all_image, all_text, all_captions = gather(image), gather(text), gather(caption)
+    same = caption[:, None] == all_captions[None]                                   # (B, N)
     target = same.float() / same.sum(dim=1, keepdim=True)
     by_image = scale * image @ all_text.T                                           # (B, N)
     by_text = scale * text @ all_image.T                                            # (B, N)
@@ -62,12 +63,12 @@ class ClipTask(nn.Module):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` and retrieval `accuracy` within the batch, each (B,)."""
         image = self.model.encode_image(batch["image"])                             # (B, D)
-        tokens, mask = self.model.tokenizer(batch["caption"])
-        tokens, mask = tokens.to(image.device), mask.to(image.device)
+        tokens, mask = self.model.tokenize(batch["caption"])
         text = self.model.encode_tokens(tokens, mask).pooled                        # (B, D)
         scale = self.model.clip.logit_scale.exp().clamp(max=self.max_scale)
         with torch.autocast(image.device.type, enabled=False):
-            loss, accuracy = contrastive_loss(image, text, tokens, scale)
+            caption = torch.tensor([mix(text) for text in batch["caption"]], device=image.device)
+            loss, accuracy = contrastive_loss(image, text, caption, scale)
         return {"loss": loss, "accuracy": accuracy.detach()}
 
     @torch.no_grad()

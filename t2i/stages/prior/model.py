@@ -85,7 +85,8 @@ class Prior(nn.Module):
         """
         caption = self.text_proj(text.sequence)                                     # (B, L, M)
         pooled = self.clip_text_proj(text.pooled)[:, None]                          # (B, 1, M)
-        tokens = torch.cat([caption, pooled], dim=1) + self.positions[:, : caption.shape[1] + 1]
+        caption = caption + self.positions[:, : caption.shape[1]]
+        tokens = torch.cat([caption, pooled + self.positions[:, -4:-3]], dim=1)     # (B, L+1, M)
         mask = torch.cat([text.mask, text.mask.new_ones(len(text.mask), 1)], dim=1) # (B, L+1)
         return Condition(mask=mask, context=self.transformer.prefix(tokens, mask))
 

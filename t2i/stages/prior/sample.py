@@ -4,6 +4,7 @@ B batch · D width of CLIP embeddings
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from t2i.diffusion.prediction import Parametrisation
@@ -39,8 +40,12 @@ def sample(
     config = model.config
     process = Process.from_schedule(config.schedule, config.num_steps)
     parametrisation = Parametrisation(config.target, "fixed_small")
+    null_condition = None
+    if null is not None and sampling.guidance != 1:
+        length = max(text.mask.shape[1], null.mask.shape[1])
+        text, null = padded(text, length), padded(null, length)
+        null_condition = model.condition(null)
     condition = model.condition(text)
-    null_condition = model.condition(null) if null is not None and sampling.guidance != 1 else None
     candidates = []
     for _ in range(num_candidates):
         x_T = streams.normal(config.clip_dim).to(text.pooled.device)                # (B, D)
@@ -52,3 +57,9 @@ def sample(
     z_i = torch.stack(candidates)                                                   # (N, B, D)
     best = (z_i * text.pooled).sum(dim=-1).argmax(dim=0)                            # (B,)
     return z_i[best, torch.arange(len(best), device=best.device)]                   # (B, D)
+
+
+def padded(text: TextFeatures, length: int) -> TextFeatures:
+    """Sentences lengthened to L = `length` places, the new ones masked, so that both rows of guidance fit one batch."""
+    missing = length - text.mask.shape[1]
+    return TextFeatures(text.pooled, F.pad(text.sequence, (0, 0, 0, missing)), F.pad(text.mask, (0, missing)))

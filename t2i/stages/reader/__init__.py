@@ -1,4 +1,4 @@
-"""A reader of scenes: which things a picture of the shapes world shows, and where. It judges what the other stages draw.
+"""A reader of scenes: which things a picture of the shapes world shows, and where. It judges what others draw.
 
 In: pictures (B, 3, H, W) in [-1, 1], best between 64 and 256 pixels. Out: for each, a list of `Detection`s with shape,
 colour, box and whether the thing stands on another. It shares nothing with CLIP or with any stage that draws.

@@ -48,7 +48,7 @@ class ReaderConfig(Config):
     blocks: tuple[int, int, int] = (1, 1, 2)
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = COLOURS
-    groups: int = Field(8, ge=1, description="of every GroupNorm")
+    groups: int = Field(default=8, ge=1, description="of every GroupNorm")
 
     @property
     def maps(self) -> dict[str, int]:
@@ -85,13 +85,15 @@ class Reader(nn.Module):
         self.coarse = nn.Sequential(nn.Conv2d(middle, coarse, 3, 2, 1), third, nn.Conv2d(coarse, middle, 1))
         self.join = Residual(middle, groups)
         self.norm = nn.GroupNorm(groups, middle)
-        self.out = nn.Conv2d(middle, 4 * sum(config.maps.values()), 1)
-        nn.init.zeros_(self.out.bias)
-        nn.init.constant_(self.out.bias[:4], -4.0)  # few cells hold an object (section 3 of Lin et al. 2017, 1708.02002)
+        num_maps = 4 * sum(config.maps.values())
+        self.out = nn.Conv2d(middle, num_maps, 1)
+        bias = torch.zeros(num_maps)
+        bias[:4] = -4.0  # of heat: few cells hold an object (Lin et al. 2017, arXiv 1708.02002, section 3.3)
+        self.out.bias = nn.Parameter(bias)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) in [-1, 1] → maps by name, (B, K, G, G) each: logits of `heat`, `raised`, `shape` and `colour`;
-        `offset` of the box's middle from the middle of the cell, in cells; `extent`, the log of the box's sides in cells."""
+        `offset` of the box's middle from the cell's, in cells; `extent`, the log of the box's sides in cells."""
         x = self.fine(fit(image, self.config.image_size))                           # (B, 32, 32, 32)
         x = self.middle(x)                                                          # (B, 64, 16, 16)
         x = self.join(x + F.interpolate(self.coarse(x), size=x.shape[-2:]))         # (B, 64, 16, 16)

@@ -3,6 +3,7 @@
 B batch · H W pixels · G cells along a side of the output grid · M objects
 """
 
+import json
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.config import Config
-from t2i.data.shapes.layout import scene_from_seed
 from t2i.data.shapes.scene import Box, Scene, truth
 from t2i.seed import Streams
 from t2i.stages.reader.model import Detection, Reader, ReaderConfig
@@ -29,27 +29,25 @@ class ReaderOptions(Config):
     brightness. `spread` is the standard deviation of a peak of the target heatmap, in cells.
     """
 
-    blur: float = Field(1.0, ge=0)
-    noise: float = Field(0.12, ge=0)
-    light: float = Field(0.12, ge=0)
-    spread: float = Field(0.9, gt=0)
+    blur: float = Field(default=1.0, ge=0)
+    noise: float = Field(default=0.12, ge=0)
+    light: float = Field(default=0.12, ge=0)
+    spread: float = Field(default=0.9, gt=0)
 
 
 class ReaderTask(nn.Module):
-    """Trains a `Reader` on the source `shapes`, whose keys tell the seeds of the scenes. Needs no encoder."""
+    """Trains a `Reader` on the source `shapes`, which gives every picture with its `scene`. Needs no encoder."""
 
-    keys = ("image", "key")
+    keys = ("image", "scene")
 
-    def __init__(
-        self, model: Reader, encoder: Encoder | None = None, options: ReaderOptions = ReaderOptions()
-    ) -> None:
+    def __init__(self, model: Reader, encoder: Encoder | None = None, options: ReaderOptions = ReaderOptions()) -> None:
         super().__init__()
         self.model = model
         self.options = options
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` and its parts, each (B,): `heat`, `place` (offset and extent), `names` (raised, shape and colour)."""
-        image, scenes = batch["image"], [listed(scene) for scene in scenes_of(batch["key"])]
+        image, scenes = batch["image"], things_of(batch)
         if self.model.training:
             image, mirrored = spoil(image, Streams(batch["seed"], "reader"), self.options)
             scenes = [[mirror(t) if m else t for t in things] for things, m in zip(scenes, mirrored, strict=True)]
@@ -63,17 +61,12 @@ class ReaderTask(nn.Module):
 
     def metrics(self, batch: Batch) -> dict[str, float]:
         """Shares of held-out `objects` and of whole `pictures` that are read without a fault."""
-        return accuracy(self.model.read(batch["image"]), [listed(scene) for scene in scenes_of(batch["key"])])
+        return accuracy(self.model.read(batch["image"]), things_of(batch))
 
 
-def scenes_of(keys: Sequence[str]) -> list[Scene]:
-    """The scenes behind keys of the source `shapes`, which hold their seeds in hexadecimal.
-
-    Raises ValueError for other keys.
-    """
-    if foreign := [key for key in keys if not key.startswith("shapes-")]:
-        raise ValueError(f"the reader trains on data.source: shapes only, got a picture with key {foreign[0]!r}")
-    return [scene_from_seed(int(key.removeprefix("shapes-"), 16)) for key in keys]
+def things_of(batch: Batch) -> list[list[Detection]]:
+    """The things of every picture, from the JSON text of its scene."""
+    return [listed(Scene.from_dict(json.loads(text))) for text in batch["scene"]]
 
 
 def listed(scene: Scene) -> list[Detection]:
@@ -116,7 +109,9 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     return rearrange(x, "1 (b c) h w -> b c h w", b=batch)
 
 
-def targets(scenes: Sequence[Sequence[Detection]], config: ReaderConfig, cells: int, spread: float) -> dict[str, Tensor]:
+def targets(
+    scenes: Sequence[Sequence[Detection]], config: ReaderConfig, cells: int, spread: float
+) -> dict[str, Tensor]:
     """What the maps should be: `heat` (B, 1, G, G) with peaks of exactly 1, and per cell, of the nearest peak's object,
     `offset` and `extent` (B, 2, G, G), `raised` (B, 1, G, G), `shape` and `colour` (B, G, G) as indices."""
     size = (len(scenes), cells, cells)
@@ -141,7 +136,7 @@ def targets(scenes: Sequence[Sequence[Detection]], config: ReaderConfig, cells: 
 
 
 def losses(maps: dict[str, Tensor], aim: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Zhou et al. 2019: equation 1 for the heatmap; L1 and cross-entropies for the rest, weighted by the target heat."""
+    """Zhou et al. 2019: equation 1 for the heatmap; L1 and cross-entropies elsewhere, weighted by the target."""
     heat, logits = aim["heat"], maps["heat"]                                        # (B, 1, G, G)
     p, count = logits.sigmoid(), (heat == 1).sum(dim=(1, 2, 3)).clamp(min=1)
     found = -F.logsigmoid(logits) * (1 - p) ** 2
@@ -173,15 +168,21 @@ def match(found: Sequence[Detection], things: Sequence[Detection]) -> list[Detec
 
 
 def accuracy(readings: Sequence[Sequence[Detection]], scenes: Sequence[Sequence[Detection]]) -> dict[str, float]:
-    """Over B pictures: `objects`, the share of things that are seen with their shape, colour and place, where every
-    detection too many counts as a fault; `raised`, the share of those seen whose footing is right; `pictures`, the
-    share without any fault."""
-    right = seen = total = whole = footing = 0
+    """How well pictures were read, as shares of 1.
+
+    `objects`: things seen with their shape, colour and place, where every detection too many counts as one more fault.
+    `raised`: of those, whether they stand on another is told rightly. `pictures`: everything is right and nothing is
+    too many.
+    """
+    right = footing = total = whole = 0
     for found, things in zip(readings, scenes, strict=True):
         matched = match(found, things)
-        seen += sum(m is not None for m in matched)
-        footing += sum(m is not None and m.raised == t.raised for m, t in zip(matched, things, strict=True))
-        right += sum(m is not None for m in matched)
-        total += len(things) + max(0, len(found) - len(things))
-        whole += len(found) == len(things) and all(m is not None and m.raised == t.raised for m, t in zip(matched, things, strict=True))
-    return {"objects": right / max(1, total), "raised": footing / max(1, seen), "pictures": whole / max(1, len(scenes))}
+        seen = sum(m is not None for m in matched)
+        stands = sum(m is not None and m.raised == t.raised for m, t in zip(matched, things, strict=True))
+        right, footing, total = right + seen, footing + stands, total + max(len(things), len(found))
+        whole += stands == len(things) == len(found)
+    return {
+        "objects": right / max(1, total),
+        "raised": footing / max(1, right),
+        "pictures": whole / max(1, len(scenes)),
+    }

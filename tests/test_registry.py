@@ -1,0 +1,110 @@
+"""Every stage that the registry knows: builds small, learns, saves, and loads to the same numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import small_clip, small_decoder, small_prior, small_upsampler
+from t2i.errors import DataError, UsageError
+from t2i.registry import STAGES, load_stage, save_stage, stage
+from t2i.stages.decoder.model import Decoder
+from t2i.stages.prior.model import Prior
+
+SMALL: dict[str, Callable[[], nn.Module]] = {
+    "clip": small_clip,
+    "prior": small_prior,
+    "decoder": small_decoder,
+    "upsampler": lambda: small_upsampler(8, 32),
+}
+
+
+def batch(count: int = 4) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.rand(count, 3, 32, 32, generator=generator) * 2 - 1,
+        "caption": ["a red cube", "a blue sphere", "a cube", "a green cube and a red sphere"][:count],
+        "seed": list(range(count)),
+        "key": [str(i) for i in range(count)],
+    }
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_contract_of_a_task(name: str) -> None:
+    if name not in SMALL:
+        pytest.skip(f"{name} makes its own batches and is tested with its metrics")
+    model, encoder = SMALL[name](), small_clip().requires_grad_(False)
+    task = STAGES[name].task_class(model, encoder, STAGES[name].options_class())
+    losses = task.loss(batch())
+    assert "loss" in losses
+    assert {tuple(x.shape) for x in losses.values()} == {(4,)}
+    losses["loss"].mean().backward()
+    silent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert silent == []
+    grid = task.sample(batch())
+    assert grid is None or (grid.ndim == 4 and grid.shape[1] == 3 and torch.isfinite(grid).all())
+    assert all(isinstance(v, float) for v in task.metrics(batch()).values())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_save_and_load_give_the_same_stage(name: str, tmp_path: Path) -> None:
+    model = SMALL[name]()
+    save_stage(tmp_path, name, model)
+    loaded = load_stage(tmp_path, expect=name)
+    assert loaded.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert not loaded.training
+
+
+def test_half_precision_on_disk_is_float32_in_memory(tmp_path: Path) -> None:
+    model = small_upsampler(8, 32)
+    save_stage(tmp_path, "upsampler", model, dtype=torch.bfloat16)
+    loaded = load_stage(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    a, b = model.unet.conv_in.weight, loaded.unet.conv_in.weight
+    torch.testing.assert_close(a, b, rtol=1 / 128, atol=1e-6)
+    assert not torch.equal(a, b)
+
+
+def test_another_stage_or_none_is_refused(tmp_path: Path) -> None:
+    save_stage(tmp_path, "upsampler", small_upsampler(8, 32))
+    with pytest.raises(DataError, match="holds a upsampler, expected a decoder"):
+        load_stage(tmp_path, expect="decoder")
+    with pytest.raises(UsageError, match="did you mean 'prior'"):
+        stage("priro")
+
+
+def test_the_decoder_hears_all_its_conditions() -> None:
+    decoder: Decoder = small_decoder()
+    tokens, mask = decoder.config.tokenizer.build()(["a red cube", "a blue sphere"])
+    x_t, t, z = torch.randn(2, 3, 32, 32), torch.tensor([10, 500]), torch.randn(2, 16)
+    base = decoder(x_t, t, decoder.condition(tokens, mask, z))
+    for changed in (
+        decoder.condition(tokens.flip(0), mask.flip(0), z),
+        decoder.condition(tokens, mask, z.flip(0)),
+        decoder.condition(tokens, mask, z, clip_keep=torch.tensor([False, False])),
+        decoder.condition(tokens, mask, z, text_keep=torch.tensor([False, False])),
+    ):
+        assert (decoder(x_t, t, changed) - base).abs().max() > 1e-4
+    nothing = decoder(x_t, t, decoder.null_condition(2))
+    drop = torch.zeros(2, dtype=torch.bool)
+    both = decoder(x_t, t, decoder.condition(tokens, mask, z, clip_keep=drop, text_keep=drop))
+    torch.testing.assert_close(nothing, both)
+
+
+def test_an_upsampler_takes_any_size() -> None:
+    upsampler = small_upsampler(8, 32)
+    for side in (8, 12, 20):
+        condition = upsampler.condition(torch.rand(1, 3, side, side))
+        assert upsampler(torch.randn(1, 3, 4 * side, 4 * side), torch.tensor([5]), condition).shape[-1] == 4 * side
+
+
+def test_statistics_travel_with_the_prior(tmp_path: Path) -> None:
+    prior = small_prior()
+    save_stage(tmp_path, "prior", prior)
+    loaded = load_stage(tmp_path)
+    assert isinstance(loaded, Prior)
+    assert loaded.calibrated
+    assert torch.equal(loaded.std, prior.std)
