@@ -1,6 +1,6 @@
 """Draw pictures with the bundled model, look at what each stage did, and repeat one of them from its PNG.
 
-    python examples/01_generate.py "a red cube" --num 2 --out out
+python examples/01_generate.py "a red cube" --num 2 --out out
 """
 
 import argparse

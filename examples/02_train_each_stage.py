@@ -8,19 +8,13 @@ that was trained first; the upsamplers depend on nothing. Running the script aga
 """
 
 import argparse
-import json
-import shutil
 from pathlib import Path
 
-from t2i import Pipeline
+from t2i.pipelines.dalle2 import DALLE2
+
 from t2i.recipe import train
 
-SIZES = {"clip": 64, "prior": 64, "decoder": 64, "up256": 256, "up1024": 1024}
-SETTINGS = {
-    "steps": {"prior": 25, "decoder": 30, "up256": 10, "up1024": 6},
-    "guidance": {"prior": 2.0, "decoder": 3.0},
-    "sampler": {"prior": "ddpm", "decoder": "ddim", "up256": "ddim", "up1024": "ddim"},
-}
+STAGES = ("clip", "prior", "decoder", "up256", "up1024")
 
 
 def main() -> None:
@@ -28,7 +22,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mine"))
     parser.add_argument("--data", default="shapes", help="shapes, a folder of captioned pictures, or tar shards")
     parser.add_argument("--minutes", type=float, default=5.0, help="per stage")
-    parser.add_argument("--stages", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every stage, such as train.steps=20")
     args = parser.parse_args()
 
@@ -44,18 +38,13 @@ def main() -> None:
         result = train(f"configs/shapes/{stage}.yaml", overrides)
         print(f"{stage}: {result.step} steps, {result.images} pictures, {result.reason}")
 
-    # A pipeline is a folder of stages and an index.
-    model = args.out / "pipeline"
-    index: dict = {"_class_name": "dalle2"}
-    for stage in args.stages:
-        shutil.copytree(args.out / stage, model / stage, ignore=shutil.ignore_patterns("checkpoints", "samples", "*.jsonl"),
-                        dirs_exist_ok=True)  # fmt: skip
-        index[stage] = ["t2i", "upsampler" if stage.startswith("up") else stage]
-    settings = {what: {s: v for s, v in values.items() if s in args.stages} for what, values in SETTINGS.items()}
-    (model / "model_index.json").write_text(json.dumps(index | {"settings": settings}, indent=2))
-    if {"clip", "prior", "decoder"} <= set(args.stages):
-        pipe = Pipeline.from_pretrained(model)
-        pipe("a red cube", seed=0, stop_after="decoder").save(args.out / "cube.png")
+    # A pipeline is a folder of stages and an index; `t2i assemble` does the same from the command line.
+    pipe = DALLE2.assemble(
+        {stage: args.out / stage for stage in STAGES if (args.out / stage / "config.json").is_file()}
+    )
+    pipe.save_pretrained(args.out / "pipeline")
+    if {"prior", "decoder"} <= set(pipe.parts):
+        pipe("a red cube", seed=0).save(args.out / "cube.png")
         print(args.out / "cube.png")
 
 

@@ -11,7 +11,7 @@ Legend: N pictures · D width of CLIP embeddings · S side of a picture in pixel
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,12 @@ class DALLE2(Pipeline):
 
     kind = "dalle2"
     drawing = ("prior", "decoder", "up256", "up1024")
+    places: ClassVar = {"clip": "clip", "prior": "prior", "decoder": "decoder", "up256": "upsampler", "up1024": "upsampler"}
+    defaults: ClassVar = {  # steps and samplers of Table 3, fewer where small networks need fewer
+        "steps": {"prior": 25, "decoder": 30, "up256": 10, "up1024": 6},
+        "guidance": {"prior": 2.0, "decoder": 3.0},
+        "sampler": {"prior": "ddpm", "decoder": "ddim", "up256": "ddim", "up1024": "ddim"},
+    }
 
     def __call__(
         self,
@@ -86,7 +92,16 @@ class DALLE2(Pipeline):
         """
         prompts, truncated = self.check_prompts(prompt, self.clip.tokenizer)
         call = self._resolve(
-            prompts, negative_prompt, num_images_per_prompt, seed, steps, guidance, stop_after, callback, progress, max_batch
+            prompts,
+            negative_prompt,
+            num_images_per_prompt,
+            seed,
+            steps,
+            guidance,
+            stop_after,
+            callback,
+            progress,
+            max_batch,
         )
         with call.bar:
             z_i, x = self._draw(call)
@@ -102,12 +117,12 @@ class DALLE2(Pipeline):
 
     def _draw(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """The story itself: embeddings (N, D), and pictures (N, 3, S, S) in [-1, 1] unless it stops before."""
-        z_i = self._each(call, "prior", self._prior)                                # (N, D)
+        z_i = self._each(call, "prior", self._prior)  # (N, D)
         x = None
         if "decoder" in call.stages:
-            x = self._each(call, "decoder", self._decoder, z_i)                     # (N, 3, 64, 64)
+            x = self._each(call, "decoder", self._decoder, z_i)  # (N, 3, 64, 64)
         for stage in call.stages[2:]:
-            x = self._each(call, stage, self._upsampler, x)                         # (N, 3, 256, 256), (N, 3, 1024, 1024)
+            x = self._each(call, stage, self._upsampler, x)  # (N, 3, 256, 256), (N, 3, 1024, 1024)
         return z_i, x
 
     def _prior(self, call: Call, stage: str, rows: slice, on_step: Any, _: Tensor | None) -> Tensor:
@@ -161,7 +176,8 @@ class DALLE2(Pipeline):
         on_step = self.watch(stage, call.bar, call.callback)
         with self.running(stage, call.timings):
             done = [
-                fn(call, stage, rows, on_step, None if inputs is None else inputs[rows]) for rows in self._chunks(call, stage)
+                fn(call, stage, rows, on_step, None if inputs is None else inputs[rows])
+                for rows in self._chunks(call, stage)
             ]
         return check_finite(stage, torch.cat(done).float())
 
@@ -186,14 +202,16 @@ class DALLE2(Pipeline):
         scales = self.choose("guidance", guidance, _check_guidance)
         samplers = self.settings.get("sampler", {})
         sampling = {
-            s: Sampling(chosen_steps[s], samplers.get(s, "ddim"), 1.0 if scales[s] is None else scales[s]) for s in stages
+            s: Sampling(chosen_steps[s], samplers.get(s, "ddim"), 1.0 if scales[s] is None else scales[s])
+            for s in stages
         }
         call = Call(
             [p for p in prompts for _ in range(num)], [n for n in negatives for _ in range(num)],
             seeds, sampling, stages, max_batch, {}, callback, tqdm(disable=not progress, unit="step", leave=False),
         )  # fmt: skip
         call.bar.total = sum(
-            len(self._chunks(call, s)) * self._num_steps(s, chosen_steps[s]) * (CANDIDATES if s == "prior" else 1) for s in stages
+            len(self._chunks(call, s)) * self._num_steps(s, chosen_steps[s]) * (CANDIDATES if s == "prior" else 1)
+            for s in stages
         )
         return call
 

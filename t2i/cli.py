@@ -56,7 +56,7 @@ def generate(
             raise DataError(f"{from_}: its recipe is not one of t2i's") from error
     else:
         if not prompts:
-            raise UsageError("no prompt given; try: t2i generate \"a red cube\"")
+            raise UsageError('no prompt given; try: t2i generate "a red cube"')
         arguments = {
             "prompt": prompts, "negative_prompt": negative, "num_images_per_prompt": num, "seed": seed,
             "steps": _by_stage("steps", steps, _int_or_text), "guidance": _by_stage("guidance", guidance, float),
@@ -80,12 +80,39 @@ def generate(
 @app.command(context_settings={"allow_extra_args": False})
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file, such as configs/shapes/decoder.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Such as train.steps=1000.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Such as train.steps=1000.")
+    ] = None,
 ) -> None:
     """Train one stage. Running the same command again continues where it stopped."""
     from t2i.recipe import train as run
 
     run(config, overrides or [])
+
+
+@app.command()
+def assemble(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    stages: Annotated[
+        list[str], typer.Argument(metavar="STAGE=FOLDER...", help="Such as clip=runs/clip prior=runs/prior.")
+    ],
+    dtype: Annotated[str, typer.Option(help="Of the written weights: float32, bfloat16 or float16.")] = "bfloat16",
+) -> None:
+    """Chain stages that were trained on their own into a pipeline folder."""
+    pairs = dict(part.split("=", 1) for part in stages if "=" in part)
+    if len(pairs) != len(stages):
+        raise UsageError(f"expected stage=folder, got {' '.join(stages)}")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UsageError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
+    from t2i.storage import writable
+
+    writable(out)
+    import torch
+
+    from t2i.pipelines.dalle2 import DALLE2
+
+    DALLE2.assemble(pairs).save_pretrained(out, getattr(torch, dtype))
+    typer.echo(f"{out}: {', '.join(pairs)}")
 
 
 @data_app.command()
@@ -126,7 +153,9 @@ def compose(
 
 
 @app.command()
-def info(model: Annotated[str | None, typer.Argument(help="A model by name or folder; none lists the known ones.")] = None) -> None:
+def info(
+    model: Annotated[str | None, typer.Argument(help="A model by name or folder; none lists the known ones.")] = None,
+) -> None:
     """Versions and this machine, or the stages, sizes and settings of a model."""
     from t2i.info import describe
 

@@ -27,4 +27,6 @@ def resolve(name_or_folder: str | Path) -> Path:
         return asset("weights", name)
     if folder.is_dir():
         raise UsageError(f"{folder}: no model_index.json in this folder, so it is not a pipeline")
-    raise UsageError(f"unknown model {name!r}{did_you_mean(name, known)}: neither a folder nor one of {', '.join(known)}")
+    raise UsageError(
+        f"unknown model {name!r}{did_you_mean(name, known)}: neither a folder nor one of {', '.join(known)}"
+    )

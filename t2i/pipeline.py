@@ -68,7 +68,12 @@ class Output:
 
     def recipe_of(self, i: int) -> dict[str, Any]:
         """The call that draws picture `i` alone."""
-        arguments = {**self.recipe["arguments"], "prompt": self.prompts[i], "seed": self.seeds[i], "num_images_per_prompt": 1}
+        arguments = {
+            **self.recipe["arguments"],
+            "prompt": self.prompts[i],
+            "seed": self.seeds[i],
+            "num_images_per_prompt": 1,
+        }
         return {**self.recipe, "arguments": arguments}
 
     def save(self, path: str | Path) -> list[Path]:
@@ -92,8 +97,14 @@ class Pipeline:
     kind: ClassVar[str]
     drawing: ClassVar[tuple[str, ...]]
     """Names of the stages that draw, in order."""
+    places: ClassVar[dict[str, str]]
+    """Every place in the chain and the kind of stage that fills it."""
+    defaults: ClassVar[dict[str, dict[str, Any]]]
+    """What `steps`, `guidance` and `sampler` are unless a model says otherwise."""
 
-    def __init__(self, parts: Mapping[str, nn.Module], settings: Mapping[str, Mapping[str, Any]], source: str = "") -> None:
+    def __init__(
+        self, parts: Mapping[str, nn.Module], settings: Mapping[str, Mapping[str, Any]], source: str = ""
+    ) -> None:
         self.parts = dict(parts)
         self.settings = {key: dict(value) for key, value in settings.items()}
         self.source = source
@@ -123,8 +134,34 @@ class Pipeline:
         if kind not in KINDS:
             raise DataError(f"{folder}: unknown kind of pipeline {kind!r}; known: {', '.join(KINDS)}")
         cls: type[Pipeline] = getattr(import_module(f"t2i.pipelines.{kind}"), KINDS[kind])
-        parts = {name: load_stage(folder / name, expect=value[1]) for name, value in index.items() if isinstance(value, list)}
+        parts = {
+            name: load_stage(folder / name, expect=value[1]) for name, value in index.items() if isinstance(value, list)
+        }
         return cls(parts, index.get("settings", {}), str(name_or_folder)).to(device, dtype)
+
+    @classmethod
+    def assemble(
+        cls, folders: Mapping[str, str | Path], settings: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Self:
+        """Chain stages that were trained on their own: `DALLE2.assemble({"clip": "runs/clip", "prior": …})`.
+
+        Args:
+            folders: stage folders by the name of their place in the chain; later stages may be missing.
+            settings: what differs from the class's own `defaults`.
+
+        Raises UsageError for a place that the chain does not have, DataError for a folder that holds another stage.
+        """
+        for name in folders:
+            if name not in cls.places:
+                raise UsageError(
+                    f"unknown stage {name!r}{did_you_mean(name, cls.places)}; stages are {', '.join(cls.places)}"
+                )
+        parts = {name: load_stage(folders[name], expect=kind) for name, kind in cls.places.items() if name in folders}
+        chosen = {
+            what: {name: value for name, value in (values | (settings or {}).get(what, {})).items() if name in parts}
+            for what, values in cls.defaults.items()
+        }
+        return cls(parts, chosen)
 
     def to(self, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> Self:
         """Move every stage; "auto" as in `from_pretrained`."""
@@ -161,7 +198,9 @@ class Pipeline:
         if isinstance(given, Mapping):
             for name in given:
                 if name not in stages:
-                    raise UsageError(f"{what}: unknown stage {name!r}{did_you_mean(name, stages)}; stages are {', '.join(stages)}")
+                    raise UsageError(
+                        f"{what}: unknown stage {name!r}{did_you_mean(name, stages)}; stages are {', '.join(stages)}"
+                    )
         values = {name: self.settings.get(what, {}).get(name) for name in stages}
         if given is not None:
             guided = [name for name in stages if what != "guidance" or values[name] is not None]

@@ -50,6 +50,7 @@ STAGES = {
     "prior": Stage("prior", "PriorConfig", "Prior", "PriorTask", "PriorOptions"),
     "decoder": Stage("decoder", "DecoderConfig", "Decoder", "DecoderTask", "DecoderOptions"),
     "upsampler": Stage("upsampler", "UpsamplerConfig", "Upsampler", "UpsamplerTask", "UpsamplerOptions"),
+    "reader": Stage("reader", "ReaderConfig", "Reader", "ReaderTask", "ReaderOptions"),
 }
 
 
@@ -61,7 +62,11 @@ def stage(name: str) -> Stage:
 
 
 def save_stage(
-    folder: str | Path, name: str, model: nn.Module, state: dict[str, torch.Tensor] | None = None, dtype: torch.dtype | None = None
+    folder: str | Path,
+    name: str,
+    model: nn.Module,
+    state: dict[str, torch.Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write `config.json` and safetensors; `state` replaces the model's own weights, for example by their average."""
     config = {"stage": name, "model": model.config.model_dump(mode="json")}  # type: ignore[union-attr, operator]
@@ -84,7 +89,9 @@ def load_stage(folder: str | Path, expect: str | None = None) -> nn.Module:
     except (ValidationError, KeyError) as error:
         raise DataError(f"{folder}: config.json does not fit this version of t2i: {_first_line(error)}") from error
     try:
-        model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+        model.load_state_dict(
+            {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        )
     except RuntimeError as error:
         raise DataError(f"{folder}: weights do not fit config.json: {_first_line(error, 2)}") from error
     return model.eval()

@@ -35,7 +35,9 @@ class Condition:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Condition":
         """The same condition with `fn` applied to every tensor in it."""
-        changed: dict[str, Any] = {f.name: fn(v) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        changed: dict[str, Any] = {
+            f.name: fn(v) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
         if self.context is not None:
             changed["context"] = tuple((fn(k), fn(v)) for k, v in self.context)
         return replace(self, **changed)
@@ -59,7 +61,8 @@ class Condition:
                 joined[f.name] = torch.cat(values)
             elif values[0] is not None:
                 joined[f.name] = tuple(
-                    (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in zip(*values, strict=True)
+                    (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
+                    for layer in zip(*values, strict=True)
                 )
         return Condition(**joined)
 

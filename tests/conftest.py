@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from t2i.pipelines.dalle2 import DALLE2
 
 from t2i.nn.transformer import TextConfig
 from t2i.nn.unet import UNetConfig
-from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.clip.model import ClipConfig, ClipEncoder
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.prior.model import Prior, PriorConfig
@@ -47,7 +47,13 @@ def small_decoder() -> Decoder:
     tokenizer = TokenizerConfig(words=WORDS, context=CONTEXT)
     config = DecoderConfig(
         unet=UNetConfig(
-            channels=32, multipliers=(1, 2), num_blocks=1, attention=(2,), head_channels=32, context_dim=32, patch_size=4
+            channels=32,
+            multipliers=(1, 2),
+            num_blocks=1,
+            attention=(2,),
+            head_channels=32,
+            context_dim=32,
+            patch_size=4,
         ),
         text=TextConfig(width=32, layers=1, heads=2, vocab_size=tokenizer.vocab_size, context=CONTEXT),
         clip_dim=16,

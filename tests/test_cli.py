@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from t2i.pipelines.dalle2 import DALLE2
 
 from t2i.cli import main
-from t2i.pipelines.dalle2 import DALLE2
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +42,10 @@ def test_generate_writes_pictures_and_tells_the_seeds(
 
 def test_from_repeats_a_picture_exactly(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "a.png", tmp_path / "b.png"
-    assert run(monkeypatch, "generate", "a red cube", "--model", model, "--out", first, "--steps", "decoder=4,prior=3") == 0
+    assert (
+        run(monkeypatch, "generate", "a red cube", "--model", model, "--out", first, "--steps", "decoder=4,prior=3")
+        == 0
+    )
     assert run(monkeypatch, "generate", "--from", first, "--out", second) == 0
     assert Image.open(first).tobytes() == Image.open(second).tobytes()
 
@@ -100,9 +103,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     assert time.perf_counter() - start < 2
 
 
-def test_data_shapes_writes_shards_that_the_loader_reads(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_data_shapes_writes_shards_that_the_loader_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert run(monkeypatch, "data", "shapes", "--count", 10, "--size", 32, "--shard-size", 6, "--out", tmp_path) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000.tar", "00001.tar"]
     from t2i.data.loader import DataConfig, Loader
@@ -128,7 +129,9 @@ def test_help_comes_within_a_second() -> None:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "t2i", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "t2i", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         seconds.append(time.perf_counter() - start)
     assert "generate" in done.stdout
     assert min(seconds) < 1, seconds
@@ -140,7 +143,13 @@ def test_help_comes_within_a_second() -> None:
 def test_train_a_stage_and_open_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two steps on rendered scenes, as a newcomer would start, in miniature."""
     out = tmp_path / "up"
-    small = ["model.unet.channels=32", "data.num_workers=0", "train.num_samples=2", "train.batch_size=2", "train.steps=2"]
+    small = [
+        "model.unet.channels=32",
+        "data.num_workers=0",
+        "train.num_samples=2",
+        "train.batch_size=2",
+        "train.steps=2",
+    ]
     assert run(monkeypatch, "train", "configs/shapes/up256.yaml", f"train.out={out}", *small) == 0
     from t2i.registry import load_stage
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_clip, small_decoder, small_prior, small_upsampler
 from torch import nn
 
-from conftest import small_clip, small_decoder, small_prior, small_upsampler
 from t2i.errors import DataError, UsageError
 from t2i.registry import STAGES, load_stage, save_stage, stage
 from t2i.stages.decoder.model import Decoder
@@ -54,7 +54,9 @@ def test_save_and_load_give_the_same_stage(name: str, tmp_path: Path) -> None:
     save_stage(tmp_path, name, model)
     loaded = load_stage(tmp_path, expect=name)
     assert loaded.config == model.config
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
     assert not loaded.training
 
 

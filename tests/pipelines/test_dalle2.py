@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from t2i.pipelines.dalle2 import DALLE2
 
 from t2i.errors import DataError, NonFiniteError, UsageError
 from t2i.images import read_recipe
 from t2i.pipeline import Pipeline
-from t2i.pipelines.dalle2 import DALLE2
 
 
 def pixels(image: object) -> np.ndarray:
@@ -79,7 +79,9 @@ def test_a_negative_prompt_changes_the_picture(pipe: DALLE2) -> None:
 
 
 def test_the_recipe_in_a_png_repeats_the_picture(pipe: DALLE2, tmp_path: Path) -> None:
-    out = pipe(["a red cube", "a cube"], num_images_per_prompt=2, seed=3, steps=3, guidance={"decoder": 2.5}, progress=False)
+    out = pipe(
+        ["a red cube", "a cube"], num_images_per_prompt=2, seed=3, steps=3, guidance={"decoder": 2.5}, progress=False
+    )
     paths = out.save(tmp_path / "cubes.png")
     assert [p.name for p in paths] == [f"cubes-{i}.png" for i in range(4)]
     recipe = read_recipe(paths[3])
@@ -129,7 +131,9 @@ def test_unknown_words_and_cut_prompts_are_told(pipe: DALLE2) -> None:
     with pytest.warns(UserWarning, match="unicorn"):
         pipe("a red unicorn", seed=1, stop_after="prior", progress=False)
     with pytest.warns(UserWarning, match="only the first 10"):
-        out = pipe(["a cube", "a red cube and a blue cube and a green cube and a"], seed=1, stop_after="prior", progress=False)
+        out = pipe(
+            ["a cube", "a red cube and a blue cube and a green cube and a"], seed=1, stop_after="prior", progress=False
+        )
     assert out.truncated == [False, True]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-
 from conftest import CONTEXT, WORDS, small_clip
+
 from t2i.stages.clip.model import ClipConfig, ClipEncoder
 from t2i.stages.clip.task import ClipTask, contrastive_loss
 
@@ -84,7 +84,9 @@ def test_resnet_tower_and_published_architecture() -> None:
 
 @pytest.mark.slow
 def test_an_architecture_of_open_clip_by_name() -> None:
-    clip = ClipEncoder(ClipConfig.model_validate({"architecture": "ViT-B-32", "tokenizer": {"kind": "clip", "context": 77}}))
+    clip = ClipEncoder(
+        ClipConfig.model_validate({"architecture": "ViT-B-32", "tokenizer": {"kind": "clip", "context": 77}})
+    )
     clip.eval()
     assert clip.dim == 512
     assert clip.encode_text(["a red cube"]).sequence.shape == (1, 77, 512)

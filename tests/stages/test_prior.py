@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from conftest import small_clip, small_prior
+
 from t2i.diffusion.sampling import Sampling
 from t2i.seed import Streams
 from t2i.stages.prior.model import Prior, PriorConfig
@@ -32,7 +32,7 @@ def test_reading_the_sentence_once_equals_one_long_causal_sequence() -> None:
 
     from t2i.nn.layers import timestep_embedding
 
-    caption = prior.text_proj(text.sequence)                                        # as long as the longest sentence
+    caption = prior.text_proj(text.sequence)  # as long as the longest sentence
     positions = torch.cat([prior.positions[:, : caption.shape[1]], prior.positions[:, -4:]], dim=1)
     tail = [prior.clip_text_proj(text.pooled), prior.time_embed(timestep_embedding(t, 32)), prior.noised_proj(x_t)]
     tokens = torch.cat([caption, torch.stack([*tail, prior.answer.expand(2, -1)], dim=1)], dim=1) + positions

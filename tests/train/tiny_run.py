@@ -1,6 +1,7 @@
 """A task of a few hundred weights, and the one call that trains it, here or in a process of its own."""
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -149,5 +150,6 @@ def child(
         os.dup2(file.fileno(), 2)
     if folder := changes.pop("folder", None):
         os.setpgrp()
+        multiprocessing.set_start_method("fork", force=True)  # not the way this process came about
         changes["loader"] = partial(Loader, DataConfig(source=folder, size=8, num_workers=2))
     run(out, SlowTask(changes.pop("dropout", 0.1), kill_at, signal_at), **changes)

@@ -15,7 +15,7 @@ from t2i.data.shapes.scene import Scene
 from t2i.data.shapes.shot import Shot
 from t2i.data.shapes.views import STRIDE, Window, make_groups, make_views
 
-_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 23}  # rays traced at once
+_CHUNK = {"cpu": 1 << 19, "cuda": 1 << 23}  # rays traced at once
 
 
 @torch.no_grad()

@@ -213,9 +213,9 @@ def _group(shape: str, members: Sequence[_Member], samples: int, device: torch.d
 
 
 def _lights(suns: Tensor, samples: int) -> Tensor:
-    """Middles and radii of lights (M, 4) → directions to points spread evenly over each, (3, K, M * S) (Vogel's spiral).
+    """Middles and radii of lights (M, 4) → directions to points spread evenly over each, (3, K, M * S).
 
-    Point k of sample s is number k * S + s of the spiral.
+    Point k of sample s is number k * S + s of Vogel's spiral (1979).
     """
     spiral = [(math.sqrt((i + 0.5) / _LIGHTS), i * math.pi * (3 - math.sqrt(5))) for i in range(_LIGHTS)]
     x, y, z, radius = suns[:, :, None].unbind(1)  # (M, 1)

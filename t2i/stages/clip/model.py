@@ -63,7 +63,9 @@ def build_clip(config: ClipConfig) -> CLIP:
             raise ValueError(f"open_clip knows no architecture {config.architecture!r}; see open_clip.list_models()")
         model = open_clip.create_model(config.architecture, pretrained=config.pretrained)
         if not isinstance(model, CLIP):
-            raise ValueError(f"{config.architecture!r} is a {type(model).__name__}; only plain CLIP towers are supported")
+            raise ValueError(
+                f"{config.architecture!r} is a {type(model).__name__}; only plain CLIP towers are supported"
+            )
         return model
     text = CLIPTextCfg(
         context_length=config.tokenizer.context,
@@ -94,7 +96,9 @@ class ClipEncoder(nn.Module):
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → unit vectors (B, D), float32. Other sizes are resized with antialiasing."""
         if image.shape[-2:] != (self.image_size, self.image_size):
-            image = F.interpolate(image.float(), size=(self.image_size,) * 2, mode="bicubic", antialias=True).clamp(-1, 1)
+            image = F.interpolate(image.float(), size=(self.image_size,) * 2, mode="bicubic", antialias=True).clamp(
+                -1, 1
+            )
         mean = image.new_tensor(self.config.mean).view(3, 1, 1)
         std = image.new_tensor(self.config.std).view(3, 1, 1)
         return F.normalize(self.clip.encode_image(((image + 1) / 2 - mean) / std).float(), dim=-1)
@@ -102,8 +106,8 @@ class ClipEncoder(nn.Module):
     def encode_tokens(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
         """Tokens (B, L) → pooled (B, D) unit vectors, token states (B, L, W) after the last norm, mask (B, L)."""
         clip = self.clip
-        length = tokens.shape[1]                                                    # the mask is causal: any length will do
-        x = clip.token_embedding(tokens) + clip.positional_embedding[:length]       # (B, L, W)
+        length = tokens.shape[1]  # the mask is causal: any length will do
+        x = clip.token_embedding(tokens) + clip.positional_embedding[:length]  # (B, L, W)
         x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
         pooled = text_global_pool(x, tokens, clip.text_pool_type, eos_token_id=clip.text_eos_id)
         projection = clip.text_projection

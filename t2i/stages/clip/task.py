@@ -35,11 +35,13 @@ def contrastive_loss(image: Tensor, text: Tensor, caption: Tensor, scale: Tensor
     spread evenly over them (Yang et al. 2022, arXiv 2204.03610, equation 3).
     """
     all_image, all_text, all_captions = gather(image), gather(text), gather(caption)
-    same = caption[:, None] == all_captions[None]                                   # (B, N)
+    same = caption[:, None] == all_captions[None]  # (B, N)
     target = same.float() / same.sum(dim=1, keepdim=True)
-    by_image = scale * image @ all_text.T                                           # (B, N)
-    by_text = scale * text @ all_image.T                                            # (B, N)
-    loss = (F.cross_entropy(by_image, target, reduction="none") + F.cross_entropy(by_text, target, reduction="none")) / 2
+    by_image = scale * image @ all_text.T  # (B, N)
+    by_text = scale * text @ all_image.T  # (B, N)
+    loss = (
+        F.cross_entropy(by_image, target, reduction="none") + F.cross_entropy(by_text, target, reduction="none")
+    ) / 2
     hit = same.gather(1, by_image.argmax(dim=1, keepdim=True))[:, 0].float()
     return loss, hit
 
@@ -55,16 +57,18 @@ class ClipTask(nn.Module):
 
     keys = ("image", "caption")
 
-    def __init__(self, model: ClipEncoder, encoder: Encoder | None = None, options: ClipOptions = ClipOptions()) -> None:
+    def __init__(
+        self, model: ClipEncoder, encoder: Encoder | None = None, options: ClipOptions = ClipOptions()
+    ) -> None:
         super().__init__()
         self.model = model
         self.max_scale = options.max_scale
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` and retrieval `accuracy` within the batch, each (B,)."""
-        image = self.model.encode_image(batch["image"])                             # (B, D)
+        image = self.model.encode_image(batch["image"])  # (B, D)
         tokens, mask = self.model.tokenize(batch["caption"])
-        text = self.model.encode_tokens(tokens, mask).pooled                        # (B, D)
+        text = self.model.encode_tokens(tokens, mask).pooled  # (B, D)
         scale = self.model.clip.logit_scale.exp().clamp(max=self.max_scale)
         with torch.autocast(image.device.type, enabled=False):
             caption = torch.tensor([mix(text) for text in batch["caption"]], device=image.device)

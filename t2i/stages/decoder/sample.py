@@ -40,7 +40,7 @@ def sample(
     if null is None and sampling.guidance != 1:
         null = model.null_condition(len(streams))
     device = next(model.parameters()).device
-    x_T = streams.normal(c.unet.in_channels, c.image_size, c.image_size).to(device) # (B, 3, S, S)
+    x_T = streams.normal(c.unet.in_channels, c.image_size, c.image_size).to(device)  # (B, 3, S, S)
     parametrisation = Parametrisation(c.target, c.variance)
     return draw(
         model,

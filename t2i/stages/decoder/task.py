@@ -43,7 +43,9 @@ class DecoderTask(nn.Module):
         super().__init__()
         c = model.config
         if c.clip_dim is not None and (encoder is None or encoder.dim != c.clip_dim):
-            raise ValueError(f"this decoder reads embeddings of width {c.clip_dim}, CLIP gives {getattr(encoder, 'dim', None)}")
+            raise ValueError(
+                f"this decoder reads embeddings of width {c.clip_dim}, CLIP gives {getattr(encoder, 'dim', None)}"
+            )
         self.model = model
         self.encoder = encoder
         self.options = options
@@ -56,22 +58,22 @@ class DecoderTask(nn.Module):
         device = batch["image"].device
         tokens = mask = embedding = None
         if self.tokenizer is not None:
-            tokens, mask = (x.to(device) for x in self.tokenizer(batch["caption"])) # (B, L) (B, L)
+            tokens, mask = (x.to(device) for x in self.tokenizer(batch["caption"]))  # (B, L) (B, L)
         if self.encoder is not None and self.model.config.clip_dim is not None:
             with torch.no_grad():
-                embedding = self.encoder.encode_image(batch["image"])               # (B, D)
+                embedding = self.encoder.encode_image(batch["image"])  # (B, D)
         labels = batch.get("label") if self.model.config.num_classes is not None else None
         return self.model.condition(tokens, mask, embedding, labels, text_keep=text_keep, clip_keep=clip_keep)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
-        x_0 = batch["image"]                                                        # (B, 3, S, S)
+        x_0 = batch["image"]  # (B, 3, S, S)
         device = x_0.device
         streams = Streams(batch["seed"], "decoder")
-        keep = streams.uniform(2).to(device)                                        # (B, 2)
+        keep = streams.uniform(2).to(device)  # (B, 2)
         condition = self.condition(batch, keep[:, 0] >= self.options.text_drop, keep[:, 1] >= self.options.clip_drop)
-        step = streams.integers(self.process.num_steps).to(device)                  # (B,)
-        noise = streams.normal(*x_0.shape[1:]).to(device)                           # (B, 3, S, S)
+        step = streams.integers(self.process.num_steps).to(device)  # (B,)
+        noise = streams.normal(*x_0.shape[1:]).to(device)  # (B, 3, S, S)
         x_t = self.process.q_sample(x_0, step, noise)
         raw = self.model(x_t, self.process.time(step, x_t), condition)
         return training_losses(

@@ -49,7 +49,9 @@ class Prior(nn.Module):
         self.noised_proj = nn.Linear(config.clip_dim, width)
         self.answer = nn.Parameter(torch.randn(1, width) * 0.02)
         self.positions = nn.Parameter(torch.randn(1, config.context + 4, width) * 0.02)
-        self.transformer = Transformer(TransformerConfig(width=width, layers=config.layers, heads=config.heads, causal=True))
+        self.transformer = Transformer(
+            TransformerConfig(width=width, layers=config.layers, heads=config.heads, causal=True)
+        )
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, config.clip_dim)
         self.register_buffer("mean", torch.full((config.clip_dim,), torch.nan))
@@ -83,20 +85,20 @@ class Prior(nn.Module):
 
         The mask is causal, so nothing of the sentence depends on what comes after it.
         """
-        caption = self.text_proj(text.sequence)                                     # (B, L, M)
-        pooled = self.clip_text_proj(text.pooled)[:, None]                          # (B, 1, M)
+        caption = self.text_proj(text.sequence)  # (B, L, M)
+        pooled = self.clip_text_proj(text.pooled)[:, None]  # (B, 1, M)
         caption = caption + self.positions[:, : caption.shape[1]]
-        tokens = torch.cat([caption, pooled + self.positions[:, -4:-3]], dim=1)     # (B, L+1, M)
-        mask = torch.cat([text.mask, text.mask.new_ones(len(text.mask), 1)], dim=1) # (B, L+1)
+        tokens = torch.cat([caption, pooled + self.positions[:, -4:-3]], dim=1)  # (B, L+1, M)
+        mask = torch.cat([text.mask, text.mask.new_ones(len(text.mask), 1)], dim=1)  # (B, L+1)
         return Condition(mask=mask, context=self.transformer.prefix(tokens, mask))
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noised standardised embedding (B, D) at times (B,) → prediction (B, D), float32."""
         assert condition.context is not None and condition.mask is not None
-        time = self.time_embed(timestep_embedding(t, self.config.width))            # (B, M)
-        answer = self.answer.expand(len(x_t), -1)                                   # (B, M)
-        tokens = torch.stack([time, self.noised_proj(x_t), answer], dim=1)          # (B, 3, M)
+        time = self.time_embed(timestep_embedding(t, self.config.width))  # (B, M)
+        answer = self.answer.expand(len(x_t), -1)  # (B, M)
+        tokens = torch.stack([time, self.noised_proj(x_t), answer], dim=1)  # (B, 3, M)
         tokens = tokens + self.positions[:, -3:]
-        out = self.transformer(tokens, condition.mask, condition.context)[:, -1]    # (B, M) the last place answers
+        out = self.transformer(tokens, condition.mask, condition.context)[:, -1]  # (B, M) the last place answers
         with torch.autocast(x_t.device.type, enabled=False):
-            return self.out(self.norm(out.float()))                                 # (B, D)
+            return self.out(self.norm(out.float()))  # (B, D)

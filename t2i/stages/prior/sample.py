@@ -48,15 +48,15 @@ def sample(
     condition = model.condition(text)
     candidates = []
     for _ in range(num_candidates):
-        x_T = streams.normal(config.clip_dim).to(text.pooled.device)                # (B, D)
+        x_T = streams.normal(config.clip_dim).to(text.pooled.device)  # (B, D)
         x_0 = draw(
             model, condition, null_condition, process, parametrisation, sampling, x_T, streams,
             clip=config.clamp or False, callback=callback,
         )  # fmt: skip
         candidates.append(model.restore(x_0))
-    z_i = torch.stack(candidates)                                                   # (N, B, D)
-    best = (z_i * text.pooled).sum(dim=-1).argmax(dim=0)                            # (B,)
-    return z_i[best, torch.arange(len(best), device=best.device)]                   # (B, D)
+    z_i = torch.stack(candidates)  # (N, B, D)
+    best = (z_i * text.pooled).sum(dim=-1).argmax(dim=0)  # (B,)
+    return z_i[best, torch.arange(len(best), device=best.device)]  # (B, D)
 
 
 def padded(text: TextFeatures, length: int) -> TextFeatures:

@@ -57,13 +57,13 @@ class PriorTask(nn.Module):
         """Per-sample squared error and the cosine between answer and truth, each (B,)."""
         device = batch["image"].device
         streams = Streams(batch["seed"], "prior")
-        dropped = streams.uniform() < self.text_drop                                # (B,)
+        dropped = streams.uniform() < self.text_drop  # (B,)
         captions = ["" if drop else caption for caption, drop in zip(batch["caption"], dropped.tolist(), strict=True)]
         with torch.no_grad():
-            z_i = self.encoder.encode_image(batch["image"])                         # (B, D)
+            z_i = self.encoder.encode_image(batch["image"])  # (B, D)
             text = self.encoder.encode_text(captions)
             x_0 = self.model.standardise(z_i)
-            x_0 = x_0.repeat_interleave(self.num_draws, dim=0)                      # (B·N, D)
+            x_0 = x_0.repeat_interleave(self.num_draws, dim=0)  # (B·N, D)
         step = streams.integers(self.process.num_steps, self.num_draws).flatten().to(device)
         noise = streams.normal(self.num_draws, x_0.shape[1]).flatten(0, 1).to(device)
         x_t = self.process.q_sample(x_0, step, noise)
@@ -72,8 +72,13 @@ class PriorTask(nn.Module):
         losses = training_losses(self.process, self.parametrisation, raw, x_0, x_t, noise, step, "simple")
         with torch.no_grad():
             x_0_hat = self.parametrisation.predict(self.process, raw, x_t, step, clip=False).x_0
-            cosine = nn.functional.cosine_similarity(x_0_hat * self.model.std + self.model.mean, z_i.repeat_interleave(self.num_draws, dim=0))
-        return {name: x.view(-1, self.num_draws).mean(dim=1) for name, x in {"loss": losses["loss"], "cosine": cosine}.items()}
+            cosine = nn.functional.cosine_similarity(
+                x_0_hat * self.model.std + self.model.mean, z_i.repeat_interleave(self.num_draws, dim=0)
+            )
+        return {
+            name: x.view(-1, self.num_draws).mean(dim=1)
+            for name, x in {"loss": losses["loss"], "cosine": cosine}.items()
+        }
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:

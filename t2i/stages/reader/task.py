@@ -83,10 +83,10 @@ def mirror(thing: Detection) -> Detection:
 
 def spoil(image: Tensor, streams: Streams, options: ReaderOptions) -> tuple[Tensor, list[bool]]:
     """Pictures (B, 3, H, W) mirrored, blurred, noisy and in other light, each by chance; and which are mirrored."""
-    chance = streams.uniform(8).to(image.device)                                    # (B, 8)
+    chance = streams.uniform(8).to(image.device)  # (B, 8)
     mirrored = chance[:, 0] < 0.5
     image = torch.where(mirrored[:, None, None, None], image.flip(-1), image)
-    used = (chance[:, 1:4] < 0.5) * chance[:, 4:7]                                  # (B, 3)
+    used = (chance[:, 1:4] < 0.5) * chance[:, 4:7]  # (B, 3)
     blur, noise, light = (used * used.new_tensor([options.blur, options.noise, options.light])).unbind(dim=1)
     image = gaussian_blur(image, blur)
     gain = 1 + light * (2 * chance[:, 7] - 1)
@@ -101,7 +101,7 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     batch, channels = image.shape[:2]
     reach = 3
     square = torch.arange(-reach, reach + 1, device=image.device) ** 2
-    kernel = torch.exp(-square / (2 * sigma.clamp(min=0.1) ** 2)[:, None])          # (B, 7)
+    kernel = torch.exp(-square / (2 * sigma.clamp(min=0.1) ** 2)[:, None])  # (B, 7)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
     x = F.pad(rearrange(image, "b c h w -> 1 (b c) h w"), (reach,) * 4, mode="replicate")
     x = F.conv2d(x, kernel[:, None, None, :], groups=batch * channels)
@@ -137,12 +137,12 @@ def targets(
 
 def losses(maps: dict[str, Tensor], aim: dict[str, Tensor]) -> dict[str, Tensor]:
     """Zhou et al. 2019: equation 1 for the heatmap; L1 and cross-entropies elsewhere, weighted by the target."""
-    heat, logits = aim["heat"], maps["heat"]                                        # (B, 1, G, G)
+    heat, logits = aim["heat"], maps["heat"]  # (B, 1, G, G)
     p, count = logits.sigmoid(), (heat == 1).sum(dim=(1, 2, 3)).clamp(min=1)
     found = -F.logsigmoid(logits) * (1 - p) ** 2
     silent = -F.logsigmoid(-logits) * p**2 * (1 - heat) ** 4
     heat_loss = torch.where(heat == 1, found, silent).sum(dim=(1, 2, 3)) / count
-    weight = torch.where(heat[:, 0] > 0.3, heat[:, 0], 0.0)                         # (B, G, G)
+    weight = torch.where(heat[:, 0] > 0.3, heat[:, 0], 0.0)  # (B, G, G)
     weight = weight / weight.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
     place = sum((maps[k] - aim[k]).abs().sum(dim=1) for k in ("offset", "extent"))
     names = F.binary_cross_entropy_with_logits(maps["raised"], aim["raised"], reduction="none")[:, 0]

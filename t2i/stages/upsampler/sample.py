@@ -35,7 +35,7 @@ def sample(
 
     The small picture is rounded to 8 bits first, as it was in training and as GLIDE does.
     """
-    low_res = ((low_res.float() + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1     # (B, 3, h, w)
+    low_res = ((low_res.float() + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1  # (B, 3, h, w)
     condition = model.condition(low_res, tokens, mask)
     assert condition.image is not None
     x_T = streams.normal(model.config.unet.in_channels, *condition.image.shape[-2:]).to(low_res.device)

@@ -52,10 +52,10 @@ class UpsamplerTask(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
-        x_0 = batch["image"]                                                        # (B, 3, H, W)
+        x_0 = batch["image"]  # (B, 3, H, W)
         streams = Streams(batch["seed"], "upsampler")
-        step = streams.integers(self.process.num_steps).to(x_0.device)              # (B,)
-        noise = streams.normal(*x_0.shape[1:]).to(x_0.device)                       # (B, 3, H, W)
+        step = streams.integers(self.process.num_steps).to(x_0.device)  # (B,)
+        noise = streams.normal(*x_0.shape[1:]).to(x_0.device)  # (B, 3, H, W)
         condition = self.model.condition(self.options.degradation(self.low_res(x_0), streams))
         x_t = self.process.q_sample(x_0, step, noise)
         raw = self.model(x_t, self.process.time(step, x_t), condition)
