@@ -1,10 +1,10 @@
 """Train all five stages, one after the other, on the shapes world or on your own folder, and chain them.
 
     python examples/02_train_each_stage.py --out runs/mine --minutes 5
-    python examples/02_train_each_stage.py --out runs/mine --data photos/        (pictures with .txt captions beside them)
+    python examples/02_train_each_stage.py --out runs/mine --data photos/      (pictures with .txt captions beside them)
 
-Every stage is `t2i train configs/shapes/<stage>.yaml` with overrides. The prior and the decoder learn from the CLIP model
-that was trained first; the upsamplers depend on nothing. Running the script again continues where it stopped.
+Every stage is `t2i train configs/shapes/<stage>.yaml` with overrides. The prior and the decoder learn from the CLIP
+model that was trained first; the upsamplers depend on nothing. Running the script again continues where it stopped.
 """
 
 import argparse

@@ -55,14 +55,20 @@ class DALLE2(Pipeline):
 
     kind = "dalle2"
     drawing = ("prior", "decoder", "up256", "up1024")
-    places: ClassVar = {"clip": "clip", "prior": "prior", "decoder": "decoder", "up256": "upsampler", "up1024": "upsampler"}
+    places: ClassVar = {
+        "clip": "clip",
+        "prior": "prior",
+        "decoder": "decoder",
+        "up256": "upsampler",
+        "up1024": "upsampler",
+    }
     defaults: ClassVar = {  # steps and samplers of Table 3, fewer where small networks need fewer
         "steps": {"prior": 25, "decoder": 30, "up256": 10, "up1024": 6},
         "guidance": {"prior": 2.0, "decoder": 3.0},
         "sampler": {"prior": "ddpm", "decoder": "ddim", "up256": "ddim", "up1024": "ddim"},
     }
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         prompt: str | Sequence[str],
         *,

@@ -158,7 +158,7 @@ class Pipeline:
                 )
         parts = {name: load_stage(folders[name], expect=kind) for name, kind in cls.places.items() if name in folders}
         chosen = {
-            what: {name: value for name, value in (values | (settings or {}).get(what, {})).items() if name in parts}
+            what: {name: value for name, value in {**values, **(settings or {}).get(what, {})}.items() if name in parts}
             for what, values in cls.defaults.items()
         }
         return cls(parts, chosen)
@@ -176,7 +176,7 @@ class Pipeline:
             dtype = fast if dtype == "auto" else names[dtype]
         self.dtype = dtype
         for part in self.parts.values():
-            part.to(self.device, memory_format=torch.channels_last)
+            part.to(self.device).to(memory_format=torch.channels_last)
         return self
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -189,6 +189,10 @@ class Pipeline:
             index[name] = ["t2i", kind]
         index["settings"] = self.settings
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+    def __call__(self, prompt: str | Sequence[str], **arguments: Any) -> "Output":
+        """Draw; every kind of pipeline says what else it takes."""
+        raise TypeError(f"{type(self).__name__} does not draw; open a model with Pipeline.from_pretrained")
 
     # -- what a call needs ---------------------------------------------------------------------------------------------
 

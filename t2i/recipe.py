@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import create_model
-from torch import Tensor, nn
+from pydantic import ConfigDict, create_model
+from torch import Tensor
 
 from t2i.assets import asset
 from t2i.config import Config, load, parse
@@ -15,6 +15,7 @@ from t2i.data.loader import DataConfig, Loader
 from t2i.data.shapes import WORDS
 from t2i.errors import UsageError
 from t2i.registry import Stage, load_stage, save_stage, stage
+from t2i.stages.clip.model import ClipEncoder
 from t2i.text.tokenizers import TokenizerConfig
 from t2i.train.loop import Result, fit
 from t2i.train.optim import OptimConfig
@@ -48,7 +49,7 @@ def load_run(path: str | Path, overrides: list[str]) -> Run:
     """Read and check a config file; unknown keys and wrong values raise UsageError with the full key."""
 
     class Head(Config):
-        model_config = {"extra": "ignore"}
+        model_config = ConfigDict(extra="ignore")
         stage: str
 
     spec = stage(load(find_config(path), [o for o in overrides if o.startswith("stage=")], Head).stage)
@@ -71,14 +72,14 @@ def train(path: str | Path, overrides: list[str]) -> Result:
     run = load_run(path, overrides)
     spec = stage(run.stage)
     torch.manual_seed(run.train.seed)
-    encoder = load_stage(find_stage(run.clip), expect="clip").requires_grad_(False) if run.clip else None
+    encoder = load_clip(run.clip) if run.clip else None
     config = complete(run, spec, encoder)
     model = spec.model_class(config)
     if run.init:
         start = load_stage(find_stage(run.init), expect=run.stage)
         model.load_state_dict(start.state_dict())
     try:
-        task = spec.task_class(model, encoder, run.task)
+        task: Any = spec.task_class(model, encoder, run.task)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from error
     loader = partial(Loader, run.data)
@@ -101,11 +102,18 @@ def find_stage(path: str) -> Path:
     return local if local.is_dir() or not asset("weights", *parts).is_dir() else asset("weights", *parts)
 
 
-def complete(run: Run, spec: Stage, encoder: nn.Module | None) -> Config:
+def load_clip(path: str) -> ClipEncoder:
+    """The frozen CLIP that a stage learns from."""
+    encoder = load_stage(find_stage(path), expect="clip").requires_grad_(False)
+    assert isinstance(encoder, ClipEncoder)
+    return encoder
+
+
+def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
     """The stage's config with everything filled in that follows from the frozen CLIP or from the shapes vocabulary."""
     data = run.model.model_dump()
     if encoder is not None:
-        tokenizer = encoder.config.tokenizer  # type: ignore[union-attr]
+        tokenizer = encoder.config.tokenizer
         if "clip_dim" in data:
             data["clip_dim"] = encoder.dim
         if "text_width" in data:

@@ -93,7 +93,7 @@ class NoiseSource(Protocol):
 
 
 class TextFeatures(NamedTuple):
-    """Output of a text encoder: `pooled` (B, D) unit-norm embedding, `sequence` (B, L, W) token states, `mask` (B, L)."""
+    """A text encoder's output: `pooled` (B, D) of unit norm, `sequence` (B, L, W) of token states, `mask` (B, L)."""
 
     pooled: Tensor
     sequence: Tensor

@@ -165,6 +165,8 @@ class Shot:
         mirrored = [a + 2 * towards * n for a, n in zip(d, normal, strict=True)]
         x, y, z = (_pick(v, view) * m for v, m in zip(views.light, mirrored, strict=True))
         glint = x + y + z
+        sheen = glint.clamp_min(0)
+        sheen = 0.16 * sheen * sheen * (facing > 0)  # the light's wide surroundings, which flat sides show
         glint = ((glint - 0.90) * 14).clamp(0, 1) * (facing > 0) * (1 - self.blocked[ray]).clamp_min(0)
         graze = 1 - towards
         graze2 = graze * graze
@@ -175,7 +177,7 @@ class Shot:
         for c in range(3):
             sky = _pick(views.sky[c], view) * (1 - high) + _pick(views.sky[3 + c], view) * high
             seen = sky * below + _pick(views.floor[c], view) * 0.7 * (1 - below)
-            out.append(colour[c] * (1 - mirror) + seen * mirror + 0.85 * glint * glint)
+            out.append(colour[c] * (1 - mirror) + seen * mirror + sheen + 0.85 * glint * glint)
         return torch.stack(out)
 
     def _tile(self, group: Group, area: Tensor) -> tuple[Tensor, Vector, Vector]:

@@ -24,7 +24,7 @@ def vector(parts: Iterable[Tensor]) -> Vector:
 _RADIUS = HALF_WIDTH["torus"] - TUBE  # of the circle in the middle of the tube
 _STEPS = (5, 5, 14)  # of sphere tracing; after each number the rays that have arrived or left drop out
 _TOUCH = 1.5e-3  # a ray this close to the torus hits it
-_SOFT = 6.0  # one over the length inside a solid that stops all light
+_SOFT = 8.0  # one over the squared length inside a solid that stops all light
 _SOFT_GAP = 20.0  # the same for the depth inside a torus
 
 
@@ -70,13 +70,14 @@ def entry(shape: str, o: Vector, d: Vector) -> Tensor:
 def cover(shape: str, o: Vector, d: Vector) -> Tensor:
     """How much of the thin cone around the ray o + t d, t > 0, the solid hides, in [0, 1]. o lies outside the solid.
 
-    The measure is the length of the ray inside the solid, so that the edge of a shadow cast by few rays has no steps.
+    The measure is the squared length of the ray inside the solid, so that the edge of a shadow cast by few rays has no steps.
     """
     near, far = crossing(shape, o, d)
     if shape == "torus":
         return _torus_cover(near, far, o, d)
     inside = far - near.clamp_min(0)
-    return (inside * _SOFT).clamp(0, 1)
+    inside = inside.clamp_min(0)
+    return (inside * inside * _SOFT).clamp_max(1)
 
 
 def normal(shape: str, p: Vector) -> Vector:
@@ -113,8 +114,7 @@ def paint(shape: str, p: Vector) -> tuple[Tensor, Tensor]:
     x, y, z = p[0], p[1], p[2] * 0.999 + 0.0005 * height  # never quite on the rim of a cell
     if shape == "torus":
         z = z - half
-        around = _sectors(x, z, 3)
-        return around, around ^ (y > 0)
+        return _sectors(x, z, 3), _sectors(x, z, 4) ^ (x * x + z * z > _RADIUS * _RADIUS)
     rows = z / height
     stripes = _odd(rows * (7 if shape == "sphere" else 5))
     if shape == "cube":

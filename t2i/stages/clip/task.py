@@ -31,8 +31,9 @@ def gather(x: Tensor) -> Tensor:
 def contrastive_loss(image: Tensor, text: Tensor, caption: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric cross-entropy over the similarities of unit vectors (B, D); returns per-sample loss and accuracy (B,).
 
-    `caption` (B,) holds a number per sentence, the same for equal ones; `scale` is the inverse temperature. Where a caption occurs more than once in the batch, every picture with that caption is a match and the target is
-    spread evenly over them (Yang et al. 2022, arXiv 2204.03610, equation 3).
+    `caption` (B,) holds a number per sentence, the same for equal ones; `scale` is the inverse temperature. Where a
+    caption occurs more than once in the batch, every picture with it is a match and the target is spread evenly over
+    them (Yang et al. 2022, arXiv 2204.03610, equation 3).
     """
     all_image, all_text, all_captions = gather(image), gather(text), gather(caption)
     same = caption[:, None] == all_captions[None]  # (B, N)

@@ -94,7 +94,7 @@ class Prior(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noised standardised embedding (B, D) at times (B,) → prediction (B, D), float32."""
-        assert condition.context is not None and condition.mask is not None
+        assert condition.context is not None
         time = self.time_embed(timestep_embedding(t, self.config.width))  # (B, M)
         answer = self.answer.expand(len(x_t), -1)  # (B, M)
         tokens = torch.stack([time, self.noised_proj(x_t), answer], dim=1)  # (B, 3, M)

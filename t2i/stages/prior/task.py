@@ -68,7 +68,7 @@ class PriorTask(nn.Module):
         noise = streams.normal(self.num_draws, x_0.shape[1]).flatten(0, 1).to(device)
         x_t = self.process.q_sample(x_0, step, noise)
         condition = self.model.condition(text).map(lambda x: x.repeat_interleave(self.num_draws, dim=0))
-        raw = self.model(x_t, step, condition)
+        raw = self.model(x_t, self.process.time(step, x_t), condition)
         losses = training_losses(self.process, self.parametrisation, raw, x_0, x_t, noise, step, "simple")
         with torch.no_grad():
             x_0_hat = self.parametrisation.predict(self.process, raw, x_t, step, clip=False).x_0
@@ -82,7 +82,7 @@ class PriorTask(nn.Module):
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        """Each picture, and below it the one of the batch whose embedding is nearest to the one drawn from its caption."""
+        """Each picture, and below it the one whose embedding is nearest to what the prior makes of its caption."""
         z_i = self._draw(batch)
         nearest = (z_i @ self.encoder.encode_image(batch["image"]).T).argmax(dim=1)
         return torch.cat([batch["image"], batch["image"][nearest]])
