@@ -84,7 +84,7 @@ def save_tensors(
         files = [f"{name}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
         header["save"] = _fingerprint(shards)
     for file, shard in zip(files, shards, strict=True):
-        write(folder / file, save(shard, header))
+        write(folder / file, _encode(shard, header))
     index = folder / f"{name}.safetensors.index.json"
     if len(shards) > 1:
         total = sum(_size(t) for shard in shards for t in shard.values())
@@ -213,6 +213,15 @@ def _shards(state: dict[str, Tensor], max_size: int) -> list[dict[str, Tensor]]:
         shards[-1][key] = tensor
         filled += _size(tensor)
     return shards
+
+
+def _encode(shard: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file with its metadata in a fixed order, so that equal saves are equal bytes."""
+    data = save(shard)
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(data[8:start])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(data)[start:]))
 
 
 def _fingerprint(shards: list[dict[str, Tensor]]) -> str:

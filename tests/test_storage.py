@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from t2i import storage
@@ -79,6 +80,13 @@ def test_saving_again_leaves_no_stale_shards(tmp_path, first, second):
     assert (tmp_path / "model-ema.safetensors").exists()
 
 
+def test_metadata_and_names_of_any_script_survive(tmp_path):
+    storage.save_folder(tmp_path, {}, {"größe": torch.ones(3, dtype=torch.bfloat16)}, metadata={"made": "„by” 赤"})
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "made": "„by” 赤"}
+    assert storage.load_tensors(tmp_path)["größe"].tolist() == [1, 1, 1]
+
+
 def test_a_mixture_of_two_saves_is_refused(tmp_path):
     storage.save_folder(tmp_path / "a", {}, state(5), max_shard_size=800)
     storage.save_folder(tmp_path / "b", {}, state(5, scale=2), max_shard_size=800)
@@ -97,7 +105,9 @@ def test_foreign_shards_without_our_mark_load(tmp_path):
 
 def test_the_same_state_gives_the_same_bytes(tmp_path):
     for name in "ab":
-        storage.save_folder(tmp_path / name, {"x": 1}, state(5), max_shard_size=800)
+        storage.save_folder(
+            tmp_path / name, {"x": 1}, state(5), max_shard_size=800, metadata=dict.fromkeys("zyxw", "v")
+        )
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 

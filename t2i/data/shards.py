@@ -4,6 +4,7 @@ Members are found once per tar from their headers and then read at random with `
 is ever unpickled. Only the types below are looked at, whatever else a tar may hold.
 """
 
+import functools
 import glob
 import io
 import json
@@ -130,8 +131,14 @@ def expand(src: str) -> list[str]:
 
 def index_tar(path: str) -> dict[str, dict[str, tuple[int, int]]]:
     """{key: {type: (offset, bytes)}} of a tar, in its order; of a damaged tar, what precedes the damage."""
+    stat = os.stat(path)
+    return _index(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _index(path: str, length: int, _modified: int) -> dict[str, dict[str, tuple[int, int]]]:
+    """Read once per process for the training and the held-out split alike."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
-    length = os.path.getsize(path)
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:

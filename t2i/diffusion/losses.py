@@ -15,7 +15,8 @@ from t2i.types import Prediction
 
 LossKind = Literal["simple", "hybrid", "mse", "rescaled_mse", "vlb", "kl", "rescaled_kl"]
 LOSS_KINDS: tuple[str, ...] = ("simple", "hybrid", "mse", "rescaled_mse", "vlb", "kl", "rescaled_kl")
-Weighting = Literal["uniform", "min_snr"]
+Weighting = Literal["uniform", "min_snr", "clamped_snr"]
+WEIGHTINGS: tuple[str, ...] = ("uniform", "min_snr", "clamped_snr")
 _GAMMA = 5.0  # Hang et al. 2023, section 3.4
 
 
@@ -29,6 +30,7 @@ def training_losses(
     step: Step,
     kind: LossKind = "hybrid",
     weighting: Weighting = "uniform",
+    vb_weight: float = 1.0,
 ) -> dict[str, Tensor]:
     """Losses of one training step.
 
@@ -42,35 +44,40 @@ def training_losses(
             "vlb", also "kl": vb;
             "rescaled_kl": vb · T, whose mean over steps is the whole bound.
             Where mse is present, vb trains the learned variance only; with a fixed variance it is left out.
-        weighting: "min_snr" weighs mse by min(SNR, 5), expressed for the target (Hang et al. 2023).
+        weighting: of mse, expressed for the target: "min_snr" weighs an error of x_0 by min(SNR, 5) (Hang et al.
+            2023), "clamped_snr" never by less than 1, so that noisy steps, which compose the picture, keep their
+            weight (the truncated SNR of Salimans & Ho 2022, section 4); "uniform" not at all.
+        vb_weight: of vb beside mse, as a share of the weight above. A network that predicts x_0 has a vb so large at
+            the last steps that it would drown mse in the gradient.
 
     Returns "loss" and, where present, "mse" (before weighting) and "vb". Raises ValueError for an unknown kind.
     """
-    if kind not in LOSS_KINDS or weighting not in ("uniform", "min_snr"):
-        raise ValueError(
-            f"unknown loss {kind!r} with weighting {weighting!r}; known: {LOSS_KINDS}, 'uniform', 'min_snr'"
-        )
+    if kind not in LOSS_KINDS or weighting not in WEIGHTINGS:
+        raise ValueError(f"unknown loss {kind!r} with weighting {weighting!r}; known: {LOSS_KINDS}, {WEIGHTINGS}")
     if kind in ("vlb", "kl", "rescaled_kl"):
         vb = variational_bound(process, parametrisation, raw_output, x_0, x_t, step)
         return {"loss": vb * process.num_steps if kind == "rescaled_kl" else vb, "vb": vb}
 
     target, variance = parametrisation.split(raw_output.float(), x_0.shape[1])
     mse = _mean(torch.square(parametrisation.target_of(process, x_0, noise, step) - target))
-    weight = min_snr_weight(process, parametrisation, step, x_0) if weighting == "min_snr" else 1.0
+    weight = 1.0 if weighting == "uniform" else snr_weight(process, parametrisation, step, x_0, weighting)
     if kind == "simple" or variance is None:
         return {"loss": weight * mse, "mse": mse}
     frozen = torch.cat([target.detach(), variance], dim=1)
     vb = variational_bound(process, parametrisation, frozen, x_0, x_t, step)
-    scale = 1.0 if kind == "mse" else process.num_steps / 1000
+    scale = vb_weight * (1.0 if kind == "mse" else process.num_steps / 1000)
     return {"loss": weight * mse + scale * vb, "mse": mse, "vb": vb}
 
 
-def min_snr_weight(process: Process, parametrisation: Parametrisation, step: Step, like: Tensor) -> Tensor:
-    """Min-SNR weight of the squared error, (B,) or (1,): min(SNR, 5) for x_0, divided by SNR for eps and by SNR + 1 for
-    v (Hang et al. 2023)."""
+def snr_weight(
+    process: Process, parametrisation: Parametrisation, step: Step, like: Tensor, weighting: Weighting
+) -> Tensor:
+    """Weight of the squared error by the signal-to-noise ratio, (B,) or (1,): that of x_0, divided by SNR for eps and
+    by SNR + 1 for v (Hang et al. 2023)."""
     snr = process.at("snr", step, like).flatten()
     per_target = {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1}
-    return snr.clamp(max=_GAMMA) / per_target[parametrisation.target]
+    lowest = 1.0 if weighting == "clamped_snr" else 0.0
+    return snr.clamp(lowest, _GAMMA) / per_target[parametrisation.target]
 
 
 def variational_bound(

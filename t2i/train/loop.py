@@ -134,7 +134,7 @@ class _Run:
             last = self.step == config.steps
             if last or self.step % config.log_every == 0:
                 self._report(data.seconds_waited)
-            asked = self._asked_to_stop()
+            asked = None if last else self._asked_to_stop()
             with self.clock.aside():
                 if asked or last or self.step % config.save_every == 0:
                     self._save()

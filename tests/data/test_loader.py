@@ -320,6 +320,11 @@ def test_truncated_and_garbage_tars_give_what_they_can(tmp_path, caplog):
         ShardSource(f"{tmp_path}/c.tar", 8)
 
 
+def test_a_rewritten_shard_is_indexed_anew(tmp_path):
+    assert len(ShardSource(str(make_shard(tmp_path / "a.tar", 0, 3)), 8)) == 3
+    assert ShardSource(str(make_shard(tmp_path / "a.tar", 5, 30)), 8).keys[0] == "0005"
+
+
 def test_members_beyond_the_limit_are_refused_before_reading(tmp_path, monkeypatch):
     source = ShardSource(str(make_shard(tmp_path / "a.tar", 0, 1)), 8)
     monkeypatch.setattr("t2i.data.shards.MAX_MEMBER", 5)

@@ -65,7 +65,7 @@ def test_loss_is_least_at_the_target() -> None:
     scenes = many(20)
     aim, maps = targets(scenes, CONFIG, CELLS, 0.9), exact_maps(scenes)
     best = losses(maps, aim)
-    assert float(best["loss"].max()) < 0.1
+    assert float(best["loss"].max()) < 0.3
     worse = {
         name: value + 1.5 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
         for name, value in maps.items()

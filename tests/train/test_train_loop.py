@@ -120,6 +120,7 @@ def test_the_time_limit_saves_and_returns(tmp_path):
     assert (result.reason, result.step) == ("max_minutes", 1)
     assert os.listdir(tmp_path / "checkpoints") == ["step-000001"]
     assert run(tmp_path).step == 12
+    assert run(tmp_path / "short", steps=1, max_minutes=1e-9).reason == "done"
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path):
@@ -172,17 +173,17 @@ def test_kill_9_loses_nothing_that_was_saved(tmp_path):
 
 
 def test_kill_9_at_any_moment_leaves_a_run_that_continues(tmp_path):
-    run(tmp_path / "whole", steps=60, save_every=1)
+    run(tmp_path / "whole", steps=24, save_every=1)
     folder = tmp_path / "parts" / "checkpoints"
     for delay in (0.0, 0.013, 0.021):
         before = set(os.listdir(folder)) if folder.exists() else set()
-        (process,) = launch(tmp_path / "parts", steps=60, save_every=1)
+        (process,) = launch(tmp_path / "parts", steps=24, save_every=1)
         while process.is_alive() and (not folder.exists() or set(os.listdir(folder)) <= before):
             time.sleep(0.001)
         time.sleep(delay)
         process.kill()
         process.join()
-    run(tmp_path / "parts", steps=60, save_every=1)
+    run(tmp_path / "parts", steps=24, save_every=1)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 

@@ -70,7 +70,7 @@ def entry(shape: str, o: Vector, d: Vector) -> Tensor:
 def cover(shape: str, o: Vector, d: Vector) -> Tensor:
     """How much of the thin cone around the ray o + t d, t > 0, the solid hides, in [0, 1]. o lies outside the solid.
 
-    The measure is the squared length of the ray inside the solid, so that the edge of a shadow cast by few rays has no steps.
+    The measure is the squared length of the ray inside the solid, so that few rays cast a shadow without steps.
     """
     near, far = crossing(shape, o, d)
     if shape == "torus":
@@ -206,14 +206,15 @@ def _torus_cover(near: Tensor, far: Tensor, o: Vector, d: Vector) -> Tensor:
     def gap(at: Tensor | float) -> Tensor:
         return _torus_gap(x + at * dx, y + at * dy, z + at * dz)
 
-    best, at = gap(0.1), torch.full_like(x, 0.1)
+    at = torch.full_like(x, 0.1)
+    best = gap(at)
     for trial in (0.3, 0.5, 0.7, 0.9):
         found = gap(trial)
         at = torch.where(found < best, trial, at)
         best = torch.minimum(best, found)
     for step in (0.1, 0.05):
-        for trial in (at - step, at + step):
-            found = gap(trial)
-            at = torch.where(found < best, trial, at)
+        for beside in (at - step, at + step):
+            found = gap(beside)
+            at = torch.where(found < best, beside, at)
             best = torch.minimum(best, found)
     return (0.5 - best * _SOFT_GAP).clamp(0, 1) * (length > 0)

@@ -21,14 +21,15 @@ class DecoderOptions(Config):
     """How a decoder is trained.
 
     `clip_drop` is how often the image embedding is replaced by the null embedding and `text_drop` how often the caption
-    is emptied, independently: 10 % and 50 % in the paper. `kind` and `weighting` as in `training_losses`; `sampling` is
-    how the sample grids are drawn.
+    is emptied, independently: 10 % and 50 % in the paper. `kind`, `weighting` and `vb_weight` as in `training_losses`;
+    `sampling` is how the sample grids are drawn.
     """
 
     clip_drop: float = Field(0.1, ge=0, le=1)
     text_drop: float = Field(0.5, ge=0, le=1)
     kind: LossKind = "hybrid"
     weighting: Weighting = "uniform"
+    vb_weight: float = Field(1.0, ge=0)
     sampling: Sampling = Sampling(steps=25, guidance=2.0)
 
 
@@ -76,8 +77,9 @@ class DecoderTask(nn.Module):
         noise = streams.normal(*x_0.shape[1:]).to(device)  # (B, 3, S, S)
         x_t = self.process.q_sample(x_0, step, noise)
         raw = self.model(x_t, self.process.time(step, x_t), condition)
+        o = self.options
         return training_losses(
-            self.process, self.parametrisation, raw, x_0, x_t, noise, step, self.options.kind, self.options.weighting
+            self.process, self.parametrisation, raw, x_0, x_t, noise, step, o.kind, o.weighting, o.vb_weight
         )
 
     @torch.no_grad()

@@ -44,8 +44,8 @@ class ReaderConfig(Config):
     """`widths` and `blocks` are those of the levels at 1/2, 1/4 and 1/8 of `image_size`; the grid is at 1/2."""
 
     image_size: int = 64
-    widths: tuple[int, int, int] = (32, 64, 128)
-    blocks: tuple[int, int, int] = (1, 1, 2)
+    widths: tuple[int, int, int] = (32, 48, 96)
+    blocks: tuple[int, int, int] = (1, 1, 1)
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = COLOURS
     groups: int = Field(default=8, ge=1, description="of every GroupNorm")
@@ -70,7 +70,7 @@ class Residual(nn.Module):
 
 
 class Reader(nn.Module):
-    """An hourglass of three levels; the maps come out of the middle one, four cells from each of its pixels."""
+    """An hourglass of three levels, whose finest one gives the maps."""
 
     def __init__(self, config: ReaderConfig) -> None:
         super().__init__()
@@ -82,22 +82,25 @@ class Reader(nn.Module):
         )
         self.fine = nn.Sequential(nn.Conv2d(3, fine, 3, 2, 1), first)
         self.middle = nn.Sequential(nn.Conv2d(fine, middle, 3, 2, 1), second)
-        self.coarse = nn.Sequential(nn.Conv2d(middle, coarse, 3, 2, 1), third, nn.Conv2d(coarse, middle, 1))
-        self.join = Residual(middle, groups)
-        self.norm = nn.GroupNorm(groups, middle)
-        num_maps = 4 * sum(config.maps.values())
-        self.out = nn.Conv2d(middle, num_maps, 1)
+        self.coarse = nn.Sequential(nn.Conv2d(middle, coarse, 3, 2, 1), third)
+        self.to_middle, self.join_middle = nn.Conv2d(coarse, middle, 1), Residual(middle, groups)
+        self.to_fine, self.join_fine = nn.Conv2d(middle, fine, 1), Residual(fine, groups)
+        self.norm = nn.GroupNorm(groups, fine)
+        num_maps = sum(config.maps.values())
+        self.out = nn.Conv2d(fine, num_maps, 1)
         bias = torch.zeros(num_maps)
-        bias[:4] = -4.0  # of heat: few cells hold an object (Lin et al. 2017, arXiv 1708.02002, section 3.3)
+        bias[0] = -4.0  # of heat: few cells hold an object (Lin et al. 2017, arXiv 1708.02002, section 3.3)
         self.out.bias = nn.Parameter(bias)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) in [-1, 1] → maps by name, (B, K, G, G) each: logits of `heat`, `raised`, `shape` and `colour`;
         `offset` of the box's middle from the cell's, in cells; `extent`, the log of the box's sides in cells."""
-        x = self.fine(fit(image, self.config.image_size))                           # (B, 32, 32, 32)
-        x = self.middle(x)                                                          # (B, 64, 16, 16)
-        x = self.join(x + F.interpolate(self.coarse(x), size=x.shape[-2:]))         # (B, 64, 16, 16)
-        x = F.pixel_shuffle(self.out(F.relu(self.norm(x))), 2)                      # (B, K, 32, 32)
+        fine = self.fine(fit(image, self.config.image_size))  # (B, 32, 32, 32)
+        middle = self.middle(fine)  # (B, 48, 16, 16)
+        coarse = self.to_middle(self.coarse(middle))  # (B, 48, 8, 8)
+        middle = self.join_middle(middle + F.interpolate(coarse, size=middle.shape[-2:]))  # (B, 48, 16, 16)
+        fine = self.join_fine(fine + F.interpolate(self.to_fine(middle), size=fine.shape[-2:]))  # (B, 32, 32, 32)
+        x = self.out(F.relu(self.norm(fine)))  # (B, K, 32, 32)
         maps = self.config.maps
         return dict(zip(maps, x.float().split(list(maps.values()), dim=1), strict=True))
 
@@ -114,9 +117,9 @@ class Reader(nn.Module):
 
     def _decode(self, maps: dict[str, Tensor]) -> list[Detection]:
         """Peaks of one picture; of two that cover each other, which no two objects of the world do, the higher."""
-        heat = maps["heat"].sigmoid()                                               # (1, G, G)
+        heat = maps["heat"].sigmoid()  # (1, G, G)
         peak = (heat == F.max_pool2d(heat, 3, 1, 1)) & (heat > THRESHOLD)
-        _, rows, columns = peak.nonzero(as_tuple=True)                              # (M,) (M,)
+        _, rows, columns = peak.nonzero(as_tuple=True)  # (M,) (M,)
         cells = heat.shape[-1]
         found: list[Detection] = []
         order = heat[0, rows, columns].argsort(descending=True)

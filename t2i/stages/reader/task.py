@@ -136,14 +136,15 @@ def targets(
 
 
 def losses(maps: dict[str, Tensor], aim: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Zhou et al. 2019: equation 1 for the heatmap; L1 and cross-entropies elsewhere, weighted by the target."""
+    """Zhou et al. 2019: equation 1 for the heatmap; L1 and cross-entropies elsewhere, weighted by the target.
+
+    Sums over the objects of a picture, so that every object of a batch counts the same."""
     heat, logits = aim["heat"], maps["heat"]  # (B, 1, G, G)
-    p, count = logits.sigmoid(), (heat == 1).sum(dim=(1, 2, 3)).clamp(min=1)
+    p = logits.sigmoid()
     found = -F.logsigmoid(logits) * (1 - p) ** 2
     silent = -F.logsigmoid(-logits) * p**2 * (1 - heat) ** 4
-    heat_loss = torch.where(heat == 1, found, silent).sum(dim=(1, 2, 3)) / count
-    weight = torch.where(heat[:, 0] > 0.3, heat[:, 0], 0.0)  # (B, G, G)
-    weight = weight / weight.sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
+    heat_loss = torch.where(heat == 1, found, silent).sum(dim=(1, 2, 3))
+    weight = torch.where(heat[:, 0] > 0.3, heat[:, 0] / 3, 0.0)  # (B, G, G), about 1 in all for each object
     place = sum((maps[k] - aim[k]).abs().sum(dim=1) for k in ("offset", "extent"))
     names = F.binary_cross_entropy_with_logits(maps["raised"], aim["raised"], reduction="none")[:, 0]
     names = names + sum(F.cross_entropy(maps[k], aim[k], reduction="none") for k in ("shape", "colour"))
