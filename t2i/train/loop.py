@@ -88,7 +88,8 @@ class _Run:
             torch.set_num_threads(config.num_threads)
         self.task, self.make_loader, self.config, self.optim = task, loader, config, optim
         self.export, self.resolved, self.stop = export, resolved, stop
-        self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+        cpu = config.device == "cpu" or not torch.accelerator.is_available()  # said aloud, or launchers fall apart
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no")
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         if config.device == "cuda" and self.device.type != "cuda":
