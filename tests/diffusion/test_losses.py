@@ -8,9 +8,10 @@ from torch import Tensor
 
 from t2i.diffusion.losses import (
     LOSS_KINDS,
+    Weighting,
     discretised_log_likelihood,
     gaussian_kl,
-    min_snr_weight,
+    snr_weight,
     training_losses,
     variational_bound,
 )
@@ -114,9 +115,10 @@ def test_a_fixed_variance_leaves_the_bound_out() -> None:
     assert "vb" in training_losses(PROCESS, fixed, torch.zeros_like(noise), x_0, x_t, noise, STEP, "vlb")
 
 
+@pytest.mark.parametrize(("weighting", "lowest"), [("min_snr", 0.0), ("clamped_snr", 1.0)])
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
-def test_min_snr_is_the_same_weight_of_x_0_for_every_target(target: Target) -> None:
-    """One error in x_0 costs min(SNR, 5) times its square, whatever the network predicts."""
+def test_snr_is_the_same_weight_of_x_0_for_every_target(target: Target, weighting: Weighting, lowest: float) -> None:
+    """One error in x_0 costs the clamped SNR times its square, whatever the network predicts."""
     x_0, x_t, noise = batch()
     form = Parametrisation(target, "fixed_small")
     wrong = x_0 + 0.01
@@ -125,11 +127,20 @@ def test_min_snr_is_the_same_weight_of_x_0_for_every_target(target: Target) -> N
     signal, sigma = PROCESS.at("sqrt_alpha_bar", step, x_0), PROCESS.at("sqrt_one_minus_alpha_bar", step, x_0)
     eps = (x_t - signal * wrong) / sigma
     raw = {"eps": eps, "x0": wrong, "v": signal * eps - sigma * wrong}[target]
-    losses = training_losses(PROCESS, form, raw, x_0, x_t, noise, step, "simple", "min_snr")
-    expected = 1e-4 * PROCESS.snr[step].clamp(max=5).float()
-    torch.testing.assert_close(losses["loss"], expected, rtol=1e-2, atol=0)
-    weight = min_snr_weight(PROCESS, form, step, x_0)
+    losses = training_losses(PROCESS, form, raw, x_0, x_t, noise, step, "simple", weighting)
+    snr = PROCESS.snr[step]
+    assert snr.max() > 5
+    assert snr.min() < 1
+    torch.testing.assert_close(losses["loss"], 1e-4 * snr.clamp(lowest, 5).float(), rtol=1e-2, atol=0)
+    weight = snr_weight(PROCESS, form, step, x_0, weighting)
     torch.testing.assert_close(losses["loss"], weight * losses["mse"])
+
+
+def test_the_bound_can_be_weighed_down_beside_mse() -> None:
+    x_0, x_t, noise = batch()
+    raw = 0.5 * torch.randn(4, 6, 4, 4, generator=torch.Generator().manual_seed(1))
+    light = training_losses(PROCESS, IDDPM, raw, x_0, x_t, noise, STEP, "mse", vb_weight=0.25)
+    torch.testing.assert_close(light["loss"], light["mse"] + 0.25 * light["vb"])
 
 
 def test_unknown_kinds_are_named() -> None:
