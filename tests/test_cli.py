@@ -156,3 +156,21 @@ def test_train_a_stage_and_open_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert load_stage(out, expect="upsampler").config.image_size == 256
     assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
     assert (out / "samples" / "step-000000.png").is_file()
+
+
+@pytest.mark.slow
+def test_accelerate_launches_two_processes_without_gpus(tmp_path: Path) -> None:
+    """The README's command follows the curve of one process: half the batch on each."""
+    losses = []
+    for count, launcher in ((1, []), (2, ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"])):
+        out = tmp_path / str(count)
+        small = ["model.unet.channels=32", "train.batch_size=4", "train.steps=3", "train.log_every=1"]
+        command = [*launcher, "t2i", "train", "configs/shapes/up256.yaml", f"train.out={out}", "train.device=auto"]
+        done = subprocess.run(
+            [sys.executable, "-m", *command, *small, "train.num_threads=1", "train.sample_every=0"],
+            cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        assert f"processes {count}" in done.stdout + done.stderr
+        losses.append([json.loads(row)["loss"] for row in (out / "metrics.jsonl").read_text().splitlines()])
+    assert len(losses[0]) >= 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
