@@ -36,13 +36,14 @@ def main() -> None:
     print("seconds by stage:", {stage: round(seconds, 2) for stage, seconds in result.timings.items()})
 
     # How well does CLIP think that the embedding of the prior fits the sentence?
-    text = pipe.clip.encode_text([args.prompt]).pooled.cpu()
+    text = pipe.clip.encode_text([args.prompt]).pooled.detach().cpu()
     print("cosine of sentence and pictures:", [round(float(c), 3) for c in (result.embeddings @ text.T)[:, 0]])
 
     # The recipe travels in the PNG.
     first = args.out / ("picture.png" if args.num == 1 else "picture-0.png")
-    again = pipe(**read_recipe(first)["arguments"])
-    print("repeated exactly:", again[0].tobytes() == result[0].tobytes())
+    recipe = read_recipe(first)
+    again = pipe(**recipe["arguments"])[recipe["picture"]]
+    print("repeated exactly:", again.tobytes() == result[0].tobytes())
 
 
 if __name__ == "__main__":

@@ -8,19 +8,22 @@
 Legend: N pictures · D width of CLIP embeddings · S side of a picture in pixels.
 """
 
+import operator
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i import __version__
+from t2i.diffusion.samplers import SAMPLERS
 from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.schedules import respaced_steps
-from t2i.errors import UsageError, did_you_mean
+from t2i.errors import DataError, UsageError, did_you_mean
 from t2i.images import to_pil
 from t2i.pipeline import Output, Pipeline, Progress, check_finite
 from t2i.seed import Streams
@@ -37,17 +40,16 @@ CANDIDATES = 2  # embeddings drawn by the prior, of which the better is kept (se
 
 @dataclass
 class Call:
-    """One call, resolved: every row is one picture."""
+    """One call, resolved: every row is one picture; `sampling` holds the stages that run, in order."""
 
     prompts: list[str]
     negatives: list[str]
     seeds: list[int]
     sampling: dict[str, Sampling]
-    stages: list[str]
     max_batch: int
-    timings: dict[str, float]
     callback: Callable[[Progress], None] | None
     bar: tqdm
+    timings: dict[str, float] = field(default_factory=dict)
 
 
 class DALLE2(Pipeline):
@@ -68,6 +70,15 @@ class DALLE2(Pipeline):
         "sampler": {"prior": "ddpm", "decoder": "ddim", "up256": "ddim", "up1024": "ddim"},
     }
 
+    def __init__(
+        self, parts: Mapping[str, nn.Module], settings: Mapping[str, Mapping[str, Any]], source: str = ""
+    ) -> None:
+        super().__init__(parts, settings, source)
+        _check_fit(self.parts)
+        self._sampling()
+        spelled = self._config("decoder").tokenizer if "decoder" in self.parts else None
+        self._tokenizer = spelled.build() if spelled is not None else None
+
     def __call__(  # type: ignore[override]
         self,
         prompt: str | Sequence[str],
@@ -86,48 +97,52 @@ class DALLE2(Pipeline):
 
         Args:
             prompt: one sentence or several; the order of pictures is prompt by prompt.
-            negative_prompt: what guidance moves away from, in the prior and in the decoder, instead of nothing.
+            negative_prompt: what guidance moves away from, in the prior and in the decoder, instead of nothing; one
+                sentence for all, or one for each prompt.
             seed: picture i uses seed + i, or the i-th of a list; drawn at random, and told, if None.
             steps, guidance: one value, or a dict by stage; guidance acts in the prior and the decoder.
             stop_after: the last stage to run; "decoder" gives 64 px pictures, "prior" embeddings only.
             callback: called with `Progress` after every step; its `preview()` is the present guess.
-            max_batch: pictures of the smallest size that are drawn at once; larger sizes take fewer.
+            max_batch: pictures that are drawn at once, at most; costly stages take fewer.
 
         Raises:
             UsageError: an argument that cannot be. NonFiniteError: a stage broke down.
         """
         prompts, truncated = self.check_prompts(prompt, self.clip.tokenizer)
-        call = self._resolve(
-            prompts,
-            negative_prompt,
-            num_images_per_prompt,
-            seed,
-            steps,
-            guidance,
-            stop_after,
-            callback,
-            progress,
-            max_batch,
+        nothing = "" if negative_prompt is None else negative_prompt
+        negatives, _ = self.check_prompts(nothing, self.clip.tokenizer, negative=True)
+        if len(negatives) not in (1, len(prompts)):
+            raise UsageError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
+        num = _whole("num_images_per_prompt", num_images_per_prompt)
+        call = Call(
+            prompts=[p for p in prompts for _ in range(num)],
+            negatives=[n for n in negatives for _ in range(num * len(prompts) // len(negatives))],
+            seeds=_seeds(seed, len(prompts) * num),
+            sampling=self._sampling(steps, guidance, stop_after),
+            max_batch=_whole("max_batch", max_batch),
+            callback=callback,
+            bar=tqdm(disable=not progress, unit="step", leave=False),
         )
+        call.bar.total = self._total(call)
         with call.bar:
             z_i, x = self._draw(call)
         return Output(
             images=to_pil(x) if x is not None else [],
             seeds=call.seeds,
             prompts=call.prompts,
-            recipe=self._recipe(call, prompt, negative_prompt, num_images_per_prompt),
+            recipe=self._recipe(call),
             embeddings=z_i.cpu(),
             timings=call.timings,
-            truncated=[cut for cut in truncated for _ in range(num_images_per_prompt)],
+            truncated=[cut for cut in truncated for _ in range(num)],
         )
 
     def _draw(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """The story itself: embeddings (N, D), and pictures (N, 3, S, S) in [-1, 1] unless it stops before."""
         z_i = self._each(call, "prior", self._prior)  # (N, D)
         x = None
-        if "decoder" in call.stages:
+        if "decoder" in call.sampling:
             x = self._each(call, "decoder", self._decoder, z_i)  # (N, 3, 64, 64)
-        for stage in call.stages[2:]:
+        for stage in list(call.sampling)[2:]:
             x = self._each(call, stage, self._upsampler, x)  # (N, 3, 256, 256), (N, 3, 1024, 1024)
         return z_i, x
 
@@ -142,11 +157,11 @@ class DALLE2(Pipeline):
     def _decoder(self, call: Call, stage: str, rows: slice, on_step: Any, z_i: Tensor) -> Tensor:
         sampling = call.sampling[stage]
         model: Decoder = self.parts["decoder"]  # type: ignore[assignment]
-        condition = model.condition(*self._tokens(model, call.prompts[rows]), z_i)
+        condition = model.condition(*self._tokens(call.prompts[rows]), z_i)
         null = None
         if sampling.guidance != 1:
             drop = torch.zeros(len(z_i), dtype=torch.bool, device=z_i.device)
-            null = model.condition(*self._tokens(model, call.negatives[rows]), z_i, clip_keep=drop)
+            null = model.condition(*self._tokens(call.negatives[rows]), z_i, clip_keep=drop)
         return decoder.sample(model, condition, Streams(call.seeds[rows], stage), sampling, null=null, callback=on_step)
 
     def _upsampler(self, call: Call, stage: str, rows: slice, on_step: Any, low_res: Tensor) -> Tensor:
@@ -161,21 +176,22 @@ class DALLE2(Pipeline):
         """The frozen CLIP model that the prior and the decoder were trained with."""
         return self.parts["clip"]  # type: ignore[return-value]
 
-    def size(self, stage: str) -> int:
-        """Side in pixels of what a stage draws; 64 for the prior, whose rows cost about as much."""
-        return 64 if stage == "prior" else int(self.parts[stage].config.image_size)  # type: ignore[union-attr, arg-type]
+    def _config(self, stage: str) -> Any:
+        return self.parts[stage].config
 
-    def _tokens(self, model: Decoder, sentences: list[str]) -> tuple[Tensor | None, Tensor | None]:
+    def _tokens(self, sentences: list[str]) -> tuple[Tensor | None, Tensor | None]:
         """Tokens and mask for the decoder's own text path; the empty sentence has no real token there."""
-        if model.config.tokenizer is None:
+        if self._tokenizer is None:
             return None, None
-        tokens, mask = model.config.tokenizer.build()(sentences)
+        tokens, mask = self._tokenizer(sentences)
         said = torch.tensor([bool(s.strip()) for s in sentences])
         return tokens.to(self.device), (mask & said[:, None]).to(self.device)
 
     def _chunks(self, call: Call, stage: str) -> list[slice]:
-        size = max(1, call.max_batch * 64**2 // self.size(stage) ** 2)
-        return [slice(i, i + size) for i in range(0, len(call.seeds), size)]
+        """Rows that a stage draws at once: `max_batch`, or fewer where its U-Net works on more than 64 × 64 places."""
+        config = self._config(stage)
+        places = 1 if stage == "prior" else config.image_size // config.unet.patch_size
+        return chunks(len(call.seeds), call.max_batch, call.max_batch * 64**2 // places**2)
 
     def _each(self, call: Call, stage: str, fn: Callable[..., Tensor], inputs: Tensor | None = None) -> Tensor:
         """Run one stage over all rows, a chunk at a time."""
@@ -187,54 +203,39 @@ class DALLE2(Pipeline):
             ]
         return check_finite(stage, torch.cat(done).float())
 
-    def _resolve(
-        self, prompts: list[str], negative: Any, num: int, seed: Any, steps: Any, guidance: Any, stop_after: str | None,
-        callback: Any, progress: bool, max_batch: int,
-    ) -> Call:  # fmt: skip
+    def _sampling(self, steps: Any = None, guidance: Any = None, stop_after: str | None = None) -> dict[str, Sampling]:
+        """How every stage up to `stop_after` samples, in order."""
         stages = [stage for stage in self.drawing if stage in self.parts]
-        if stop_after is not None:
-            if stop_after not in stages:
-                hint = did_you_mean(stop_after, stages)
-                raise UsageError(f"stop_after: unknown stage {stop_after!r}{hint}; stages are {', '.join(stages)}")
-            stages = stages[: stages.index(stop_after) + 1]
-        for name, value in (("num_images_per_prompt", num), ("max_batch", max_batch)):
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
-        negatives = [negative or ""] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
-        if len(negatives) != len(prompts):
-            raise UsageError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
-        seeds = _seeds(seed, len(prompts) * num)
-        chosen_steps = self.choose("steps", steps, self._check_steps)
+        if stop_after is not None and stop_after not in stages:
+            hint = did_you_mean(stop_after, stages)
+            raise UsageError(f"stop_after: unknown stage {stop_after!r}{hint}; stages are {', '.join(stages)}")
+        num_steps = self.choose("steps", steps, self._check_steps)
         scales = self.choose("guidance", guidance, _check_guidance)
-        samplers = self.settings.get("sampler", {})
-        sampling = {
-            s: Sampling(chosen_steps[s], samplers.get(s, "ddim"), 1.0 if scales[s] is None else scales[s])
-            for s in stages
-        }
-        call = Call(
-            [p for p in prompts for _ in range(num)], [n for n in negatives for _ in range(num)],
-            seeds, sampling, stages, max_batch, {}, callback, tqdm(disable=not progress, unit="step", leave=False),
-        )  # fmt: skip
-        call.bar.total = sum(
-            len(self._chunks(call, s)) * self._num_steps(s, chosen_steps[s]) * (CANDIDATES if s == "prior" else 1)
-            for s in stages
-        )
-        return call
+        samplers = self.choose("sampler", None, _check_sampler)
+        last = len(stages) - 1 if stop_after is None else stages.index(stop_after)
+        return {s: Sampling(num_steps[s], samplers[s], scales[s]) for s in stages[: last + 1]}
+
+    def _total(self, call: Call) -> int:
+        """Steps of the progress bar."""
+        rounds = {stage: len(self._chunks(call, stage)) for stage in call.sampling}
+        rounds["prior"] *= CANDIDATES
+        return sum(rounds[stage] * self._num_steps(stage, chosen.steps) for stage, chosen in call.sampling.items())
 
     def _num_steps(self, stage: str, spec: int | str) -> int:
-        return len(respaced_steps(spec, self.parts[stage].config.num_steps))  # type: ignore[union-attr, arg-type]
+        return len(respaced_steps(spec, self._config(stage).num_steps))
 
     def _check_steps(self, stage: str, value: Any) -> int | str:
         try:
-            if isinstance(value, bool) or not isinstance(value, int | str):
+            if isinstance(value, bool) or not isinstance(value, Integral | str):
                 raise ValueError(f"expected a whole number or a spacing such as 'ddim50', got {value!r}")
+            value = value if isinstance(value, str) else int(value)
             self._num_steps(stage, value)
         except ValueError as error:
             raise UsageError(f"steps of {stage}: {error}") from error
         return value
 
-    def _recipe(self, call: Call, prompt: Any, negative: Any, num: int) -> dict[str, Any]:
-        """Everything that decides the pictures, as JSON."""
+    def _recipe(self, call: Call) -> dict[str, Any]:
+        """Everything that decides the pictures, as JSON, row by row."""
         return {
             "t2i": __version__,
             "torch": torch.__version__,
@@ -242,32 +243,87 @@ class DALLE2(Pipeline):
             "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "arguments": {
-                "prompt": prompt if isinstance(prompt, str) else list(prompt),
-                "negative_prompt": negative if negative is None or isinstance(negative, str) else list(negative),
-                "num_images_per_prompt": num,
+                "prompt": call.prompts,
+                "negative_prompt": call.negatives if any(call.negatives) else None,
                 "seed": call.seeds,
-                "steps": {s: call.sampling[s].steps for s in call.stages},
-                "guidance": {s: call.sampling[s].guidance for s in call.stages if s in ("prior", "decoder")},
-                "stop_after": call.stages[-1],
+                "steps": {stage: chosen.steps for stage, chosen in call.sampling.items()},
+                "guidance": {s: call.sampling[s].guidance for s in ("prior", "decoder") if s in call.sampling},
+                "stop_after": list(call.sampling)[-1],
+                "max_batch": call.max_batch,
             },
         }
 
 
-def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+def chunks(count: int, group: int, size: int) -> list[slice]:
+    """Rows 0 … count-1 in groups of `group`, each cut into parts of `size` from its own start, at least 1.
+
+    What a group is cut into does not depend on the groups before it, so it can be drawn again alone.
+    """
+    size = min(max(size, 1), group)
+    return [
+        slice(i, min(i + size, first + group, count))
+        for first in range(0, count, group)
+        for i in range(first, min(first + group, count), size)
+    ]
+
+
+def _check_fit(parts: Mapping[str, Any]) -> None:
+    """DataError if a stage was trained beside another one than its neighbour in this chain."""
+
+    def same(what: str, giver: str, given: int, taker: str, taken: int | None) -> None:
+        if given != taken:
+            raise DataError(f"{taker} takes {what} {taken}, but {giver} gives {given}: they do not belong together")
+
+    clip, prior = parts["clip"], parts["prior"].config
+    same("embeddings of width", "clip", clip.dim, "prior", prior.clip_dim)
+    same("text states of width", "clip", clip.text_width, "prior", prior.text_width)
+    if clip.tokenizer.context > prior.context:
+        raise DataError(f"prior reads {prior.context} tokens, but clip gives {clip.tokenizer.context}")
+    if "decoder" in parts:
+        same("embeddings of width", "clip", clip.dim, "decoder", parts["decoder"].config.clip_dim)
+    for small, large in (("decoder", "up256"), ("up256", "up1024")):
+        if large in parts:
+            same("pictures of side", small, parts[small].config.image_size, large, parts[large].config.low_size)
+            if parts[large].config.text is not None:
+                raise DataError(f"{large} reads text; upsamplers of this chain see pictures only")
+    for name, part in parts.items():
+        if getattr(part.config, "num_classes", None) is not None:
+            raise DataError(f"{name} needs a class label, which a sentence does not give")
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _seeds(seed: Any, count: int) -> list[int]:
     if seed is None:
         seed = secrets.randbelow(2**31)
-    if isinstance(seed, int):
-        return [seed + i for i in range(count)]
-    if len(seed) != count or not all(isinstance(s, int) for s in seed):
-        raise UsageError(f"{len(seed)} seeds for {count} pictures; give one whole number, or one for each")
-    return list(seed)
+    several = isinstance(seed, Iterable)
+    try:
+        seeds = [operator.index(s) for s in (seed if several else [seed])]
+    except TypeError:
+        raise UsageError(f"a seed must be a whole number, or a list with one for each picture, got {seed!r}") from None
+    if not several:
+        return [seeds[0] + i for i in range(count)]
+    if len(seeds) != count:
+        raise UsageError(f"{len(seeds)} seeds for {count} pictures; give one whole number, or one for each")
+    return seeds
 
 
-def _check_guidance(stage: str, value: Any) -> float | None:
+def _check_guidance(stage: str, value: Any) -> float:
     if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1000:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1000:
         raise UsageError(f"guidance of {stage}: expected a number from 0 to 1000, got {value!r}")
     if stage not in ("prior", "decoder") and value != 1:
         raise UsageError(f"guidance of {stage}: this stage is not guided, only prior and decoder are")
     return float(value)
+
+
+def _check_sampler(stage: str, value: Any) -> str:
+    if str(value) not in SAMPLERS:
+        known = f"{did_you_mean(value, SAMPLERS)}; known are {', '.join(SAMPLERS)}"
+        raise UsageError(f"sampler of {stage}: unknown {value!r}{known}")
+    return str(value)

@@ -3,6 +3,7 @@
 Exit codes: 0 done · 2 wrong usage · 3 bad data or disk · 4 values that are not finite · 75 stopped by a signal, saved.
 """
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from t2i.errors import DataError, T2IError, UsageError
+
+RECIPE_ARGUMENTS = {"prompt", "negative_prompt", "seed", "steps", "guidance", "stop_after", "max_batch"}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write and look at training data.")
@@ -31,50 +34,58 @@ def _t2i() -> None:
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
     out: Annotated[Path, typer.Option(help="PNG to write; several pictures get a number each.")] = Path("out.png"),
-    model: Model = "shapes",
+    model: Annotated[
+        str | None, typer.Option(help="A bundled model by name, or a folder; shapes if not given.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Picture i uses seed + i; random, and told, if not given.")] = None,
     num: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
-    steps: Annotated[str | None, typer.Option(help="N for all stages, or stage=N,stage=N.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="N for all stages, or stage=N,stage=N; also spacings such as ddim50.")
+    ] = None,
     guidance: Annotated[str | None, typer.Option(help="S for all guided stages, or stage=S,stage=S.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to move away from.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Last stage to run, such as decoder.")] = None,
-    from_: Annotated[Path | None, typer.Option("--from", help="Repeat the picture in this PNG.")] = None,
-    device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", help="Repeat the picture in this PNG, with its own model, device and dtype."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto if not given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")] = None,
 ) -> None:
     """Draw pictures of sentences and write them as PNGs that know how they were made."""
-    arguments: dict[str, Any]
-    if from_ is not None:
-        if prompts or any(x is not None for x in (seed, steps, guidance, negative, stop_after)) or num != 1:
-            raise UsageError("--from repeats a picture exactly; give no prompt and no other setting with it")
-        from t2i.images import read_recipe
-
-        recipe = read_recipe(from_)
-        try:
-            arguments, model, dtype = recipe["arguments"], recipe["model"], recipe["dtype"]
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{from_}: its recipe is not one of t2i's") from error
-    else:
-        if not prompts:
-            raise UsageError('no prompt given; try: t2i generate "a red cube"')
-        arguments = {
-            "prompt": prompts, "negative_prompt": negative, "num_images_per_prompt": num, "seed": seed,
-            "steps": _by_stage("steps", steps, _int_or_text), "guidance": _by_stage("guidance", guidance, float),
-            "stop_after": stop_after,
-        }  # fmt: skip
     from t2i.storage import writable
 
+    picture = None
+    if from_ is not None:
+        if prompts or any(x is not None for x in (seed, steps, guidance, negative, stop_after)) or num != 1:
+            raise UsageError("--from repeats a picture exactly; give no prompt and no other setting of it")
+        recipe = _recipe(from_)
+        arguments, picture = recipe["arguments"], recipe["picture"]
+        model, device, dtype = model or recipe["model"], device or recipe["device"], dtype or recipe["dtype"]
+        if not model:
+            raise UsageError(f"{from_}: its pipeline was never saved; name the folder of its model with --model")
+    elif not prompts:
+        raise UsageError('no prompt given; try: t2i generate "a red cube"')
+    else:
+        arguments = {
+            "prompt": prompts, "negative_prompt": negative, "num_images_per_prompt": num, "seed": seed,
+            "steps": by_stage("steps", steps, _int_or_text), "guidance": by_stage("guidance", guidance, float),
+            "stop_after": stop_after,
+        }  # fmt: skip
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out must end in .png, got {out}")
+    if out.is_dir():
+        raise UsageError(f"--out must be a file, {out} is a folder")
     writable(out.parent)
     from t2i.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype)
+    pipe = Pipeline.from_pretrained(model or "shapes", device=device or "auto", dtype=dtype or "auto")
     result = pipe(**arguments)
     if not result.images:
         raise UsageError("nothing to write: the prior draws embeddings, not pictures; stop after decoder or later")
-    for path, used in zip(result.save(out), result.seeds, strict=True):
-        typer.echo(f"{path}  seed {used}")
+    which = range(len(result)) if picture is None else [picture]
+    for i, path in zip(which, result.save(out, which), strict=True):
+        typer.echo(f"{path}  seed {result.seeds[i]}")
 
 
 @app.command(context_settings={"allow_extra_args": False})
@@ -121,7 +132,7 @@ def shapes(
     count: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 10_000,
     size: Annotated[int, typer.Option(min=8, max=4096, help="Side of the whole picture in pixels.")] = 64,
     crop: Annotated[int | None, typer.Option(min=8, help="Write a random window of this side instead.")] = None,
-    seed: Annotated[int, typer.Option(help="Scenes are seed, seed+1, …")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Scenes are seed, seed+1, …")] = 0,
     shard_size: Annotated[int, typer.Option(min=1, help="Pictures per tar file.")] = 1000,
 ) -> None:
     """Render captioned scenes of the shapes world into webdataset shards."""
@@ -145,8 +156,8 @@ def compose(
     from t2i.evaluate import compose as run
 
     chosen = {
-        "steps": _by_stage("steps", steps, _int_or_text),
-        "guidance": _by_stage("guidance", guidance, float),
+        "steps": by_stage("steps", steps, _int_or_text),
+        "guidance": by_stage("guidance", guidance, float),
         "stop_after": stop_after,
     }
     typer.echo(run(model, out=out, num=num, seed=seed, device=device, call=chosen))
@@ -162,16 +173,31 @@ def info(
     typer.echo(describe(model))
 
 
-def _by_stage(what: str, text: str | None, convert: Any) -> Any:
-    """`30` → one value; `prior=10,decoder=30` → a dict."""
+def _recipe(path: Path) -> dict[str, Any]:
+    """The recipe in a PNG, if it has the form that `Output.recipe_of` gives it."""
+    from t2i.images import read_recipe
+
+    recipe = read_recipe(path)
+    arguments, picture = recipe.get("arguments"), recipe.get("picture")
+    seeds = arguments.get("seed") if isinstance(arguments, dict) and set(arguments) == RECIPE_ARGUMENTS else None
+    if (
+        not isinstance(seeds, list)
+        or not isinstance(picture, int)
+        or not 0 <= picture < len(seeds)
+        or not all(isinstance(recipe.get(key), str) for key in ("model", "device", "dtype"))
+    ):
+        raise DataError(f"{path}: its recipe is not one of this version of t2i")
+    return recipe
+
+
+def by_stage(what: str, text: str | None, convert: Any) -> Any:
+    """`30` → one value; `prior=10,decoder=30` → a dict. A comma parts stages only before the name of one."""
     if text is None:
         return None
     try:
         if "=" not in text:
             return convert(text)
-        pairs = [part.split("=", 1) for part in text.split(",") if "=" in part]
-        if len(pairs) != text.count(",") + 1:
-            raise ValueError
+        pairs = [part.split("=") for part in re.split(r",(?=[^,=]*=)", text)]
         return {name.strip(): convert(value) for name, value in pairs}
     except ValueError:
         raise UsageError(f"--{what}: expected a number or stage=number,stage=number, got {text!r}") from None
@@ -182,7 +208,7 @@ def _int_or_text(text: str) -> int | str:
 
 
 def main() -> None:
-    """Run a command; every expected error is one line on stderr and an exit code."""
+    """Run a command; every expected error is one line on stderr and an exit code, an interrupt is exit code 130."""
     warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
     try:
         app()
@@ -192,10 +218,3 @@ def main() -> None:
     except OSError as error:
         typer.echo(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
         sys.exit(DataError.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from t2i.errors import UsageError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # bad syntax, too many brackets, the 31st of February
 
 
 class Config(BaseModel):
@@ -67,14 +68,14 @@ def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-4 as a string and takes the last of two equal keys; we do neither."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise UsageError(f"line {key_node.start_mark.line + 1}: key {key!r} appears twice")
-            seen.add(str(key))
-        return super().construct_mapping(node, deep)
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise UsageError(f"line {key.start_mark.line + 1}: key {key.value!r} appears twice")
+            seen.add(key.value)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -93,10 +94,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read config {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not a text file") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except UsageError as error:
         raise UsageError(f"{path}, {error}") from None
+    except _NOT_YAML as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -111,7 +112,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise UsageError(f"an override looks like key.sub=value, got {override!r}")
     try:
         value = _yaml(text)
-    except yaml.YAMLError:
+    except UsageError:
+        raise
+    except _NOT_YAML:
         raise UsageError(f"the value of {override!r} is not valid YAML") from None
     for part in parts[:-1]:
         if not isinstance(data.get(part), dict):

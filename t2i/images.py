@@ -3,6 +3,7 @@
 Legend: B batch · H W pixels.
 """
 
+import errno
 import io
 import json
 import math
@@ -38,15 +39,16 @@ def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
         raise DataError(f"{name} does not exist") from None
     except (UnidentifiedImageError, Image.DecompressionBombError):
         raise DataError(f"{name} is not a picture that can be read") from None
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # decoders and EXIF readers raise all sorts: struct.error, TypeError, SyntaxError …
         raise DataError(f"{name} is damaged: {error}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode and orientation → upright RGB; transparent pixels become white, 16-bit grey is scaled."""
-    image = ImageOps.exif_transpose(image)
+    """Any mode and orientation → upright RGB without EXIF; transparent pixels become white, 16-bit grey is scaled."""
+    image = ImageOps.exif_transpose(image)  # always a copy
+    image.info.pop("exif", None)  # its turn is taken; a damaged block would be parsed, and fail, a second time
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -108,7 +110,11 @@ def grid(x: Tensor, columns: int | None = None, gap: int = 2) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None = None) -> None:
-    """Write a PNG, with the JSON-able `recipe` that made it in a text chunk; the file appears whole or not at all."""
+    """Write a PNG, with the JSON-able `recipe` that made it in a text chunk; the file appears whole or not at all.
+
+    Raises:
+        UsageError: the file cannot be written. DataError: the disk is full.
+    """
     path = Path(path)
     text = PngImagePlugin.PngInfo()
     if recipe is not None:
@@ -118,7 +124,8 @@ def save_png(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None
         image.save(temporary, "PNG", pnginfo=text)
         os.replace(temporary, path)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise (DataError if full else UsageError)(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 

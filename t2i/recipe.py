@@ -2,8 +2,9 @@
 
 from functools import partial
 from itertools import islice
+from math import lcm
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict, create_model
@@ -14,9 +15,13 @@ from t2i.config import Config, load, parse
 from t2i.data.loader import DataConfig, Loader
 from t2i.data.shapes import WORDS
 from t2i.errors import UsageError
-from t2i.registry import Stage, load_stage, save_stage, stage
+from t2i.registry import Stage, load_stage, one_line, save_stage, stage
 from t2i.stages.clip.model import ClipEncoder
+from t2i.stages.decoder.model import DecoderConfig
+from t2i.stages.upsampler.model import UpsamplerConfig
+from t2i.storage import writable
 from t2i.text.tokenizers import TokenizerConfig
+from t2i.train.checkpoint import load_model
 from t2i.train.loop import Result, fit
 from t2i.train.optim import OptimConfig
 from t2i.train.settings import TrainConfig
@@ -28,7 +33,7 @@ class Run(Config):
     """A training run, as a YAML file says it.
 
     Attributes:
-        stage: clip, prior, decoder or upsampler.
+        stage: clip, prior, decoder, upsampler or reader.
         clip: folder of the frozen CLIP that the stage learns from, if it does; a path, or one under `weights/`.
         init: folder of a trained stage to start from, instead of random weights.
         save_dtype: of the exported weights.
@@ -37,7 +42,7 @@ class Run(Config):
     stage: str
     clip: str | None = None
     init: str | None = None
-    save_dtype: str = "bfloat16"
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     model: Config
     task: Config
     data: DataConfig = DataConfig()
@@ -71,17 +76,16 @@ def train(path: str | Path, overrides: list[str]) -> Result:
     """Train the stage that a config file describes. See `t2i.train.loop.fit` for what is left in `train.out`."""
     run = load_run(path, overrides)
     spec = stage(run.stage)
+    writable(run.train.out)
     torch.manual_seed(run.train.seed)
     encoder = load_clip(run.clip) if run.clip else None
     config = complete(run, spec, encoder)
-    model = spec.model_class(config)
-    if run.init:
-        start = load_stage(find_stage(run.init), expect=run.stage)
-        model.load_state_dict(start.state_dict())
-    try:
+    check_pictures(run.data, config)
+    with one_line(str(path), UsageError):
+        model = spec.model_class(config)
         task: Any = spec.task_class(model, encoder, run.task)
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from error
+    if run.init:
+        load_model(model, load_stage(find_stage(run.init), expect=run.stage).state_dict(), Path(run.init))
     loader = partial(Loader, run.data)
     if hasattr(task, "prepare"):
         batches = iter(loader(seed=run.train.seed, batch_size=64))
@@ -110,11 +114,18 @@ def load_clip(path: str) -> ClipEncoder:
 
 
 def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
-    """The stage's config with everything filled in that follows from the frozen CLIP or from the shapes vocabulary."""
+    """The stage's config with everything filled in that follows from the frozen CLIP or from the shapes vocabulary.
+
+    A decoder whose `clip_dim` is null by name has no port for CLIP. Raises UsageError for a missing CLIP.
+    """
     data = run.model.model_dump()
+    reads_clip = "clip_dim" in data and not ("clip_dim" in run.model.model_fields_set and data["clip_dim"] is None)
+    if reads_clip and encoder is None:
+        instead = ", or model.clip_dim=null for one without" if run.stage == "decoder" else ""
+        raise UsageError(f"a {run.stage} learns from a trained CLIP: name its folder, clip=FOLDER{instead}")
     if encoder is not None:
         tokenizer = encoder.config.tokenizer
-        if "clip_dim" in data:
+        if reads_clip:
             data["clip_dim"] = encoder.dim
         if "text_width" in data:
             data["text_width"], data["context"] = encoder.text_width, tokenizer.context
@@ -127,3 +138,16 @@ def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
         if "vocab_size" in data["text"]:
             data["text"] |= {"vocab_size": tokenizer.vocab_size, "context": tokenizer.context}
     return parse(data, spec.config_class, source="model")
+
+
+def check_pictures(data: DataConfig, config: Config) -> None:
+    """Refuse sides of pictures that a stage would train on without complaint, or trip over, and not be what it says."""
+    key, side = ("data.size", data.size) if data.crop is None else ("data.crop", data.crop)
+    if isinstance(config, DecoderConfig) and side != config.image_size:
+        raise UsageError(f"{key}={side} must equal model.image_size={config.image_size}")
+    if isinstance(config, UpsamplerConfig):
+        if side % (step := lcm(config.magnification, config.unet.factor)):
+            raise UsageError(f"{key}={side} must be a multiple of {step}, or the network cannot fold it")
+        drawn = any(source.src == "shapes" for source in data.sources)  # files may hold crops already
+        if drawn and data.size != config.image_size:
+            raise UsageError(f"data.size={data.size} must equal model.image_size={config.image_size}")

@@ -1,18 +1,18 @@
 """The trainable stages by name, and how each is saved and loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
-from t2i.config import Config
-from t2i.errors import DataError, UsageError, did_you_mean
-from t2i.storage import load_folder, save_folder
+from t2i.config import Config, parse
+from t2i.errors import DataError, T2IError, UsageError, did_you_mean
+from t2i.storage import load_folder, misfit, save_folder
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,16 @@ def stage(name: str) -> Stage:
     return STAGES[name]
 
 
+@contextmanager
+def one_line(where: str, kind: type[T2IError]) -> Iterator[None]:
+    """Turn what constructors raise of a config that no network can be built from into one line, starting `where`."""
+    try:
+        yield
+    except (ValueError, AssertionError, RuntimeError, ArithmeticError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise kind(f"{where}: {reason}") from error
+
+
 def save_stage(
     folder: str | Path,
     name: str,
@@ -79,23 +89,14 @@ def load_stage(folder: str | Path, expect: str | None = None) -> nn.Module:
     Raises DataError for a missing, truncated or foreign folder and for weights that do not fit their config.
     """
     config, state = load_folder(folder)
-    name = config.get("stage", "")
+    name = str(config.get("stage", ""))
     if name not in STAGES:
         raise DataError(f"{folder}: config.json names no known stage (found {name!r})")
     if expect is not None and name != expect:
         raise DataError(f"{folder}: holds a {name}, expected a {expect}")
-    try:
-        model = STAGES[name].model_class(STAGES[name].config_class.model_validate(config["model"]))
-    except (ValidationError, KeyError) as error:
-        raise DataError(f"{folder}: config.json does not fit this version of t2i: {_first_line(error)}") from error
-    try:
-        model.load_state_dict(
-            {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-        )
-    except RuntimeError as error:
-        raise DataError(f"{folder}: weights do not fit config.json: {_first_line(error, 2)}") from error
+    with one_line(f"{folder}: config.json does not fit this version of t2i", DataError):
+        model = STAGES[name].model_class(parse(config.get("model", {}), STAGES[name].config_class, source="model"))
+    if problem := misfit(model.state_dict(), state):
+        raise DataError(f"{folder}: weights do not fit config.json: the folder {problem}")
+    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return model.eval()
-
-
-def _first_line(error: Exception, count: int = 1) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines()[:count])

@@ -17,6 +17,12 @@ def mix(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
+def upload(x: Tensor, device: torch.device | str) -> Tensor:
+    """A CPU tensor on a device; a GPU fetches it when it gets there, and nobody waits."""
+    device = torch.device(device)
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 class Streams:
     """One independent random stream per sample.
 

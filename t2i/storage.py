@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,17 @@ def load_tensors(folder: str | Path, name: str = "model", device: str | torch.de
     return state
 
 
+def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """How given weights differ from those that a model expects, such as `lacks 'out.bias'`; None if they fit."""
+    missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    shapes = [k for k in sorted(expected.keys() & given.keys()) if expected[k].shape != given[k].shape]
+    for problem, keys in (("lacks", missing), ("has the unknown", extra), ("has another shape of", shapes)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            return f"{problem} {', '.join(map(repr, keys[:3]))}{more}"
+    return None
+
+
 def writable(folder: str | Path) -> Path:
     """Create a folder and prove that files can be written to it; called before work begins.
 
@@ -131,7 +142,7 @@ def writable(folder: str | Path) -> Path:
         DataError: its disk is full.
     """
     folder = Path(folder)
-    with _clear_errors(folder):
+    with clear_errors(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".t2i-", suffix=".tmp") as file:
@@ -139,13 +150,15 @@ def writable(folder: str | Path) -> Path:
                 file.flush()
         except FileExistsError:
             raise UsageError(f"{folder} is a file, expected a folder") from None
+        except NotADirectoryError as error:
+            raise UsageError(f"cannot create {folder}: {error.strerror}") from None
     return folder
 
 
 def write(path: Path, data: bytes) -> None:
     """Write a file so that it is either whole or absent, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _clear_errors(path):
+    with clear_errors(path):
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -158,7 +171,7 @@ def write(path: Path, data: bytes) -> None:
 
 def read_json(path: Path) -> Any:
     """A JSON file, or a DataError that names it."""
-    with _clear_errors(path):
+    with clear_errors(path):
         text = path.read_bytes()
     try:
         return json.loads(text)
@@ -167,8 +180,8 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    """Turn operating system errors into one line that names the path."""
+def clear_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system into one line that names the path."""
     try:
         yield
     except OSError as error:
@@ -182,7 +195,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 def _load_file(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], str | None]:
-    with _clear_errors(path), open(path, "rb"):
+    with clear_errors(path), open(path, "rb"):
         pass
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:

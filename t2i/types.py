@@ -42,12 +42,6 @@ class Condition:
             changed["context"] = tuple((fn(k), fn(v)) for k, v in self.context)
         return replace(self, **changed)
 
-    def to(self, *args: Any, **kwargs: Any) -> "Condition":
-        """Move or cast every floating tensor; boolean masks keep their dtype."""
-        device_only = {k: v for k, v in kwargs.items() if k != "dtype"}
-        devices = [a for a in args if not isinstance(a, torch.dtype)]
-        return self.map(lambda x: x.to(*args, **kwargs) if x.is_floating_point() else x.to(*devices, **device_only))
-
     @staticmethod
     def cat(parts: Sequence["Condition"]) -> "Condition":
         """Join conditions along the batch axis; all parts must have the same ports."""
@@ -122,6 +116,9 @@ class Tokenizer(Protocol):
 
     def unknown(self, caption: str) -> list[str]:
         """Words of `caption` that the vocabulary lacks, in order of appearance."""
+
+    def truncated(self, caption: str) -> bool:
+        """Whether `caption` is longer than what fits between start and end."""
 
 
 class Task(Protocol):

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from t2i.pipelines.dalle2 import DALLE2
 
-from t2i.cli import main
+from t2i.cli import by_stage, main
+from t2i.images import read_recipe, save_png
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,13 +42,76 @@ def test_generate_writes_pictures_and_tells_the_seeds(
 
 
 def test_from_repeats_a_picture_exactly(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+    """Also from another folder, when the picture was one of several and the model's path was relative."""
+    monkeypatch.chdir(model.parent)
+    out, again = tmp_path / "a.png", tmp_path / "b.png"
+    chosen = ["--steps", "decoder=4,prior=3", "--negative", "a sphere", "--out", out]
+    assert run(monkeypatch, "generate", "a cube", "a red cube and a blue cube", "--model", model.name, *chosen) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "generate", "--from", "a-1.png", "--out", again) == 0
+    assert again.read_bytes() == (tmp_path / "a-1.png").read_bytes()
+
+
+def test_model_device_and_dtype_go_before_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, pipe: DALLE2, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    never_saved = DALLE2(pipe.parts, pipe.settings).to("cpu")
     first, second = tmp_path / "a.png", tmp_path / "b.png"
-    assert (
-        run(monkeypatch, "generate", "a red cube", "--model", model, "--out", first, "--steps", "decoder=4,prior=3")
-        == 0
-    )
-    assert run(monkeypatch, "generate", "--from", first, "--out", second) == 0
+    never_saved("a red cube", seed=1, progress=False).save(first)
+    assert run(monkeypatch, "generate", "--from", first, "--out", second) == 2
+    assert "never saved; name the folder of its model with --model" in capsys.readouterr().err
+    assert run(monkeypatch, "generate", "--from", first, "--out", second, "--model", model) == 0
     assert Image.open(first).tobytes() == Image.open(second).tobytes()
+    assert run(monkeypatch, "generate", "--from", second, "--out", first, "--dtype", "bfloat16") == 0
+    assert read_recipe(first)["dtype"] == "bfloat16"
+    assert run(monkeypatch, "generate", "--from", second, "--out", first, "--device", "gpu") == 2
+    assert "no device 'gpu'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arguments": []},
+        {"arguments": None},
+        {"picture": 1},
+        {"picture": "0"},
+        {"model": 3},
+        {"device": None},
+        {"arguments": {"prompt": "a cube", "seed": [1], "colour": "red"}},
+        {"arguments": {"prompt": "a cube", "seed": [1]}},
+    ],
+)
+def test_a_foreign_recipe_is_refused(
+    monkeypatch: pytest.MonkeyPatch, pipe: DALLE2, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+    changes: dict,
+) -> None:  # fmt: skip
+    recipe = pipe("a red cube", seed=1, stop_after="decoder", progress=False).recipe_of(0) | {"model": str(model)}
+    save_png(Image.new("RGB", (3, 3)), tmp_path / "a.png", recipe | changes)
+    assert run(monkeypatch, "generate", "--from", tmp_path / "a.png", "--out", tmp_path / "b.png") == 3
+    assert "a.png: its recipe is not one" in capsys.readouterr().err
+
+
+def test_commas_part_stages_only_before_a_name() -> None:
+    assert by_stage("steps", "decoder=10,10,3,2,2,prior=5", str) == {"decoder": "10,10,3,2,2", "prior": "5"}
+    assert by_stage("steps", "10,10,3,2,2", str) == "10,10,3,2,2"
+    assert by_stage("guidance", "prior=2, decoder=3.5", float) == {"prior": 2.0, "decoder": 3.5}
+
+
+def test_an_interrupt_is_silent_and_130(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DALLE2, "__call__", interrupted)
+    assert run(monkeypatch, "generate", "a red cube", "--model", model, "--out", tmp_path / "a.png") == 130
+
+
+def test_a_folder_named_like_the_picture_is_told_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.png").mkdir()
+    monkeypatch.setattr(DALLE2, "__call__", lambda *_, **__: pytest.fail("drew"))
+    assert run(monkeypatch, "generate", "a red cube", "--model", model, "--out", tmp_path / "a.png") == 2
+    assert "is a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -64,6 +128,8 @@ def test_from_repeats_a_picture_exactly(monkeypatch: pytest.MonkeyPatch, model: 
         (["generate", "a red cube", "--stop-after", "decode"], 2, "did you mean 'decoder'"),
         (["generate", "a red cube", "--num", "0"], 2, "num_images_per_prompt"),
         (["generate", "a red cube", "--out", "cube.jpg"], 2, ".png"),
+        (["generate", "a red cube", "--device", "gpu"], 2, "no device 'gpu'"),
+        (["generate", "a \udcff cube"], 2, "not valid UTF-8"),
         (["generate", "a red cube", "--from", "x.png"], 2, "--from"),
         (["generate", "--from", "no-such.png"], 3, "no-such.png"),
         (["train", "no-such.yaml"], 2, "no-such.yaml"),

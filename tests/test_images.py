@@ -1,5 +1,6 @@
 """Pictures at the border: exact values, EXIF, transparency, sizes, recipes."""
 
+import errno
 import io
 
 import numpy as np
@@ -133,3 +134,12 @@ def test_recipe_that_is_not_there(tmp_path):
 def test_png_into_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match=r"cannot write .*none/a.png"):
         images.save_png(Image.new("RGB", (3, 3)), tmp_path / "none" / "a.png")
+
+
+def test_a_full_disk_is_no_usage_error(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(DataError, match=r"a.png: No space left"):
+        images.save_png(Image.new("RGB", (3, 3)), tmp_path / "a.png")

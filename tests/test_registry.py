@@ -1,5 +1,6 @@
 """Every stage that the registry knows: builds small, learns, saves, and loads to the same numbers."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from t2i.errors import DataError, UsageError
 from t2i.registry import STAGES, load_stage, save_stage, stage
+from t2i.seed import upload
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.prior.model import Prior
 
@@ -110,3 +112,55 @@ def test_statistics_travel_with_the_prior(tmp_path: Path) -> None:
     assert isinstance(loaded, Prior)
     assert loaded.calibrated
     assert torch.equal(loaded.std, prior.std)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"low_size": 0}}, "low_size: input should be greater"),
+        ({"model": {"unet": {"norm_groups": 7, "attention": [], "mid_attention": False}}}, "norm_groups=7"),
+        ({"model": []}, "does not fit this version"),
+        ({"stage": ["upsampler"]}, "names no known stage"),
+    ],
+)
+def test_a_config_that_no_stage_can_be_built_from_is_one_line(tmp_path: Path, change: dict, message: str) -> None:
+    save_stage(tmp_path, "upsampler", small_upsampler(8, 32))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=message) as caught:
+        load_stage(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_assertions_of_other_libraries_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_stage(tmp_path, "prior", small_prior())
+
+    def assertion(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Prior, "__init__", assertion)
+    with pytest.raises(DataError, match="does not fit this version of t2i: AssertionError"):
+        load_stage(tmp_path)
+
+
+def test_only_a_few_missing_weights_are_named(tmp_path: Path) -> None:
+    model = small_upsampler(8, 32)
+    save_stage(tmp_path, "upsampler", model, {"one": torch.zeros(1)})
+    with pytest.raises(DataError, match=rf"lacks '.*', '.*', '.*' and {len(model.state_dict()) - 3} more$"):
+        load_stage(tmp_path)
+    wrong = model.state_dict() | {"unet.conv_in.bias": torch.zeros(5)}
+    save_stage(tmp_path, "upsampler", model, wrong)
+    with pytest.raises(DataError, match=r"has another shape of 'unet.conv_in.bias'$"):
+        load_stage(tmp_path)
+
+
+def test_small_pictures_have_8_bits_in_training_as_in_sampling() -> None:
+    task = STAGES["upsampler"].task_class(small_upsampler(8, 32), None)
+    levels = (task.low_res(batch()["image"]) + 1) * 127.5
+    torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
+
+
+def test_random_numbers_go_to_the_device_unchanged() -> None:
+    x = torch.rand(3)
+    assert torch.equal(upload(x, "cpu"), x)
+    assert upload(x, torch.device("cpu")).device.type == "cpu"

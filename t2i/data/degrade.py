@@ -17,7 +17,7 @@ from torch import Tensor
 
 from t2i.config import Config
 from t2i.images import to_pil
-from t2i.seed import Streams
+from t2i.seed import Streams, upload
 
 
 class Degradation(Config):
@@ -50,11 +50,11 @@ class Degradation(Config):
             raise ValueError(f"{len(x)} pictures need as many streams, got {len(streams)}")
         chance = streams.uniform(5)  # (B, 5)
         sigma = self.sigma[0] + chance[:, 1] * (self.sigma[1] - self.sigma[0])
-        blurred = gaussian_blur(x, sigma.to(x.device), self.kernel)
-        x = torch.where((chance[:, 0] < self.blur).to(x.device)[:, None, None, None], blurred, x)
+        blurred = gaussian_blur(x, upload(sigma, x.device), self.kernel)
+        x = torch.where(upload(chance[:, 0] < self.blur, x.device)[:, None, None, None], blurred, x)
         noise = streams.normal(*x.shape[1:])
         if self.noise:
-            x = (x + (self.noise * chance[:, 2, None, None, None] * noise).to(x)).clamp(-1, 1)
+            x = (x + upload(self.noise * chance[:, 2, None, None, None] * noise, x.device).to(x)).clamp(-1, 1)
         if self.jpeg:
             low, high = self.quality
             quality = (low + chance[:, 4] * (high - low + 1)).long().clamp(max=high)

@@ -24,14 +24,15 @@ from t2i.data.folder import FolderSource
 from t2i.data.order import Mixture, permute
 from t2i.data.shards import ShardSource
 from t2i.data.source import BadSample, Sample, Source
-from t2i.errors import DataError, UsageError
+from t2i.errors import DataError, UsageError, did_you_mean
 from t2i.seed import Streams, mix
 from t2i.types import Batch
 
 log = logging.getLogger(__name__)
 
 _TRIES = 32
-_VAL_SCENES = 1 << 62
+VAL_SCENES = 1 << 62
+"""The bit of a scene's seed that is set in held-out scenes and in no other."""
 
 
 class SourceConfig(Config):
@@ -49,7 +50,7 @@ class DataConfig(Config):
     crop: int | None = Field(None, ge=4, description="random window of the picture, pixels; None for its centre square")
     captions: dict[str, float] = Field({}, description="weights of caption kinds; empty for equal weights")
     num_workers: int | None = Field(None, ge=0, description="processes that load; None for min(2, cores)")
-    val_fraction: float = Field(0.0, ge=0, lt=1, description="share of files held out, by hash of their key")
+    val_fraction: float = Field(0.02, ge=0, lt=1, description="share of files held out, by hash of their key")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more samples than this are unusable")
 
     @model_validator(mode="after")
@@ -66,6 +67,10 @@ class DataConfig(Config):
         return (SourceConfig(src=self.source, weight=1.0),) if isinstance(self.source, str) else self.source
 
 
+class NothingHeldOutError(DataError):
+    """So few files, or so small a `val_fraction`, that there is no held-out sample."""
+
+
 class Loader:
     """Endless batches of one process.
 
@@ -79,6 +84,7 @@ class Loader:
 
     Raises:
         UsageError: a batch that does not divide evenly, or a source that is none.
+        NothingHeldOutError: the split is `val`, and training has every sample.
         DataError: no data, or while iterating, too many unusable samples.
     """
 
@@ -169,8 +175,11 @@ class _Positions(Dataset[Batch]):
 
     def __init__(self, config: DataConfig, seed: int, micro: int, split: str) -> None:
         self.config, self.seed, self.micro, self.split = config, seed, micro, split
-        self.sources = [_open(source.src, config, split) for source in config.sources]
-        self.mixture = Mixture([source.weight for source in config.sources], seed)
+        opened = [(_open(source.src, config, split), source.weight) for source in config.sources]
+        self.sources = [source for source, _ in opened if source is not None]
+        if not self.sources:
+            raise NothingHeldOutError(f"data.val_fraction {config.val_fraction} holds out no sample of {config.source}")
+        self.mixture = Mixture([weight for source, weight in opened if source is not None], seed)
 
     def __getitem__(self, start: int) -> Batch:
         bad: list[dict[str, str]] = []
@@ -212,19 +221,30 @@ class _Positions(Dataset[Batch]):
 
 
 class ShapesSource:
-    """Scenes of the procedural world, drawn on demand; see `t2i.data.shapes`."""
+    """Scenes of the procedural world, drawn on demand; see `t2i.data.shapes`.
+
+    Raises UsageError for caption kinds and crops that the world does not have.
+    """
 
     def __init__(self, config: DataConfig, split: str) -> None:
+        from t2i.data import shapes
+
         self.config, self.split = config, split
+        for kind in config.captions:
+            if kind not in shapes.KINDS:
+                hint = did_you_mean(kind, shapes.KINDS)
+                raise UsageError(
+                    f"data.captions: shapes have no kind {kind!r}{hint}; kinds are {', '.join(shapes.KINDS)}"
+                )
+        if config.crop not in (None, config.size) and (config.crop % 4 or config.size % 4):
+            raise UsageError(f"data.crop={config.crop} and data.size={config.size} must be multiples of 4 for shapes")
 
     def draw(self, seeds: list[int]) -> list[Sample]:
         """One sample per 63-bit seed; training and validation seeds never meet."""
         from t2i.data import shapes
 
         config, weights = self.config, self.config.captions or shapes.WEIGHTS
-        if unknown := sorted(set(weights) - set(shapes.KINDS)):
-            raise UsageError(f"unknown caption kinds {unknown}: shapes have {', '.join(shapes.KINDS)}")
-        seeds = [seed | _VAL_SCENES if self.split == "val" else seed & ~_VAL_SCENES for seed in seeds]
+        seeds = [seed | VAL_SCENES if self.split == "val" else seed & ~VAL_SCENES for seed in seeds]
         if config.crop is None or config.crop == config.size:
             drawn = shapes.batch(seeds, config.size, weights=weights)
         else:
@@ -246,7 +266,8 @@ class _Subset:
         return self.source.load(self.rows[index], rng)
 
 
-def _open(src: str, config: DataConfig, split: str) -> Source | ShapesSource:
+def _open(src: str, config: DataConfig, split: str) -> Source | ShapesSource | None:
+    """The part of a source that belongs to a split; None where nothing of it is held out."""
     if src == "shapes":
         return ShapesSource(config, split)
     if os.path.isdir(src) and not any(name.endswith(".tar") for name in os.listdir(src)):
@@ -255,13 +276,10 @@ def _open(src: str, config: DataConfig, split: str) -> Source | ShapesSource:
         shards = os.path.join(src, "*.tar") if os.path.isdir(src) else src
         source = ShardSource(shards, config.size, config.crop, config.captions)
     log.info("%s: %d samples from %s", src, len(source), type(source).__name__)
-    if not config.val_fraction:
-        return source
     held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
-    rows = [row for row, is_val in enumerate(held) if is_val == (split == "val")]
-    if not rows:
-        raise DataError(f"{src}: val_fraction {config.val_fraction} leaves no sample for {split}")
-    return _Subset(source, rows)
+    if all(held) or not any(held):  # training comes first
+        return source if split == "train" else None
+    return _Subset(source, [row for row, is_val in enumerate(held) if is_val == (split == "val")])
 
 
 def _collate(samples: list[Sample]) -> Batch:

@@ -122,7 +122,7 @@ def expand(src: str) -> list[str]:
     if not names:
         raise DataError(f"no file matches {src}")
     for name in names:
-        if not name.endswith(".tar"):
+        if not name.endswith(".tar") and (".tar" in name or os.path.exists(name)):
             raise UsageError(f"shards must be uncompressed .tar files, got {name}")
         if not os.path.isfile(name):
             raise DataError(f"{name} does not exist")

@@ -15,6 +15,9 @@ from t2i.images import centre_square, from_pil, open_image, resize_short
 from t2i.seed import Streams
 
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp")
+MAX_RATIO = 20
+"""Of the sides of a picture; what is narrower is refused before it is enlarged into gigabytes."""
+
 Sample = dict[str, Any]
 
 
@@ -48,6 +51,8 @@ def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Tensor:
     except DataError as error:
         reason = "too large" if "megapixels" in str(error) else "unreadable picture"
         raise BadSample(reason, str(error)) from None
+    if max(image.size) > MAX_RATIO * min(image.size):
+        raise BadSample("too narrow", f"{image.width}×{image.height}")
     image = resize_short(image, size)
     image = centre_square(image, size) if crop is None else _random_window(image, crop, rng)
     return from_pil(image)

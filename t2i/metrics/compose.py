@@ -128,8 +128,8 @@ def score(prompt: Prompt, found: Sequence[Seen]) -> tuple[bool, str]:
 def holds(relation: str, a: Seen, b: Seen) -> bool:
     """Whether `a` stands to `b` as `relation` says, by what can be seen of their boxes.
 
-    left of, right of: the middles are apart sideways by more than a tenth of the joint width and, as in GenEval, by
-    more than half of their whole distance. in front of, behind: both stand on the floor, and the nearer one's foot is
+    left of, right of, as in GenEval: the middles are apart sideways by more than half of their whole distance and a
+    tenth of the joint width. in front of, behind: both stand on the floor, and the nearer one's foot is
     lower by more than a tenth of the joint height and 0.3 of the distance sideways. on top of: `a` stands on something,
     its middle is higher, and less than a quarter of the greater width off to the side.
 
@@ -141,7 +141,7 @@ def holds(relation: str, a: Seen, b: Seen) -> bool:
     dx, dy, foot = ax - bx, ay - by, a.box.y1 - b.box.y1
     widths, heights = (a.box.x1 - a.box.x0, b.box.x1 - b.box.x0), (a.box.y1 - a.box.y0, b.box.y1 - b.box.y0)
     if relation == "left of":
-        return -dx > _MARGIN * sum(widths) and -dx > 0.5 * math.hypot(dx, dy)
+        return -dx - _MARGIN * sum(widths) > 0.5 * math.hypot(dx, dy)
     if relation == "in front of":
         return not a.raised and not b.raised and foot > max(_MARGIN * sum(heights), 0.3 * abs(dx))
     if relation == "on top of":

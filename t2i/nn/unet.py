@@ -39,6 +39,7 @@ class UNetConfig(Config):
         dropout: in every residual block.
         norm_groups, norm_eps: of every group norm.
         time_order, time_denominator_shift: see `timestep_embedding`.
+        checkpointing: recompute every block in the backward pass instead of keeping its activations.
     """
 
     in_channels: int = Field(default=3, ge=1)
@@ -61,6 +62,7 @@ class UNetConfig(Config):
     norm_eps: float = 1e-5
     time_order: TimeOrder = "cos_sin"
     time_denominator_shift: int = 0
+    checkpointing: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -119,15 +121,11 @@ class Middle(nn.Module):
 
 
 class UNet(nn.Module):
-    """`unet(x_t, t, condition) → raw output`; see `UNetConfig`.
-
-    `checkpointing = True` recomputes every block in the backward pass instead of keeping its activations.
-    """
+    """`unet(x_t, t, condition) → raw output`; see `UNetConfig`."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpointing = False
         widths, p = config.widths, config.patch_size
         self.time = nn.Sequential(
             nn.Linear(config.channels, config.time_dim), nn.SiLU(), nn.Linear(config.time_dim, config.time_dim)
@@ -277,7 +275,7 @@ class UNet(nn.Module):
     def _run(self, module: nn.Module, *args: Tensor | KeysValues | None) -> Tensor:
         out: Any = (
             checkpoint(module, *args, use_reentrant=False)
-            if self.checkpointing and torch.is_grad_enabled()
+            if self.config.checkpointing and torch.is_grad_enabled()
             else module(*args)
         )
         return out

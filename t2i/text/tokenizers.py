@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from t2i.config import Config
@@ -15,8 +16,13 @@ class TokenizerConfig(Config):
     """`words` splits into the given words (`t2i.text.words`); `clip` is CLIP's byte-pair encoding, 49,408 entries."""
 
     kind: Literal["words", "clip"] = "words"
-    context: int = 64
+    context: int = Field(default=64, ge=2)
     words: tuple[str, ...] = ()
+
+    @field_validator("words")
+    @classmethod
+    def _check(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        return WordTokenizer(words).vocabulary
 
     @property
     def vocab_size(self) -> int:

@@ -57,16 +57,6 @@ class WordTokenizer:
             row[: len(ids) + 2] = torch.tensor([START, *ids, END])
         return tokens, tokens != PAD
 
-    def decode(self, tokens: Tensor) -> str:
-        """Tokens (L,) → their words, up to the end token; unknown words become `?`."""
-        words = []
-        for token in tokens.tolist():
-            if token == END:
-                break
-            if token >= UNKNOWN:
-                words.append("?" if token == UNKNOWN else self.vocabulary[token - _FIRST])
-        return " ".join(words)
-
     def unknown(self, caption: str) -> list[str]:
         """Words of `caption` that the vocabulary lacks, in order of appearance."""
         return [word for word in split(caption) if word not in self._ids]

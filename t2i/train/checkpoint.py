@@ -27,7 +27,7 @@ State = dict[str, dict[str, Tensor]]
 
 
 def save(folder: Path, step: int, tensors: State, state: dict[str, Any], keep: int) -> Path:
-    """Write `folder/step-000123` and then remove all but the newest `keep`.
+    """Write `folder/step-000123`, then remove what lies beyond it (a run that went back) and all but the newest `keep`.
 
     Args:
         tensors: {file name: {tensor name: tensor}}.
@@ -54,9 +54,10 @@ def save(folder: Path, step: int, tensors: State, state: dict[str, Any], keep: i
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(final, replaced)
     os.replace(temporary, final)
-    leftovers = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+\.(tmp|old)", path.name)]
-    for old in (*_steps(folder)[keep:], *leftovers):
-        shutil.rmtree(old, ignore_errors=True)
+    kept = [path for path in _steps(folder) if _step(path) <= step][:keep]
+    for path in folder.iterdir():
+        if path not in kept and re.fullmatch(r"step-\d+(\.tmp|\.old)?", path.name):
+            shutil.rmtree(path, ignore_errors=True)
     return final
 
 
@@ -65,7 +66,8 @@ def find(folder: Path, resume: str) -> Path | None:
 
     Args:
         folder: the `checkpoints` of this run.
-        resume: `auto` for the newest that verifies, `none`, or the path of a checkpoint or of another run.
+        resume: `auto` for the newest that verifies, `none`, or the path of a checkpoint or of another run, from which
+            a run starts; once it has checkpoints of its own it continues from those, unless the path is one of them.
 
     Raises:
         UsageError: the path does not exist, or `none` in a run that already has checkpoints.
@@ -75,8 +77,9 @@ def find(folder: Path, resume: str) -> Path | None:
         if _steps(folder):
             raise UsageError(f"{folder} already holds checkpoints: choose another out, or resume: auto")
         return None
-    if resume != "auto":
-        path = Path(resume)
+    path = Path(resume)
+    is_own = folder.resolve() in (path.resolve(), *path.resolve().parents)
+    if resume != "auto" and (is_own or not _steps(folder)):
         if (path / "manifest.json").exists():
             if problem := verify(path):
                 raise DataError(f"{path} is damaged: {problem}")
@@ -118,12 +121,8 @@ def load(path: Path) -> tuple[State, dict[str, Any]]:
 
 def load_model(model: nn.Module, values: dict[str, Tensor], path: Path) -> None:
     """Put weights into a model, or say in one line how they differ."""
-    expected = model.state_dict()
-    missing, extra = sorted(expected.keys() - values.keys()), sorted(values.keys() - expected.keys())
-    shapes = [k for k in sorted(expected.keys() & values.keys()) if expected[k].shape != values[k].shape]
-    for problem, keys in (("lacks", missing), ("has the unknown", extra), ("has another shape of", shapes)):
-        if keys:
-            raise UsageError(f"{path} does not fit this model: it {problem} {keys[0]!r} (and {len(keys) - 1} more)")
+    if problem := storage.misfit(model.state_dict(), values):
+        raise UsageError(f"{path} does not fit this model: it {problem}")
     model.load_state_dict(values)
 
 
@@ -156,7 +155,11 @@ def _steps(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name[5:])
 
 
 def _digest(path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class HeldOut:
         self.task, self.objective, self.ema, self.device = task, objective, ema, device
         self._one, self._many = one, many
         self._batch: Batch | None = None
-        self._batches: list[Batch] = []
+        self._batches: list[Batch] | None = None
 
     def sample(self, path: Path) -> None:
         """Draw the grid of the first held-out samples, if the task draws any."""
@@ -47,8 +47,9 @@ class HeldOut:
             save_png(grid(pictures.float()), path)
 
     def measure(self) -> tuple[list[str], Tensor]:
-        """Names and means, over this process, of losses and task metrics."""
-        self._batches = self._batches or self._many()
+        """Names and means, over this process, of losses and task metrics; neither if nothing is held out."""
+        if self._batches is None:
+            self._batches = self._many()
         meter = Meter()
         with self._averaged():
             for batch in self._batches:

@@ -43,7 +43,7 @@ class Meter:
     def means(self) -> tuple[list[str], Tensor]:
         """Names, and their means since the last call as one tensor; starts over."""
         names = sorted(self.sums)
-        values = torch.stack([self.sums[name] / self.counts[name] for name in names])
+        values = torch.stack([self.sums[name] / self.counts[name] for name in names]) if names else torch.empty(0)
         self.sums, self.counts = {}, {}
         return names, values
 

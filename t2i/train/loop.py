@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from t2i import storage
 from t2i.config import fingerprint, flatten
+from t2i.data.loader import NothingHeldOutError
 from t2i.errors import NonFiniteError, Stopped, UsageError
 from t2i.images import grid, save_png
 from t2i.seed import mix
@@ -43,7 +44,7 @@ Export = Callable[[Path, dict[str, Tensor]], None]
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: `reason` is `done` or `max_minutes`; `metrics` is the last line of `metrics.jsonl`."""
+    """How a run ended: `reason` is `done` or `max_minutes`; `metrics` is the last report of losses."""
 
     step: int
     images: int
@@ -132,20 +133,20 @@ class _Run:
         reason = "done"
         while self.step < config.steps:
             self._step(batches)
-            last = self.step == config.steps
+            asked = None if self.step == config.steps else self._asked_to_stop()
+            last = self.step == config.steps or asked == "max_minutes"
             if last or self.step % config.log_every == 0:
                 self._report(data.seconds_waited)
-            asked = None if last else self._asked_to_stop()
             with self.clock.aside():
                 if asked or last or self.step % config.save_every == 0:
                     self._save()
-                if not asked:
+                if last or not asked:
                     self._look(
                         sample=last or is_sample_step(self.step, config.sample_every),
                         measure=config.val_every > 0 and (last or self.step % config.val_every == 0),
                     )
-            if asked == "max_minutes":
-                reason = asked
+            if last:
+                reason = asked or "done"
                 break
             if asked:
                 raise Stopped(f"{asked}: saved step {self.step} in {config.out}; the same command continues from there")
@@ -283,8 +284,8 @@ class _Run:
         """Sample grid (first process) and held-out numbers (all processes)."""
         if sample and self.main and self.config.sample_every != 0:
             self.held_out.sample(self.config.out / "samples" / f"step-{self.step:06d}.png")
-        if measure:
-            names, values = self.held_out.measure()
+        names, values = self.held_out.measure() if measure else ([], torch.empty(0))
+        if names:
             means = dict(zip(names, self.accelerator.reduce(values, "mean").tolist(), strict=True))
             if self.metrics is not None:
                 numbers = {f"val_{name}": value for name, value in means.items()}
@@ -294,17 +295,24 @@ class _Run:
             self.accelerator.wait_for_everyone()
 
     def _one_held_out(self) -> Batch:
-        return next(iter(self._loader("val", self.config.num_samples, rank=0, world=1, accumulate=1)))
+        """What grids show: held-out samples, or where there are none, others."""
+        alone = {"rank": 0, "world": 1, "accumulate": 1}
+        try:
+            return next(iter(self._loader("val", self.config.num_samples, **alone)))
+        except NothingHeldOutError:
+            return next(iter(self._loader("train", self.config.num_samples, start=0, **alone)))
 
     def _held_out(self) -> list[Batch]:
         count = self.config.val_batches * self.config.accumulate
-        return list(itertools.islice(self._loader("val", self.config.batch_size), count))
+        try:
+            return list(itertools.islice(self._loader("val", self.config.batch_size), count))
+        except NothingHeldOutError as error:
+            log.warning("no held-out numbers: %s", error)
+            return []
 
     def _loader(self, split: str, batch_size: int, **changes: int) -> Batches:
         here = {"rank": self.accelerator.process_index, "world": self.world, "accumulate": self.config.accumulate}
-        start = self.images if split == "train" else 0
+        here["start"] = self.images if split == "train" else 0
         bad_log = self.config.out / "bad.jsonl" if split == "train" else None
         seed = self.config.seed
-        return self.make_loader(
-            seed=seed, batch_size=batch_size, start=start, split=split, bad_log=bad_log, **(here | changes)
-        )
+        return self.make_loader(seed=seed, batch_size=batch_size, split=split, bad_log=bad_log, **(here | changes))

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from t2i.data.folder import FolderSource
-from t2i.data.loader import DataConfig, Loader
+from t2i.data.loader import DataConfig, Loader, NothingHeldOutError
 from t2i.data.order import Mixture, permute
 from t2i.data.shards import ShardSource, expand
-from t2i.data.source import BadSample, pick_caption
+from t2i.data.source import BadSample, decode, pick_caption
 from t2i.errors import DataError, UsageError
 from t2i.seed import Streams
 
@@ -55,7 +55,7 @@ def make_shard(path, start, count, **extra):
 
 
 def config(source, **changes):
-    return DataConfig(source=source, **{"size": 8, "num_workers": 0, **changes})
+    return DataConfig(source=source, **{"size": 8, "num_workers": 0, "val_fraction": 0.0, **changes})
 
 
 def loader(source, batch_size=4, seed=0, **changes):
@@ -161,6 +161,21 @@ def test_validation_split_is_by_key(tmp_path):
     assert val <= set(keys(take(loader(folder, split="val", val_fraction=0.3), 40)))
 
 
+def test_a_few_files_are_all_trained_on_and_none_is_called_held_out(tmp_path):
+    folder = str(make_folder(tmp_path / "a", 5, start=5))  # none of their names falls into 2 %
+    default = DataConfig(source=folder, size=8, num_workers=0)
+    assert default.val_fraction == 0.02
+    assert len(set(keys(take(Loader(default, seed=0, batch_size=5), 1)))) == 5
+    with pytest.raises(NothingHeldOutError, match=r"val_fraction 0.02 holds out no sample of .*a"):
+        Loader(default, seed=0, batch_size=5, split="val")
+    with pytest.raises(NothingHeldOutError):
+        loader(folder, split="val")
+    assert len(set(keys(take(loader(folder, 5, val_fraction=0.999999), 1)))) == 5  # training comes first
+    many = make_folder(tmp_path / "b", 60)
+    mixture = [{"src": folder}, {"src": str(many)}]
+    assert {int(key) for key in keys(take(loader(mixture, split="val", val_fraction=0.1), 20))} <= set(range(60))
+
+
 def test_uneven_batches_are_refused(tmp_path):
     with pytest.raises(UsageError, match="batch_size 6 must be a multiple of 2 processes × accumulate 2"):
         loader(str(make_folder(tmp_path / "a")), 6, world=2, accumulate=2)
@@ -215,6 +230,16 @@ def test_crops_are_windows_of_the_resized_picture(tmp_path):
     assert min(lefts) < 16
     with pytest.raises(ValueError, match="crop 16 must not exceed size 8"):
         config("shapes", crop=16)
+
+
+def test_pictures_too_narrow_to_enlarge_are_unusable():
+    buffer = io.BytesIO()
+    Image.new("RGB", (21, 1)).save(buffer, "PNG")
+    with pytest.raises(BadSample, match="too narrow: 21×1"):
+        decode(buffer.getvalue(), 8, None, Streams([0]))
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 20)).save(buffer, "PNG")
+    assert decode(buffer.getvalue(), 8, None, Streams([0])).shape == (3, 8, 8)
 
 
 # Shards
@@ -304,6 +329,11 @@ def test_missing_shards_are_named(tmp_path):
     make_shard(tmp_path / "1.tar", 0, 1)
     with pytest.raises(DataError, match=r"2.tar does not exist"):
         loader(f"{tmp_path}/{{1..2}}.tar")
+    with pytest.raises(DataError, match=r"no/such/folder does not exist"):
+        loader("no/such/folder")
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"uncompressed .tar files, got .*a.zip"):
+        loader(f"{tmp_path}/a.zip")
 
 
 def test_truncated_and_garbage_tars_give_what_they_can(tmp_path, caplog):
@@ -415,3 +445,15 @@ def test_shapes_captions_follow_the_weights():
     short = take(loader("shapes", 32, captions={"short": 1}), 1)[0]["caption"]
     long = take(loader("shapes", 32, captions={"descriptive": 1}), 1)[0]["caption"]
     assert sum(map(len, long)) > 1.5 * sum(map(len, short))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"captions": {"shrt": 1}}, "no kind 'shrt', did you mean 'short'"),
+        ({"size": 64, "crop": 62}, "data.crop=62 and data.size=64 must be multiples of 4"),
+    ],
+)
+def test_what_the_world_does_not_have_is_refused_before_a_worker_starts(changes, message):
+    with pytest.raises(UsageError, match=message):
+        loader("shapes", num_workers=2, **changes)

@@ -268,13 +268,19 @@ def test_captions_stay_inside_the_vocabulary():
     assert len(set(shapes.WORDS) - used) <= 8
 
 
-def test_short_captions_name_every_colour_and_shape():
+def test_short_captions_name_every_shape_and_all_colours_or_none():
     nouns = {"cube": "cube|box", "sphere": "sphere|ball", "torus": "torus|ring|donut"}
+    silent = 0
     for i, scene in enumerate(SCENES):
         words = shapes.captions(scene, random.Random(i))["short"]
+        told = [t.colour in words or (t.colour == "purple" and "violet" in words) for t in scene.things]
+        if not all(told):
+            subject = words.split(" on a ")[0]  # the rest may be a floor of some colour
+            assert not any(colour in subject.split() for colour in COLOURS)
+            silent += 1
         for thing in scene.things:
-            assert thing.colour in words or (thing.colour == "purple" and "violet" in words)
             assert any(n in words for n in nouns.get(thing.shape, thing.shape).split("|"))
+    assert 0.02 < silent / len(SCENES) < 0.2
 
 
 def test_a_red_cube_is_a_likely_caption():
@@ -302,15 +308,6 @@ def test_alt_captions_are_careless():
     right = sum(all(t.colour in text and t.shape in text for t in s.things) for s, text in pairs)
     assert 0 < right < 150
     assert max(len(text.split()) for _, text in pairs) < 9
-
-
-def test_caption_mix_draws_the_kinds_by_weight():
-    scene = SCENES[0]
-    assert shapes.caption_mix(scene, random.Random(0), {"descriptive": 1.0}).endswith(".")
-    long = sum(shapes.caption_mix(scene, random.Random(i)).endswith(".") for i in range(400))
-    assert 70 < long < 130
-    with pytest.raises(ValueError, match="poem"):
-        shapes.caption_mix(scene, random.Random(0), {"poem": 1.0})
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The call: seeds, batches, settings per stage, recipes, saving and loading, and every kind of bad input."""
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from t2i.pipelines.dalle2 import DALLE2
+from t2i.pipelines.dalle2 import DALLE2, chunks
 
 from t2i.errors import DataError, NonFiniteError, UsageError
 from t2i.images import read_recipe
@@ -78,16 +79,65 @@ def test_a_negative_prompt_changes_the_picture(pipe: DALLE2) -> None:
     assert plain[0].tobytes() != negative[0].tobytes()
 
 
-def test_the_recipe_in_a_png_repeats_the_picture(pipe: DALLE2, tmp_path: Path) -> None:
-    out = pipe(
-        ["a red cube", "a cube"], num_images_per_prompt=2, seed=3, steps=3, guidance={"decoder": 2.5}, progress=False
-    )
+def test_the_recipe_in_a_png_repeats_the_picture_to_the_byte(pipe: DALLE2, tmp_path: Path) -> None:
+    """Float sums depend on what is drawn beside a picture, so its recipe holds that too, and nothing else."""
+    prompts = ["a cube", "a red cube and a blue sphere", "a red cube"]
+    negatives = ["", "a green cube", "a sphere and a cube"]
+    settings = {"steps": 3, "guidance": {"decoder": 2.5}, "max_batch": 4, "progress": False}
+    out = pipe(prompts, negative_prompt=negatives, num_images_per_prompt=2, seed=3, **settings)
     paths = out.save(tmp_path / "cubes.png")
-    assert [p.name for p in paths] == [f"cubes-{i}.png" for i in range(4)]
-    recipe = read_recipe(paths[3])
-    again = pipe(**recipe["arguments"], progress=False)
-    assert np.abs(pixels(again[0]) - pixels(out[3])).max() <= 1
-    assert again.seeds == [6]
+    assert [p.name for p in paths] == [f"cubes-{i}.png" for i in range(6)]
+    for i in (1, 5):
+        recipe = read_recipe(paths[i])
+        again = pipe(**recipe["arguments"], progress=False)
+        assert again[recipe["picture"]].tobytes() == out[i].tobytes()
+        assert again.seeds[recipe["picture"]] == 3 + i
+    assert read_recipe(paths[1])["arguments"]["prompt"] == out.prompts[:4]
+    assert read_recipe(paths[5])["arguments"]["negative_prompt"] == [negatives[2]] * 2
+    assert recipe["arguments"]["max_batch"] == 4
+    assert [p.name for p in out.save(tmp_path / "one.png", [4])] == ["one.png"]
+    assert read_recipe(tmp_path / "one.png")["arguments"]["seed"] == [7, 8]
+    with pytest.raises(IndexError):
+        out.recipe_of(6)
+
+
+def test_the_recipe_of_one_picture_is_plain(pipe: DALLE2) -> None:
+    out = pipe("a red cube", seed=np.int64(3), stop_after="prior", guidance=np.float32(2), steps=np.int32(2))
+    arguments = json.loads(json.dumps(out.recipe_of(0)))["arguments"]
+    assert arguments["prompt"] == "a red cube"
+    assert (arguments["seed"], arguments["negative_prompt"], arguments["stop_after"]) == ([3], None, "prior")
+    assert (arguments["steps"], arguments["guidance"]) == ({"prior": 2}, {"prior": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("count", "group", "size", "expected"),
+    [
+        (7, 3, 3, [(0, 3), (3, 6), (6, 7)]),
+        (7, 3, 2, [(0, 2), (2, 3), (3, 5), (5, 6), (6, 7)]),
+        (3, 8, 32, [(0, 3)]),
+        (2, 8, 0, [(0, 1), (1, 2)]),
+    ],
+)
+def test_chunks_start_anew_in_every_group(count: int, group: int, size: int, expected: list) -> None:
+    assert [(rows.start, rows.stop) for rows in chunks(count, group, size)] == expected
+
+
+def test_max_batch_is_a_maximum(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: dict[str, list[int]] = {}
+
+    def count(name: str, model: torch.nn.Module) -> None:
+        forward = model.unet.forward
+        monkeypatch.setattr(
+            model.unet,
+            "forward",
+            lambda x, *a, **k: (sizes.setdefault(name, []).append(len(x)), forward(x, *a, **k))[1],
+        )
+
+    for name in ("decoder", "up1024"):
+        count(name, pipe.parts[name])
+    pipe("a red cube", num_images_per_prompt=5, max_batch=3, guidance=1.0, progress=False)
+    assert set(sizes["decoder"]) == {3, 2}
+    assert set(sizes["up1024"]) == {3, 2}
 
 
 def test_save_and_load(pipe: DALLE2, tmp_path: Path) -> None:
@@ -107,6 +157,11 @@ def test_save_and_load(pipe: DALLE2, tmp_path: Path) -> None:
         ({"prompt": []}, "no prompt"),
         ({"prompt": "a cube " * 2000}, "14,000 characters"),
         ({"prompt": 3}, "int"),
+        ({"prompt": b"a cube"}, "must be a string, got int"),
+        ({"prompt": "a \udcff cube"}, "not valid UTF-8"),
+        ({"negative_prompt": 3}, "negative prompt must be a string or a list of them, got int"),
+        ({"negative_prompt": ["a", None], "prompt": ["a", "a"]}, "got NoneType"),
+        ({"negative_prompt": "a cube " * 2000}, "negative prompt has 14,000 characters"),
         ({"steps": -1}, "-1"),
         ({"steps": 0}, "0"),
         ({"steps": 5000}, "5000"),
@@ -118,6 +173,12 @@ def test_save_and_load(pipe: DALLE2, tmp_path: Path) -> None:
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"max_batch": 0}, "max_batch"),
         ({"seed": [1, 2]}, "2 seeds for 1"),
+        ({"seed": 1.5}, "seed must be a whole number.* 1.5"),
+        ({"seed": "seven"}, "seven"),
+        ({"steps": {1: 2}}, "unknown stage 1"),
+        ({"steps": 2.5}, "2.5"),
+        ({"stop_after": 3}, "unknown stage 3"),
+        ({"max_batch": 2.0}, "max_batch"),
         ({"negative_prompt": ["a", "b"]}, "2 negative"),
     ],
 )
@@ -135,6 +196,8 @@ def test_unknown_words_and_cut_prompts_are_told(pipe: DALLE2) -> None:
             ["a cube", "a red cube and a blue cube and a green cube and a"], seed=1, stop_after="prior", progress=False
         )
     assert out.truncated == [False, True]
+    with pytest.warns(UserWarning, match="griffin"):
+        pipe("a red cube", negative_prompt="a griffin", seed=1, stop_after="prior", progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe("a red cube", seed=1, stop_after="prior", progress=False)
@@ -169,9 +232,116 @@ def test_broken_folders_are_one_clear_line(pipe: DALLE2, tmp_path: Path) -> None
     config.write_text(json.dumps(changed))
     with pytest.raises(DataError, match="prior"):
         Pipeline.from_pretrained(folder)
-    (folder / "model_index.json").write_text("{")
-    with pytest.raises(DataError, match="model_index"):
-        Pipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[1, 2]", "unknown kind of pipeline 'a list'"),
+        (b'{"_class_name": ["t2i"]}', "unknown kind"),
+        ({"settings": []}, "settings must hold"),
+        ({"settings": {"steps": 3}}, "settings must hold"),
+        ({"settings": {"step": {}}}, "did you mean 'steps'"),
+        ({"settings": {"sampler": {"decoder": "dppm"}}}, "did you mean 'ddpm'"),
+        ({"settings": {"steps": {"decoder": None}}}, "steps of decoder.*None"),
+        ({"decoder": None}, "lacks decoder"),
+        ({"decodre": ["t2i", "decoder"]}, "did you mean 'decoder'"),
+    ],
+)
+def test_a_damaged_index_is_one_clear_line(pipe: DALLE2, tmp_path: Path, content: bytes | dict, message: str) -> None:
+    pipe.save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    whole = json.loads(path.read_text())
+    path.write_bytes(json.dumps(whole | content).encode() if isinstance(content, dict) else content)
+    with pytest.raises(DataError, match=message) as error:
+        Pipeline.from_pretrained(tmp_path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["clip", "prior", "decoder", "up256"])
+def test_a_chain_with_a_hole_is_refused(pipe: DALLE2, missing: str) -> None:
+    with pytest.raises(UsageError, match=f"lacks {missing}"):
+        DALLE2({name: part for name, part in pipe.parts.items() if name != missing}, {})
+
+
+def test_a_chain_may_end_early(pipe: DALLE2) -> None:
+    short = DALLE2({name: pipe.parts[name] for name in ("clip", "prior", "decoder")}, pipe.settings)
+    assert short("a red cube", seed=1, progress=False)[0].size == (32, 32)
+    with pytest.raises(UsageError, match="stages are prior, decoder"):
+        short("a red cube", stop_after="up256", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("prior", {"clip_dim": 24}, "prior takes embeddings of width 24, but clip gives 16"),
+        ("prior", {"text_width": 64}, "prior takes text states of width 64, but clip gives 32"),
+        ("prior", {"context": 8}, "prior reads 8 tokens, but clip gives 12"),
+        ("decoder", {"clip_dim": 24}, "decoder takes embeddings of width 24, but clip gives 16"),
+        ("decoder", {"clip_dim": None}, "decoder takes embeddings of width None, but clip gives 16"),
+        ("decoder", {"num_classes": 10}, "decoder needs a class label"),
+        ("up256", {"low_size": 16}, "up256 takes pictures of side 16, but decoder gives 32"),
+        ("up1024", {"low_size": 32}, "up1024 takes pictures of side 32, but up256 gives 64"),
+        ("up1024", {"text": "anything"}, "up1024 reads text"),
+    ],
+)
+def test_stages_must_fit_together(pipe: DALLE2, name: str, changes: dict, message: str) -> None:
+    part = copy.copy(pipe.parts[name])
+    part.config = part.config.model_copy(update=changes)
+    with pytest.raises(DataError, match=message):
+        DALLE2({**pipe.parts, name: part}, {})
+
+
+def test_float32_unless_asked_otherwise(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is fast at bfloat16 must not draw other pictures by default."""
+    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, check, lambda: True, raising=False)
+    fresh = DALLE2(pipe.parts, pipe.settings)
+    assert fresh.to("cpu").dtype == torch.float32
+    assert fresh.to("cpu", "bfloat16").dtype == fresh.to("cpu", torch.bfloat16).dtype == torch.bfloat16
+    assert fresh("a red cube", seed=1, stop_after="decoder", progress=False).recipe["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
+def test_devices_are_checked_before_anything_is_loaded(
+    pipe: DALLE2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    pipe.save_pretrained(tmp_path)
+    monkeypatch.setattr("t2i.pipeline.load_stage", lambda *_, **__: pytest.fail("loaded a stage"))
+    with pytest.raises(UsageError, match=f"no device '{device}'"):
+        Pipeline.from_pretrained(tmp_path, device=device)
+    with pytest.raises(UsageError, match=r"unknown dtype 'float33'.*did you mean 'float32'"):
+        Pipeline.from_pretrained(tmp_path, device="cpu", dtype="float33")
+
+
+def test_recipes_name_the_model_wherever_they_are_read(
+    pipe: DALLE2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = DALLE2.assemble(_saved(pipe, tmp_path / "first"))
+    assert made.source == ""
+    made.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    assert made.source == "", "other weights than those that draw"
+    made.save_pretrained(tmp_path / "second")
+    assert made.source == str(tmp_path / "second")
+    monkeypatch.chdir(tmp_path)
+    assert Pipeline.from_pretrained("second", device="cpu").source == str(tmp_path / "second")
+
+
+def _saved(pipe: DALLE2, folder: Path) -> dict[str, Path]:
+    pipe.save_pretrained(folder)
+    return {name: folder / name for name in pipe.parts}
+
+
+def test_a_bundled_model_keeps_its_name(pipe: DALLE2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t2i.hub.asset", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr("t2i.hub.index", lambda: {"shapes": {}})
+    with pytest.raises(DataError, match=r"'shapes' are missing from .*weights"):
+        Pipeline.from_pretrained("shapes")
+    pipe.save_pretrained(tmp_path / "weights" / "shapes")
+    assert Pipeline.from_pretrained("shapes", device="cpu").source == "shapes"
 
 
 def test_unknown_names_get_a_hint(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import CONTEXT, WORDS, small_clip
 
-from t2i.stages.clip.model import ClipConfig, ClipEncoder
+from t2i.stages.clip.model import OPENAI_MEAN, OPENAI_STD, ClipConfig, ClipEncoder, build_clip
 from t2i.stages.clip.task import ClipTask, contrastive_loss
+from t2i.text.tokenizers import TokenizerConfig
 
 
 def test_embeddings_have_unit_norm_and_any_picture_size_is_taken() -> None:
@@ -91,3 +92,62 @@ def test_an_architecture_of_open_clip_by_name() -> None:
     assert clip.dim == 512
     assert clip.encode_text(["a red cube"]).sequence.shape == (1, 77, 512)
     assert clip.encode_image(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
+
+
+def test_the_temperature_is_bounded_and_still_learns() -> None:
+    clip = small_clip().train()
+    task = ClipTask(clip)
+    with torch.no_grad():
+        clip.clip.logit_scale.fill_(9.0)
+    task.loss({"image": torch.rand(2, 3, 32, 32), "caption": ["a red cube", "a cube"]})["loss"].mean().backward()
+    assert clip.clip.logit_scale.item() == pytest.approx(math.log(100))
+    assert clip.clip.logit_scale.grad.abs() > 0
+
+
+def test_pixel_statistics_are_not_weights_and_normalise() -> None:
+    clip = small_clip()
+    assert not {"mean", "std"} & clip.state_dict().keys()
+    other = ClipEncoder(clip.config.model_copy(update={"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)})).eval()
+    other.load_state_dict(clip.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    same = (x - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    torch.testing.assert_close(other.encode_image(2 * x - 1), clip.encode_image(same), rtol=1e-4, atol=1e-5)
+
+
+def test_architectures_read_clips_tokens_and_pixels() -> None:
+    tokens = {"kind": "clip", "context": 77}
+    with pytest.raises(ValueError, match="kind: clip"):
+        ClipConfig(architecture="ViT-B-32")
+    with pytest.raises(ValueError, match="needs an architecture"):
+        ClipConfig(pretrained="openai")
+    published = ClipConfig.model_validate({"architecture": "ViT-B-32", "tokenizer": tokens})
+    assert (published.mean, published.std) == (OPENAI_MEAN, OPENAI_STD)
+    own = ClipConfig.model_validate({"architecture": "ViT-B-32", "tokenizer": tokens, "mean": (0.5, 0.5, 0.5)})
+    assert own.mean == ClipConfig().mean == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="did you mean 'ViT-L-"):
+        build_clip(ClipConfig.model_validate({"architecture": "ViT-L-15", "tokenizer": tokens}))
+
+
+def test_published_weights_are_fetched_once_and_towers_unlike_clips_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import open_clip
+
+    asked, tower = [], small_clip().clip
+
+    def create_model(name: str, pretrained: str | None) -> torch.nn.Module:
+        asked.append(pretrained)
+        return tower
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    tokens = {"kind": "clip", "context": CONTEXT}
+    config = ClipConfig.model_validate({"architecture": "ViT-B-32", "pretrained": "openai", "tokenizer": tokens})
+    with pytest.raises(ValueError, match="'ViT-B-32' is not two plain CLIP towers"):
+        ClipEncoder(config)  # its vocabulary is not CLIP's
+    tower.vocab_size = 49408
+    saved = ClipEncoder(config).config
+    assert (saved.architecture, saved.pretrained) == ("ViT-B-32", None)
+    ClipEncoder(ClipConfig.model_validate(saved.model_dump()))
+    assert asked == ["openai", "openai", None]
+    with pytest.raises(ValueError, match=f"reads {CONTEXT} tokens, tokenizer.context=77"):
+        ClipEncoder(config.model_copy(update={"tokenizer": TokenizerConfig(kind="clip", context=77)}))

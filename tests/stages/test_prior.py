@@ -62,8 +62,22 @@ def test_standardising_has_unit_statistics_and_an_inverse() -> None:
 
 def test_a_prior_without_statistics_is_refused() -> None:
     prior = Prior(PriorConfig(clip_dim=16, text_width=32, context=12, width=32, layers=1, heads=1))
-    with pytest.raises(ValueError, match="statistics"):
-        prior.standardise(torch.randn(2, 16))
+    with pytest.raises(ValueError, match="no CLIP statistics"):
+        sample(prior, small_clip().encode_text(CAPTIONS), Streams([1, 2]), Sampling(steps=3))
+    with pytest.raises(ValueError, match="all finite"):
+        prior.calibrate(torch.full((3, 16), torch.nan))
+
+
+def test_a_training_step_asks_nothing_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the statistics are known is looked at once, before the first step: a look waits for the GPU."""
+    task = PriorTask(small_prior(), small_clip(), PriorOptions(num_draws=2))
+    monkeypatch.setattr(Prior, "calibrated", property(lambda _: pytest.fail("looked at")))
+    assert task.loss(batch(2))["loss"].isfinite().all()
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="width=32 is not a multiple of heads=5"):
+        PriorConfig(width=32, heads=5)
 
 
 def test_the_better_of_several_candidates_is_kept() -> None:

@@ -34,11 +34,8 @@ def test_long_captions_keep_their_end_token():
     assert not tokenizer.truncated("red cubes")
 
 
-def test_decode_inverts_and_length_counts_special_ids():
+def test_length_counts_special_ids():
     tokenizer = WordTokenizer(WORDS, context=16)
-    tokens, _ = tokenizer(["a red cube, and cubes.", "a blue cube"])
-    assert tokenizer.decode(tokens[0]) == "a red cube , and cubes ."
-    assert tokenizer.decode(tokens[1]) == "a ? cube"
     assert len(tokenizer) == 11
     assert tokenizer.vocabulary == WORDS
     assert tokenizer([])[0].shape == (0, 16)

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 from tiny_run import Pictures, TinyTask, child, curve, export, run
 
 from t2i import storage
+from t2i.data.loader import DataConfig, Loader
 from t2i.errors import DataError, NonFiniteError, Stopped, UsageError
 from t2i.train import OptimConfig, TrainConfig, fit
 from t2i.train.settings import choose_dtype, is_sample_step
@@ -121,6 +123,26 @@ def test_the_time_limit_saves_and_returns(tmp_path):
     assert os.listdir(tmp_path / "checkpoints") == ["step-000001"]
     assert run(tmp_path).step == 12
     assert run(tmp_path / "short", steps=1, max_minutes=1e-9).reason == "done"
+
+
+def test_the_time_limit_reports_measures_and_draws_as_the_end_does(tmp_path):
+    result = run(tmp_path, max_minutes=1e-9, log_every=50, val_every=50)
+    assert result.metrics["step"] == 1
+    assert len(curve(tmp_path, "loss")) == len(curve(tmp_path, "val_loss")) == 1
+    assert "step-000001.png" in os.listdir(tmp_path / "samples")
+
+
+def test_without_held_out_samples_nothing_is_measured_and_grids_show_others(tmp_path, caplog):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (9, 9), (i, i, i)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("grey")
+    loader = partial(Loader, DataConfig(source=str(folder), size=8, num_workers=0))
+    run(tmp_path / "run", loader=loader, steps=4, val_every=1, sample_every=2)
+    assert curve(tmp_path / "run", "val_loss") == []
+    assert caplog.text.count("no held-out numbers: data.val_fraction 0.02") == 1
+    assert "step-000004.png" in os.listdir(tmp_path / "run" / "samples")
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path):

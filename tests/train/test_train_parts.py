@@ -98,7 +98,7 @@ def saved(folder, step, keep=2):
 
 
 def test_rotation_keeps_the_newest(tmp_path):
-    for step in (1, 20, 3, 1000000):
+    for step in (1, 3, 20, 1000000):
         saved(tmp_path, step)
     assert sorted(os.listdir(tmp_path)) == ["step-000020", "step-1000000"]
     path = checkpoint.find(tmp_path, "auto")
@@ -106,6 +106,32 @@ def test_rotation_keeps_the_newest(tmp_path):
     assert path.name == "step-1000000"
     assert state == {"step": 1000000}
     assert tensors["model"]["w"].tolist() == [1000000] * 3
+
+
+def test_a_run_that_went_back_keeps_what_it_writes(tmp_path):
+    for step in (900, 1000):
+        saved(tmp_path, step)
+    path = saved(tmp_path, 500)
+    assert os.listdir(tmp_path) == ["step-000500"]
+    assert checkpoint.find(tmp_path, "auto") == path
+
+
+def test_nothing_whole_is_lost_to_a_damaged_newer_checkpoint(tmp_path):
+    saved(tmp_path, 10, keep=1)
+    (tmp_path / "step-000010" / "model.safetensors").unlink()
+    assert checkpoint.verify(saved(tmp_path, 7, keep=1)) is None
+
+
+def test_a_run_started_from_another_continues_from_its_own(tmp_path):
+    other, own = tmp_path / "other" / "checkpoints", tmp_path / "own" / "checkpoints"
+    start = saved(other, 50)
+    for choice in (start, other, other.parent):
+        assert checkpoint.find(own, str(choice)) == start
+    saved(own, 60)
+    newest = saved(own, 70)
+    for choice in (start, other, other.parent, "auto", own.parent, own):
+        assert checkpoint.find(own, str(choice)) == newest
+    assert checkpoint.find(own, str(own / "step-000060")) == own / "step-000060"  # going back is asked for by name
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from t2i.data.shapes.captions import KINDS, WEIGHTS, WORDS, caption_mix, captions
+from t2i.data.shapes.captions import KINDS, WEIGHTS, WORDS, captions
 from t2i.data.shapes.layout import compose, sample_scene, scene_from_seed
 from t2i.data.shapes.render import Window, render
 from t2i.data.shapes.scene import Scene, Thing, relations, truth
@@ -28,7 +28,6 @@ __all__ = [
     "Scene",
     "Thing",
     "batch",
-    "caption_mix",
     "captions",
     "compose",
     "crops",

@@ -83,15 +83,6 @@ def captions(scene: Scene, rng: random.Random) -> dict[str, str]:
     return {"short": short(scene, rng), "descriptive": descriptive(scene, rng), "alt": alt(scene, rng)}
 
 
-def caption_mix(scene: Scene, rng: random.Random, weights: Mapping[str, float] = WEIGHTS) -> str:
-    """One caption whose kind is drawn by `weights`, names of `KINDS` → numbers of any sum."""
-    unknown = set(weights) - set(KINDS)
-    if unknown:
-        raise ValueError(f"unknown kinds of caption {sorted(unknown)}: expected {', '.join(KINDS)}")
-    kind = rng.choices(list(weights), list(weights.values()))[0]
-    return {"short": short, "descriptive": descriptive, "alt": alt}[kind](scene, rng)
-
-
 def short(scene: Scene, rng: random.Random) -> str:
     """What a person would type: the things, their striking attributes and, often, how they stand."""
     groups = _groups(scene.things, rng)
@@ -102,6 +93,8 @@ def short(scene: Scene, rng: random.Random) -> str:
     else:
         related = _related(scene, rng) if rng.random() < 0.75 else None
         text = related or _listed([_counted(*g, rng) for g in groups])
+    if len({thing.shape for thing, _ in groups}) == len(groups) and rng.random() < 0.1:
+        text = _colourless(text)
     if rng.random() < 0.07:
         text += f" on a {rng.choice(_FLOORS[scene.floor])} floor"
     if rng.random() < 0.08:
@@ -200,6 +193,16 @@ def _described(thing: Thing, rng: random.Random, full: bool, noun: str) -> str:
         if rng.random() < ((0.3 if value == "plain" else 1.0) if full else _MENTIONED[value]):
             adjectives.append(rng.choice(_ADJECTIVES[value]))
     return " ".join((*adjectives, _colour(thing, rng), noun))
+
+
+def _colourless(text: str) -> str:
+    """The same with the colours left unsaid: `an orange cone and a cube` → `a cone and a cube`."""
+    words = [word for word in text.split() if word not in COLOURS and word != "violet"]
+    nexts = [*words[1:], ""]
+    return " ".join(
+        ("an" if after[:1] in "aeiou" else "a") if word in ("a", "an") and after else word
+        for word, after in zip(words, nexts, strict=True)
+    )
 
 
 def _counted(thing: Thing, count: int, rng: random.Random, full: bool = False) -> str:

@@ -11,7 +11,9 @@ from tqdm import tqdm
 from t2i.data.shapes import batch, crops
 from t2i.errors import UsageError
 from t2i.images import to_pil
-from t2i.storage import writable
+from t2i.storage import clear_errors, writable
+
+_SETTINGS, _LENGTH = "t2i.settings", "t2i.length"  # global pax headers of a shard
 
 
 def write_shards(
@@ -20,32 +22,60 @@ def write_shards(
     """Render scenes `seed … seed+count-1` into `out/00000.tar`, `00001.tar` …, with a progress bar.
 
     Each sample is `KEY.png`, `KEY.txt` (one caption, of a random kind) and `KEY.json` (`captions` of every kind and the
-    `scene` itself). A shard appears whole or not at all; one that is there already is kept, so a broken-off command
-    continues.
+    `scene` itself). A shard appears whole or not at all and knows its settings; one of the same settings that is there
+    already is kept unless it is too short, so a broken-off command continues and a larger `count` adds to it.
 
     Args:
         size: side of the whole picture in pixels.
         crop: write a random window of this side instead, as upsamplers train on.
 
-    Returns the paths. Raises UsageError for a crop that does not fit, DataError for a folder that cannot be written.
+    Returns the paths. Raises UsageError for a crop that does not fit and for shards of other settings in `out`,
+    DataError for a folder that cannot be written.
     """
     if crop is not None and (crop > size or crop % 4 or size % 4):
         raise UsageError(f"crop {crop} must fit into size {size}, and both be multiples of 4")
+    if count < 1 or shard_size < 1:
+        raise UsageError(f"count and shard_size must be at least 1, got {count} and {shard_size}")
     folder = writable(out)
+    settings = f"size {size}, crop {crop}, seed {seed}, shard_size {shard_size}"
+    lengths = {}
+    for path in sorted(folder.glob("*.tar")):
+        found, lengths[path] = _mark(path)
+        if found != settings:
+            raise UsageError(f"{path} is of {found}, not of {settings}: write to another folder or remove it")
     paths = [folder / f"{index:05d}.tar" for index in range(-(-count // shard_size))]
     with tqdm(total=count, unit="img", desc=str(folder)) as bar:
         for index, path in enumerate(paths):
             seeds = range(seed + index * shard_size, seed + min(count, (index + 1) * shard_size))
-            if not path.exists():
-                temporary = path.with_suffix(".tar.tmp")
-                with tarfile.open(temporary, "w") as tar:
-                    for first in range(0, len(seeds), 32):
-                        _add(tar, seeds[first : first + 32], size, crop)
-                        bar.update(len(seeds[first : first + 32]))
-                os.replace(temporary, path)
+            if lengths.get(path, 0) < len(seeds):
+                _write(path, settings, seeds, size, crop, bar)
             else:
                 bar.update(len(seeds))
     return paths
+
+
+def _mark(path: Path) -> tuple[str, int]:
+    """The settings that a shard was written with, in words, and its number of samples."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return tar.pax_headers[_SETTINGS], int(tar.pax_headers[_LENGTH])
+    except (tarfile.TarError, OSError, KeyError, ValueError):
+        return "unknown settings", 0
+
+
+def _write(path: Path, settings: str, seeds: range, size: int, crop: int | None, bar: tqdm) -> None:
+    """One shard, under its name only when it is whole."""
+    temporary = path.with_suffix(".tar.tmp")
+    mark = {_SETTINGS: settings, _LENGTH: str(len(seeds))}
+    with clear_errors(path):
+        try:
+            with tarfile.open(temporary, "w", pax_headers=mark) as tar:
+                for first in range(0, len(seeds), 32):
+                    _add(tar, seeds[first : first + 32], size, crop)
+                    bar.update(len(seeds[first : first + 32]))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _add(tar: tarfile.TarFile, seeds: range, size: int, crop: int | None) -> None:

@@ -5,5 +5,9 @@ tower's token states (B, L, W) for stages that read the whole sentence.
 
     t2i train configs/shapes/clip.yaml                       train it
     ClipEncoder.encode_image(pictures), .encode_text(words)  use it (`t2i.stages.clip.model`)
-    architecture: ViT-L-14 in a config                       any architecture that open_clip knows, by name
+    architecture: ViT-L-14, tokenizer: {kind: clip, context: 77} in a config
+                                                             open_clip's two plain towers of that name
+
+Not every architecture of open_clip is one: those with a tower of another library, another vocabulary or text that
+attends both ways (SigLIP, CoCa, CLIPA, multilingual ones) are refused by name.
 """

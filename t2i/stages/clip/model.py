@@ -4,14 +4,18 @@ B batch · C channels · H W pixels · L tokens · W text width · D embedding w
 """
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.transformer import text_global_pool
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
+from t2i.errors import did_you_mean
+from t2i.seed import upload
 from t2i.text.tokenizers import TokenizerConfig
 from t2i.types import TextFeatures
 
@@ -23,50 +27,63 @@ class VisionConfig(Config):
     """Square pictures of `image_size` pixels. One number of `layers` makes a vision transformer over patches of
     `patch_size` pixels, four make CLIP's ResNet with that many blocks per level, first level `width` channels."""
 
-    image_size: int = 64
-    patch_size: int = 8
-    width: int = 256
+    image_size: int = Field(64, ge=1)
+    patch_size: int = Field(8, ge=1)
+    width: int = Field(256, ge=1)
     layers: int | tuple[int, int, int, int] = 6
-    head_width: int = 64
+    head_width: int = Field(64, ge=1)
 
 
 class TextConfig(Config):
     """A causal text transformer; its context and vocabulary come from the tokeniser."""
 
-    width: int = 256
-    layers: int = 4
-    heads: int = 4
+    width: int = Field(256, ge=1)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+        return self
 
 
 class ClipConfig(Config):
-    """Either `architecture`, a name that `open_clip.list_models()` lists, or the sizes of one of our own.
+    """Either `architecture`, a name of `open_clip.list_models()` with two plain CLIP towers, or the sizes of our own.
 
-    `mean` and `std` normalise pixels in [0, 1] before the vision tower.
+    `pretrained` is one of open_clip's tags of published weights, fetched to start from. `mean` and `std` normalise
+    pixels in [0, 1] before the vision tower; for an `architecture` they are OpenAI's unless given.
     """
 
     architecture: str | None = None
     pretrained: str | None = None
-    embed_dim: int = 256
+    embed_dim: int = Field(256, ge=1)
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("architecture") is not None:
+            return {"mean": OPENAI_MEAN, "std": OPENAI_STD} | data
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.architecture is not None and self.tokenizer.kind != "clip":
+            raise ValueError(f"architecture={self.architecture!r} reads tokenizer={{kind: clip, context: 77}}")
+        if self.architecture is None and self.pretrained is not None:
+            raise ValueError(f"pretrained={self.pretrained!r} needs an architecture")
+        return self
+
 
 def build_clip(config: ClipConfig) -> CLIP:
-    """The bare open_clip network for a config; raises ValueError for an architecture that open_clip does not know."""
+    """The bare open_clip network for a config; raises ValueError for an architecture that is unknown or not CLIP's."""
     if config.architecture is not None:
-        import open_clip
-
-        if config.architecture not in open_clip.list_models():
-            raise ValueError(f"open_clip knows no architecture {config.architecture!r}; see open_clip.list_models()")
-        model = open_clip.create_model(config.architecture, pretrained=config.pretrained)
-        if not isinstance(model, CLIP):
-            raise ValueError(
-                f"{config.architecture!r} is a {type(model).__name__}; only plain CLIP towers are supported"
-            )
-        return model
+        return _published(config.architecture, config.pretrained, config.tokenizer)
     text = CLIPTextCfg(
         context_length=config.tokenizer.context,
         vocab_size=config.tokenizer.vocab_size,
@@ -79,12 +96,31 @@ def build_clip(config: ClipConfig) -> CLIP:
     return CLIP(config.embed_dim, CLIPVisionCfg(**config.vision.model_dump()), text)
 
 
+def _published(architecture: str, pretrained: str | None, tokenizer: TokenizerConfig) -> CLIP:
+    import open_clip
+
+    if architecture not in (known := open_clip.list_models()):
+        hint = did_you_mean(architecture, known) or "; see open_clip.list_models()"
+        raise ValueError(f"open_clip knows no architecture {architecture!r}{hint}")
+    model = open_clip.create_model(architecture, pretrained=pretrained)
+    if not isinstance(model, CLIP) or model.vocab_size != tokenizer.vocab_size or model.attn_mask is None:
+        raise ValueError(
+            f"{architecture!r} is not two plain CLIP towers with CLIP's vocabulary, and others are not read"
+        )
+    if tokenizer.context > model.context_length:
+        raise ValueError(f"{architecture!r} reads {model.context_length} tokens, tokenizer.context={tokenizer.context}")
+    return model
+
+
 class ClipEncoder(nn.Module):
     """CLIP as the other stages see it (protocol `Encoder`): pictures and sentences to unit vectors."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config.model_copy(update={"pretrained": None})  # from here on these weights are what counts
         self.clip = build_clip(config)
         self.tokenizer = config.tokenizer.build()
         visual = self.clip.visual
@@ -92,6 +128,8 @@ class ClipEncoder(nn.Module):
         self.image_size = size[0] if isinstance(size, tuple | list) else size
         self.dim = int(visual.output_dim)
         self.text_width = int(self.clip.ln_final.weight.shape[0])
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → unit vectors (B, D), float32. Other sizes are resized with antialiasing."""
@@ -99,9 +137,8 @@ class ClipEncoder(nn.Module):
             image = F.interpolate(image.float(), size=(self.image_size,) * 2, mode="bicubic", antialias=True).clamp(
                 -1, 1
             )
-        mean = image.new_tensor(self.config.mean).view(3, 1, 1)
-        std = image.new_tensor(self.config.std).view(3, 1, 1)
-        return F.normalize(self.clip.encode_image(((image + 1) / 2 - mean) / std).float(), dim=-1)
+        pixels = ((image + 1) / 2 - self.mean.to(image.dtype)) / self.std.to(image.dtype)
+        return F.normalize(self.clip.encode_image(pixels).float(), dim=-1)
 
     def encode_tokens(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
         """Tokens (B, L) → pooled (B, D) unit vectors, token states (B, L, W) after the last norm, mask (B, L)."""
@@ -119,7 +156,7 @@ class ClipEncoder(nn.Module):
         tokens, mask = self.tokenizer(captions)
         length = int(mask.sum(dim=1).max())
         device = self.clip.logit_scale.device
-        return tokens[:, :length].to(device), mask[:, :length].to(device)
+        return upload(tokens[:, :length], device), upload(mask[:, :length], device)
 
     def encode_text(self, captions: Sequence[str]) -> TextFeatures:
         """B sentences → `TextFeatures` on the encoder's device, L being the longest caption's length."""

@@ -3,6 +3,8 @@
 B batch of one process · N batch of all processes · D embedding width
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.config import Config
-from t2i.seed import mix
+from t2i.seed import mix, upload
 from t2i.stages.clip.model import ClipEncoder
 from t2i.types import Batch, Encoder
 
@@ -70,9 +72,11 @@ class ClipTask(nn.Module):
         image = self.model.encode_image(batch["image"])  # (B, D)
         tokens, mask = self.model.tokenize(batch["caption"])
         text = self.model.encode_tokens(tokens, mask).pooled  # (B, D)
-        scale = self.model.clip.logit_scale.exp().clamp(max=self.max_scale)
+        with torch.no_grad():  # the parameter itself, as in the paper: clamping its use would leave it no gradient
+            self.model.clip.logit_scale.clamp_(max=math.log(self.max_scale))
+        scale = self.model.clip.logit_scale.exp()
         with torch.autocast(image.device.type, enabled=False):
-            caption = torch.tensor([mix(text) for text in batch["caption"]], device=image.device)
+            caption = upload(torch.tensor([mix(text) for text in batch["caption"]]), image.device)
             loss, accuracy = contrastive_loss(image, text, caption, scale)
         return {"loss": loss, "accuracy": accuracy.detach()}
 

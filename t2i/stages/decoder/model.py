@@ -34,15 +34,15 @@ class DecoderConfig(Config):
 
     unet: UNetConfig
     text: TextConfig | None = None
-    clip_dim: int | None = None
+    clip_dim: int | None = Field(default=None, ge=1)
     num_clip_tokens: int = Field(default=4, ge=1)
     clip_scale: float = 1.0
-    num_classes: int | None = None
-    image_size: int = 64
+    num_classes: int | None = Field(default=None, ge=1)
+    image_size: int = Field(default=64, ge=1)
     target: Target = "eps"
     variance: Variance = "learned_range"
     schedule: Literal["linear", "cosine"] = "cosine"
-    num_steps: int = 1000
+    num_steps: int = Field(default=1000, ge=1)
     rescale_timesteps: bool = False
     tokenizer: TokenizerConfig | None = None
 
@@ -51,6 +51,8 @@ class DecoderConfig(Config):
         unet, wanted = self.unet, self.unet.in_channels * (2 if self.variance == "learned_range" else 1)
         if unet.out_channels != wanted:
             raise ValueError(f"variance {self.variance!r} needs unet.out_channels={wanted}, got {unet.out_channels}")
+        if self.image_size % unet.factor:
+            raise ValueError(f"image_size={self.image_size} is not a multiple of {unet.factor}, which the U-Net folds")
         if self.text is not None and unet.context_dim != self.text.width:
             raise ValueError(f"unet.context_dim={unet.context_dim} must equal text.width={self.text.width}")
         if self.clip_dim is not None and unet.context_dim is None:

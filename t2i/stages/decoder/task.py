@@ -11,7 +11,7 @@ from t2i.config import Config
 from t2i.diffusion.losses import LossKind, Weighting, training_losses
 from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.sampling import Sampling
-from t2i.seed import Streams
+from t2i.seed import Streams, upload
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.decoder.sample import process_of, sample
 from t2i.types import Batch, Condition, Encoder
@@ -36,7 +36,7 @@ class DecoderOptions(Config):
 class DecoderTask(nn.Module):
     """Trains a `Decoder`, with CLIP embeddings from a frozen `encoder` if it has a port for them."""
 
-    keys = ("image", "caption")
+    keys: tuple[str, ...] = ("image", "caption")
 
     def __init__(
         self, model: Decoder, encoder: Encoder | None = None, options: DecoderOptions = DecoderOptions()
@@ -47,10 +47,15 @@ class DecoderTask(nn.Module):
             raise ValueError(
                 f"this decoder reads embeddings of width {c.clip_dim}, CLIP gives {getattr(encoder, 'dim', None)}"
             )
+        if c.num_classes is not None:
+            self.keys = (*self.keys, "label")
+            if options.sampling.guidance != 1:
+                raise ValueError(f"labels are not guided: sampling.guidance must be 1, got {options.sampling.guidance}")
         self.model = model
         self.encoder = encoder
         self.options = options
         self.process = process_of(model)
+        self.process.respace(options.sampling.steps)  # refuses what it cannot do before the first grid needs it
         self.parametrisation = Parametrisation(c.target, c.variance)
         self.tokenizer = c.tokenizer.build() if c.tokenizer is not None else None
 
@@ -59,7 +64,7 @@ class DecoderTask(nn.Module):
         device = batch["image"].device
         tokens = mask = embedding = None
         if self.tokenizer is not None:
-            tokens, mask = (x.to(device) for x in self.tokenizer(batch["caption"]))  # (B, L) (B, L)
+            tokens, mask = (upload(x, device) for x in self.tokenizer(batch["caption"]))  # (B, L) (B, L)
         if self.encoder is not None and self.model.config.clip_dim is not None:
             with torch.no_grad():
                 embedding = self.encoder.encode_image(batch["image"])  # (B, D)
@@ -71,10 +76,10 @@ class DecoderTask(nn.Module):
         x_0 = batch["image"]  # (B, 3, S, S)
         device = x_0.device
         streams = Streams(batch["seed"], "decoder")
-        keep = streams.uniform(2).to(device)  # (B, 2)
+        keep = upload(streams.uniform(2), device)  # (B, 2)
         condition = self.condition(batch, keep[:, 0] >= self.options.text_drop, keep[:, 1] >= self.options.clip_drop)
-        step = streams.integers(self.process.num_steps).to(device)  # (B,)
-        noise = streams.normal(*x_0.shape[1:]).to(device)  # (B, 3, S, S)
+        step = upload(streams.integers(self.process.num_steps), device)  # (B,)
+        noise = upload(streams.normal(*x_0.shape[1:]), device)  # (B, 3, S, S)
         x_t = self.process.q_sample(x_0, step, noise)
         raw = self.model(x_t, self.process.time(step, x_t), condition)
         o = self.options

@@ -3,9 +3,10 @@
 B batch · L caption tokens · W width of CLIP's text states · D width of CLIP embeddings · M width of the model
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
@@ -17,23 +18,29 @@ from t2i.types import Condition, TextFeatures
 class PriorConfig(Config):
     """`clip_dim` and `text_width` are CLIP's; `clamp` bounds the standardised x_0 while sampling, None for no bound."""
 
-    clip_dim: int = 256
-    text_width: int = 256
-    context: int = 64
-    width: int = 256
-    layers: int = 6
-    heads: int = 4
+    clip_dim: int = Field(256, ge=1)
+    text_width: int = Field(256, ge=1)
+    context: int = Field(64, ge=1)
+    width: int = Field(256, ge=1)
+    layers: int = Field(6, ge=1)
+    heads: int = Field(4, ge=1)
     schedule: Literal["linear", "cosine"] = "cosine"
-    num_steps: int = 1000
+    num_steps: int = Field(1000, ge=1)
     target: Literal["x0", "eps", "v"] = "x0"
-    clamp: float | None = 6.0
+    clamp: float | None = Field(6.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+        return self
 
 
 class Prior(nn.Module):
     """The token sequence of the paper: caption · CLIP text embedding · time · noised z_i · one learned place to answer.
 
     The network works on standardised embeddings, (z - mean) / std; both are buffers, measured on the training set and
-    saved with the weights. Until they are known they are NaN and every use is refused.
+    saved with the weights. Until they are known they are NaN, and so is everything made with them; `sample` refuses.
     """
 
     mean: Tensor
@@ -59,21 +66,19 @@ class Prior(nn.Module):
 
     @property
     def calibrated(self) -> bool:
-        """Whether the statistics of CLIP's image embeddings are known."""
+        """Whether the statistics of CLIP's image embeddings are known; waits for the device."""
         return bool(torch.isfinite(self.mean).all() and torch.isfinite(self.std).all())
 
     @torch.no_grad()
     def calibrate(self, z_i: Tensor) -> None:
         """Measure mean and standard deviation of image embeddings (N, D); N of a few hundred is enough."""
-        if len(z_i) < 2:
-            raise ValueError(f"statistics need at least 2 embeddings, got {len(z_i)}")
+        if len(z_i) < 2 or not z_i.isfinite().all():
+            raise ValueError(f"statistics need at least 2 embeddings, all finite, got {len(z_i)}")
         self.mean.copy_(z_i.mean(dim=0))
         self.std.copy_(z_i.std(dim=0).clamp(min=1e-4))
 
     def standardise(self, z_i: Tensor) -> Tensor:
         """Unit-norm embeddings (B, D) → what the diffusion process works on."""
-        if not self.calibrated:
-            raise ValueError("this prior has no CLIP statistics (mean and std are NaN); call calibrate() or load them")
         return (z_i - self.mean) / self.std
 
     def restore(self, x_0: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ def sample(
     """
     if num_candidates < 1:
         raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
+    if not model.calibrated:
+        raise ValueError("this prior has no CLIP statistics (mean and std are NaN); call calibrate() or load them")
     config = model.config
     process = Process.from_schedule(config.schedule, config.num_steps)
     parametrisation = Parametrisation(config.target, "fixed_small")

@@ -14,7 +14,7 @@ from t2i.diffusion.losses import training_losses
 from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling
-from t2i.seed import Streams
+from t2i.seed import Streams, upload
 from t2i.stages.prior.model import Prior
 from t2i.stages.prior.sample import sample
 from t2i.types import Batch, Encoder
@@ -64,8 +64,8 @@ class PriorTask(nn.Module):
             text = self.encoder.encode_text(captions)
             x_0 = self.model.standardise(z_i)
             x_0 = x_0.repeat_interleave(self.num_draws, dim=0)  # (B·N, D)
-        step = streams.integers(self.process.num_steps, self.num_draws).flatten().to(device)
-        noise = streams.normal(self.num_draws, x_0.shape[1]).flatten(0, 1).to(device)
+        step = upload(streams.integers(self.process.num_steps, self.num_draws).flatten(), device)
+        noise = upload(streams.normal(self.num_draws, x_0.shape[1]).flatten(0, 1), device)
         x_t = self.process.q_sample(x_0, step, noise)
         condition = self.model.condition(text).map(lambda x: x.repeat_interleave(self.num_draws, dim=0))
         raw = self.model(x_t, self.process.time(step, x_t), condition)
@@ -90,7 +90,8 @@ class PriorTask(nn.Module):
     def _draw(self, batch: Batch) -> Tensor:
         text = self.encoder.encode_text(batch["caption"])
         streams = Streams(batch["seed"], "sample")
-        return sample(self.model, text, streams, Sampling(steps=25, sampler="ddpm"), num_candidates=1)
+        sampling = Sampling(steps=min(25, self.process.num_steps), sampler="ddpm")
+        return sample(self.model, text, streams, sampling, num_candidates=1)
 
     @torch.inference_mode()
     def metrics(self, batch: Batch) -> dict[str, float]:

@@ -138,7 +138,7 @@ class Reader(nn.Module):
 
 
 def fit(image: Tensor, size: int) -> Tensor:
-    """Any picture (B, 3, H, W) at size × size: averaged down, as the renderer's own pixels are, or interpolated up."""
+    """Any picture (B, 3, H, W) at size × size: averaged down, as stored values and not as light, or interpolated up."""
     if image.shape[-2:] == (size, size):
         return image
     if min(image.shape[-2:]) >= size:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from t2i.config import Config
 from t2i.data.shapes.scene import Box, Scene, truth
-from t2i.seed import Streams
+from t2i.seed import Streams, upload
 from t2i.stages.reader.model import Detection, Reader, ReaderConfig
 from t2i.types import Batch, Encoder
 
@@ -54,7 +54,7 @@ class ReaderTask(nn.Module):
         maps = self.model(image)
         with torch.autocast(image.device.type, enabled=False):
             aim = targets(scenes, self.model.config, maps["heat"].shape[-1], self.options.spread)
-            return losses(maps, {name: value.to(image.device) for name, value in aim.items()})
+            return losses(maps, {name: upload(value, image.device) for name, value in aim.items()})
 
     def sample(self, batch: Batch) -> None:
         """A reader draws nothing."""
@@ -82,18 +82,20 @@ def mirror(thing: Detection) -> Detection:
 
 
 def spoil(image: Tensor, streams: Streams, options: ReaderOptions) -> tuple[Tensor, list[bool]]:
-    """Pictures (B, 3, H, W) mirrored, blurred, noisy and in other light, each by chance; and which are mirrored."""
-    chance = streams.uniform(8).to(image.device)  # (B, 8)
+    """Pictures (B, 3, H, W) mirrored, blurred, noisy and in other light, each by chance; and which are mirrored.
+
+    Every number is drawn on the CPU; nothing is read back from the pictures' device."""
+    chance = streams.uniform(8)  # (B, 8)
     mirrored = chance[:, 0] < 0.5
-    image = torch.where(mirrored[:, None, None, None], image.flip(-1), image)
     used = (chance[:, 1:4] < 0.5) * chance[:, 4:7]  # (B, 3)
     blur, noise, light = (used * used.new_tensor([options.blur, options.noise, options.light])).unbind(dim=1)
-    image = gaussian_blur(image, blur)
     gain = 1 + light * (2 * chance[:, 7] - 1)
     shift = light * torch.cos(50 * chance[:, 7])  # another number as good as random
-    image = image * gain[:, None, None, None] + shift[:, None, None, None]
-    noise_map = streams.normal(*image.shape[1:]).to(image.device)
-    return (image + noise[:, None, None, None] * noise_map).clamp(-1, 1), mirrored.tolist()
+    numbers = upload(torch.stack([mirrored, blur, noise, gain, shift]), image.device)  # (5, B)
+    flip, _, strength, gain, shift = numbers[:, :, None, None, None]  # (B, 1, 1, 1) each
+    image = gaussian_blur(torch.where(flip > 0, image.flip(-1), image), numbers[1])
+    noise_map = upload(streams.normal(*image.shape[1:]), image.device)
+    return (image * gain + shift + strength * noise_map).clamp(-1, 1), mirrored.tolist()
 
 
 def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ With text it is GLIDE's upsampler (arXiv 2112.10741), with labels ADM's (arXiv 2
 In: x_t (B, 3, H, W) in [-1, 1] plus noise, t (B,), low_res (B, 3, h, w) in [-1, 1].
 Out: eps, and with a learned variance as many channels again (B, 6, H, W).
 
-    t2i train configs/shapes/upsampler.yaml                     train it
+    t2i train configs/shapes/up256.yaml                         train it; up1024.yaml for the next size
     Upsampler(config)(x_t, t, upsampler.condition(low_res))     use it (`t2i.stages.upsampler.model`)
     convert(state, config, order)                               read published weights (`t2i.stages.upsampler.convert`)
 """

@@ -6,7 +6,7 @@ B batch · H W pixels, large · h w pixels, small · L tokens · S text width ·
 from typing import Literal, Self
 
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
@@ -24,6 +24,7 @@ class UpsamplerConfig(Config):
         unet: the network; `image_channels` are those of the small picture.
         low_size, image_size: of whole pictures; their ratio is the magnification.
         interpolation, antialias: how the small picture is enlarged before it is concatenated to x_t.
+        residual: the network predicts what x_0 has beyond the enlarged picture; for target "x0".
         text: a text transformer trained with the U-Net, or None.
         num_classes: size of a label table, or None.
         target, variance, schedule, num_steps, rescale_timesteps: see `t2i.diffusion`.
@@ -31,16 +32,17 @@ class UpsamplerConfig(Config):
     """
 
     unet: UNetConfig
-    low_size: int = 64
-    image_size: int = 256
+    low_size: int = Field(default=64, ge=1)
+    image_size: int = Field(default=256, ge=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = False
+    residual: bool = False
     text: TextConfig | None = None
-    num_classes: int | None = None
+    num_classes: int | None = Field(default=None, ge=1)
     target: Target = "eps"
     variance: Variance = "learned_range"
     schedule: Literal["linear", "cosine"] = "linear"
-    num_steps: int = 1000
+    num_steps: int = Field(default=1000, ge=1)
     rescale_timesteps: bool = False
     tokenizer: TokenizerConfig | None = None
 
@@ -51,6 +53,8 @@ class UpsamplerConfig(Config):
             raise ValueError(f"variance {self.variance!r} needs unet.out_channels={wanted}, got {unet.out_channels}")
         if unet.image_channels == 0:
             raise ValueError("unet.image_channels must be the channels of the small picture, got 0")
+        if self.residual and self.target != "x0":
+            raise ValueError(f"residual=True needs target 'x0', got {self.target!r}")
         if self.image_size % self.low_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of low_size={self.low_size}")
         if unet.context_dim != (self.text.width if self.text is not None else None):
@@ -79,6 +83,9 @@ class Upsampler(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """(B, 3, H, W) and timesteps (B,) → (B, out_channels, H, W); see `UNet.forward`."""
         out: Tensor = self.unet(x_t, t, condition)
+        if self.config.residual:
+            assert condition.image is not None
+            out = out + F.pad(condition.image, (0, 0, 0, 0, 0, out.shape[1] - x_t.shape[1]))  # not the variance
         return out
 
     def enlarge(self, low_res: Tensor) -> Tensor:

@@ -20,6 +20,11 @@ def process_of(model: Upsampler) -> Process:
     return Process.from_schedule(c.schedule, c.num_steps, c.rescale_timesteps)
 
 
+def rounded(x: Tensor) -> Tensor:
+    """Pictures in [-1, 1] as 8 bits hold them, float32."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+
+
 @torch.no_grad()
 def sample(
     model: Upsampler,
@@ -35,7 +40,7 @@ def sample(
 
     The small picture is rounded to 8 bits first, as it was in training and as GLIDE does.
     """
-    low_res = ((low_res.float() + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1  # (B, 3, h, w)
+    low_res = rounded(low_res)
     condition = model.condition(low_res, tokens, mask)
     assert condition.image is not None
     x_T = streams.normal(model.config.unet.in_channels, *condition.image.shape[-2:]).to(low_res.device)

@@ -12,9 +12,9 @@ from t2i.data.degrade import Degradation
 from t2i.diffusion.losses import LossKind, Weighting, training_losses
 from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.sampling import Sampling
-from t2i.seed import Streams
+from t2i.seed import Streams, upload
 from t2i.stages.upsampler.model import Upsampler
-from t2i.stages.upsampler.sample import process_of, sample
+from t2i.stages.upsampler.sample import process_of, rounded, sample
 from t2i.types import Batch, Encoder
 
 
@@ -41,21 +41,28 @@ class UpsamplerTask(nn.Module):
     ) -> None:
         super().__init__()
         c = model.config
+        if c.text is not None or c.num_classes is not None:
+            raise ValueError(
+                "only upsamplers without text and labels are trained here; text and num_classes must be null"
+            )
+        if options.sampling.guidance != 1:
+            raise ValueError(f"nothing to guide: task.sampling.guidance must be 1, got {options.sampling.guidance}")
         self.model = model
         self.options = options
         self.process = process_of(model)
+        self.process.respace(options.sampling.steps)  # refuses what it cannot do before the first grid needs it
         self.parametrisation = Parametrisation(c.target, c.variance)
 
     def low_res(self, image: Tensor) -> Tensor:
-        """Area average of a crop, (B, 3, H, W) → (B, 3, h, w)."""
-        return F.avg_pool2d(image, self.model.config.magnification)
+        """Area average of a crop, rounded to 8 bits as in sampling, (B, 3, H, W) → (B, 3, h, w)."""
+        return rounded(F.avg_pool2d(image, self.model.config.magnification))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
         x_0 = batch["image"]  # (B, 3, H, W)
         streams = Streams(batch["seed"], "upsampler")
-        step = streams.integers(self.process.num_steps).to(x_0.device)  # (B,)
-        noise = streams.normal(*x_0.shape[1:]).to(x_0.device)  # (B, 3, H, W)
+        step = upload(streams.integers(self.process.num_steps), x_0.device)  # (B,)
+        noise = upload(streams.normal(*x_0.shape[1:]), x_0.device)  # (B, 3, H, W)
         condition = self.model.condition(self.options.degradation(self.low_res(x_0), streams))
         x_t = self.process.q_sample(x_0, step, noise)
         raw = self.model(x_t, self.process.time(step, x_t), condition)
