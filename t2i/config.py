@@ -3,8 +3,6 @@
 Unknown keys are errors that name the full key and the nearest known one; later overrides win.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,11 +47,6 @@ def parse(data: dict[str, Any], model: type[Model], source: str = "config") -> M
 def dump(config: BaseModel) -> str:
     """YAML text of a resolved configuration; `load` reads it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def fingerprint(data: dict[str, Any]) -> str:
-    """A short hash of a resolved configuration, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from t2i import storage
 from t2i.assets import asset
 from t2i.data import shapes
+from t2i.data.loader import VAL_SCENES
 from t2i.errors import UsageError
 from t2i.images import from_pil
 from t2i.metrics.compose import Prompt, Share, mean, prompts, score, summary
@@ -22,7 +23,6 @@ from t2i.stages.reader.task import accuracy, listed
 READER = "shapes-reader"
 HELD_OUT = 1000  # renders on which the reader itself is tried before it judges
 _BATCH = 32
-_VAL_SCENES = 1 << 62  # as in `t2i.data.loader`: no training run draws these scenes
 
 
 def compose(
@@ -83,7 +83,7 @@ def reader_accuracy(reader: Reader, size: int = 64, num: int = 256, seed: int = 
     """How well the reader reads held-out renders of `size` pixels: see `stages.reader.task.accuracy`."""
     readings, scenes = [], []
     for first in range(seed, seed + num, _BATCH):
-        part = [shapes.scene_from_seed(s | _VAL_SCENES) for s in range(first, min(first + _BATCH, seed + num))]
+        part = [shapes.scene_from_seed(s | VAL_SCENES) for s in range(first, min(first + _BATCH, seed + num))]
         readings += reader.read(shapes.render(part, size))
         scenes += [listed(scene) for scene in part]
     return {**accuracy(readings, scenes), "renders": num}

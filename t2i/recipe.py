@@ -1,5 +1,7 @@
 """From a file in `configs/` to a running training: the stage, its task, its data and the loop, put together."""
 
+import logging
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from math import lcm
@@ -21,10 +23,12 @@ from t2i.stages.decoder.model import DecoderConfig
 from t2i.stages.upsampler.model import UpsamplerConfig
 from t2i.storage import writable
 from t2i.text.tokenizers import TokenizerConfig
-from t2i.train.checkpoint import load_model
+from t2i.train.checkpoint import find, load_model
 from t2i.train.loop import Result, fit
 from t2i.train.optim import OptimConfig
 from t2i.train.settings import TrainConfig
+
+log = logging.getLogger(__name__)
 
 CALIBRATION = 512  # pictures that a task may look at before its first step
 
@@ -81,15 +85,22 @@ def train(path: str | Path, overrides: list[str]) -> Result:
     encoder = load_clip(run.clip) if run.clip else None
     config = complete(run, spec, encoder)
     check_pictures(run.data, config)
+    if run.stage == "clip" and run.train.accumulate > 1:
+        log.warning(
+            "train.accumulate=%d: CLIP tells a picture's caption only from others of its micro-batch, so this is not "
+            "training on batches of %d",
+            run.train.accumulate,
+            run.train.batch_size,
+        )
     with one_line(str(path), UsageError):
         model = spec.model_class(config)
         task: Any = spec.task_class(model, encoder, run.task)
     if run.init:
         load_model(model, load_stage(find_stage(run.init), expect=run.stage).state_dict(), Path(run.init))
     loader = partial(Loader, run.data)
-    if hasattr(task, "prepare"):
-        batches = iter(loader(seed=run.train.seed, batch_size=64))
-        task.prepare(islice(batches, CALIBRATION // 64))
+    if hasattr(task, "prepare") and find(run.train.out / "checkpoints", run.train.resume) is None:
+        with closing(iter(loader(seed=run.train.seed, batch_size=64))) as batches:
+            task.prepare(islice(batches, CALIBRATION // 64))
     dtype = getattr(torch, run.save_dtype)
 
     def export(folder: Path, state: dict[str, Tensor]) -> None:

@@ -1,5 +1,7 @@
 """Small stages and a small pipeline that the tests share; nothing here is trained."""
 
+import sys
+
 import pytest
 import torch
 from t2i.pipelines.dalle2 import DALLE2
@@ -20,6 +22,13 @@ CONTEXT = 12
 def _one_thread() -> None:
     """Small networks are faster on one thread, and sums come out the same everywhere."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _new_accelerator() -> None:
+    """accelerate keeps the first device that a process asks for; every test may ask for its own."""
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def small_clip() -> ClipEncoder:

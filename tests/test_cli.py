@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -10,9 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from t2i.pipelines.dalle2 import DALLE2
+from torch import Tensor
 
 from t2i.cli import by_stage, main
 from t2i.images import read_recipe, save_png
+from t2i.types import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -141,6 +145,7 @@ def test_a_folder_named_like_the_picture_is_told_before_the_work(
         (["info", "nothing-like-it"], 2, "unknown model"),
         (["genrate", "a red cube"], 2, ""),
         (["data", "shapes", "--out", "OUT", "--size", "64", "--crop", "128"], 2, "crop"),
+        (["data", "shapes", "--out", "OUT", "--count", "1", "--seed", "-5"], 2, ""),
     ],
 )
 def test_mistakes_get_one_line_and_a_code(
@@ -158,14 +163,16 @@ def test_mistakes_get_one_line_and_a_code(
     assert len([line for line in error.splitlines() if line.startswith("error:")]) == (1 if message else 0)
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/1/status").exists(), reason="needs a read-only place")
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     start = time.perf_counter()
-    assert run(monkeypatch, "generate", "a red cube", "--model", model, "--out", tmp_path / "file" / "x.png") in (2, 3)
-    assert "file" in capsys.readouterr().err
+    assert run(monkeypatch, "generate", "a red cube", "--model", model, "--out", tmp_path / "file" / "x.png") == 2
+    assert "file is a file, expected a folder" in capsys.readouterr().err
+    below = tmp_path / "file" / "below" / "x.png"
+    assert run(monkeypatch, "generate", "a red cube", "--model", model, "--out", below) == 2
+    assert f"cannot create {below.parent}: Not a directory" in capsys.readouterr().err
     assert time.perf_counter() - start < 2
 
 
@@ -206,22 +213,71 @@ def test_help_comes_within_a_second() -> None:
     assert heavy.stdout.strip() == "False"
 
 
+SMALL = [
+    "model.unet.channels=32", "data.num_workers=0", "train.num_samples=2", "train.batch_size=2", "train.device=cpu"
+]  # fmt: skip
+
+
 def test_train_a_stage_and_open_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two steps on rendered scenes, as a newcomer would start, in miniature."""
     out = tmp_path / "up"
-    small = [
-        "model.unet.channels=32",
-        "data.num_workers=0",
-        "train.num_samples=2",
-        "train.batch_size=2",
-        "train.steps=2",
-    ]
-    assert run(monkeypatch, "train", "configs/shapes/up256.yaml", f"train.out={out}", *small) == 0
+    assert run(monkeypatch, "train", "configs/shapes/up256.yaml", f"train.out={out}", "train.steps=2", *SMALL) == 0
     from t2i.registry import load_stage
 
     assert load_stage(out, expect="upsampler").config.image_size == 256
     assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
     assert (out / "samples" / "step-000000.png").is_file()
+
+
+def test_a_loss_that_is_not_finite_is_exit_code_4(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    changes = [f"train.out={tmp_path}", "train.steps=3", "optim.lr=1e30", "train.sample_every=0", *SMALL]
+    assert run(monkeypatch, "train", "configs/shapes/up256.yaml", *changes) == 4
+    assert re.search("^error: .*NaN or infinite", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_signal_is_exit_code_75_and_the_same_command_continues(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from t2i.stages.upsampler.task import UpsamplerTask
+
+    def signalled(task: UpsamplerTask, batch: Batch) -> dict[str, Tensor]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return loss(task, batch)
+
+    loss = UpsamplerTask.loss
+    monkeypatch.setattr(UpsamplerTask, "loss", signalled)
+    command = ["train", "configs/shapes/up256.yaml", f"train.out={tmp_path}", "train.steps=2", "train.sample_every=0"]
+    assert run(monkeypatch, *command, *SMALL) == 75
+    assert f"error: SIGTERM: saved step 1 in {tmp_path}" in capsys.readouterr().err
+    monkeypatch.setattr(UpsamplerTask, "loss", loss)
+    assert run(monkeypatch, *command, *SMALL) == 0
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000001", "step-000002"]
+
+
+def test_eval_compose_prints_a_row_per_task_and_writes_every_reading(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Nothing here is trained, so that only the way from the command line to the table is tested."""
+    from t2i import evaluate
+    from t2i.metrics.compose import TASKS
+    from t2i.stages.reader.model import Reader, ReaderConfig
+
+    reader = Reader(ReaderConfig(widths=(8, 8, 16), blocks=(0, 1, 1)))
+    monkeypatch.setattr(evaluate, "load_reader", lambda _: reader)
+    monkeypatch.setattr(evaluate, "HELD_OUT", 4)
+    chosen = ["--steps", "prior=1,decoder=1", "--guidance", "decoder=1", "--seed", 7, "--out", tmp_path / "r.json"]
+    assert run(monkeypatch, "eval", "compose", "--model", model, *chosen) == 0
+    printed = capsys.readouterr().out
+    assert [line[:20].strip() for line in printed.splitlines()[1:7]] == list(TASKS)
+    assert "on 4 held-out renders" in printed
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert len(result["pictures"]) == 120
+    assert result["pictures"][0]["seed"] == 7
+    assert result["recipe"]["arguments"]["steps"]["decoder"] == 1
+    assert run(monkeypatch, "eval", "compose", "--model", model, "--stop-after", "prior") == 2
+    assert "no pictures to read" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -75,10 +76,39 @@ def test_exif_rotation(tmp_path):
     assert images.open_image(tmp_path / "a.jpg").size == (10, 30)
 
 
-def encoded(size=(20, 20), kind="JPEG"):
+def encoded(size=(20, 20), kind="JPEG", **options):
     buffer = io.BytesIO()
-    Image.effect_noise(size, 50).convert("RGB").save(buffer, kind)
+    Image.effect_noise(size, 50).convert("RGB").save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("at", [1, 2, 4, 9, 10, 13])
+def test_damaged_exif_is_forgotten(at):
+    """One byte of the TIFF header or of its first entry is turned; the pixels are whole."""
+    exif = Image.Exif()
+    exif[274] = 6
+    data = bytearray(encoded((30, 10), exif=exif))
+    data[data.index(b"MM\0*") + at] ^= 0xFF
+    assert images.from_pil(images.open_image(bytes(data)), 8).shape == (3, 8, 8)
+
+
+def test_exif_is_applied_once():
+    picture = Image.new("RGB", (30, 10))
+    picture.info["exif"] = b"Exif\0\0" + b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    upright = images.to_rgb(picture)
+    assert upright.size == images.to_rgb(upright).size == (10, 30)
+    assert "exif" in picture.info
+
+
+@pytest.mark.parametrize("kind", [TypeError, AttributeError, struct.error, MemoryError])
+def test_whatever_a_decoder_raises_the_picture_is_damaged(kind, monkeypatch):
+    def broken(_):
+        raise kind("inside")
+
+    monkeypatch.setattr(images, "to_rgb", broken)
+    with pytest.raises(DataError, match="image is damaged: inside"):
+        images.open_image(encoded())
 
 
 def test_bad_pictures_are_named(tmp_path):

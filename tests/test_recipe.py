@@ -1,15 +1,21 @@
 """Mistakes in a training config: one line that names the key, before any work and whatever the stage."""
 
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import small_clip, small_upsampler
 from PIL import Image
 
+from t2i import recipe
+from t2i.data.loader import Loader
 from t2i.errors import DataError, UsageError
 from t2i.recipe import train
 from t2i.registry import load_stage, save_stage
+from t2i.train.loop import Result, fit
+from t2i.types import Batch
 
 SMALL = "channels: 32, multipliers: [1, 1], num_blocks: 1"
 
@@ -84,6 +90,51 @@ def test_an_unwritable_folder_is_told_before_anything_is_loaded(tmp_path: Path) 
 def short_run(out: Path, *changes: str) -> None:
     few = ["train.steps=1", "train.batch_size=2", "train.num_samples=2", "train.sample_every=0", "data.num_workers=0"]
     train(changes[0], [f"train.out={out}", *few, *changes[1:]])
+
+
+class Watched(Loader):
+    """Counts the streams that were begun and are not closed yet."""
+
+    begun = still_open = 0
+
+    def _stream(self) -> Generator[Batch, None, None]:
+        Watched.begun, Watched.still_open = Watched.begun + 1, Watched.still_open + 1
+        try:
+            yield from super()._stream()
+        finally:
+            Watched.still_open -= 1
+
+
+def test_calibration_closes_its_loader_and_is_done_once(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_start = []
+
+    def watched_fit(*args: Any, **named: Any) -> Result:
+        at_start.append((Watched.begun, Watched.still_open))
+        return fit(*args, **named)
+
+    monkeypatch.setattr(recipe, "Loader", Watched)
+    monkeypatch.setattr(recipe, "fit", watched_fit)
+    monkeypatch.setattr(recipe, "CALIBRATION", 64)
+    small = ["configs/shapes/prior.yaml", f"clip={clip}", "data.size=8", "model.width=32", "model.layers=1"]
+    short_run(tmp_path, *small, "model.heads=2", "train.steps=1")
+    assert at_start == [(1, 0)]
+    statistics = load_stage(tmp_path).mean
+    begun = Watched.begun
+    short_run(tmp_path, *small, "model.heads=2", "train.steps=2")
+    assert at_start[1] == (begun, 0)
+    assert torch.equal(load_stage(tmp_path).mean, statistics)
+
+
+def test_accumulation_is_not_silently_another_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    few = [f"train.out={tmp_path}", "train.steps=1", "train.batch_size=4", "data.num_workers=0", "data.size=8"]
+    few += ["train.sample_every=0", "model.vision={image_size: 32, width: 8, layers: [1, 1, 1, 1], head_width: 8}"]
+    few += ["model.text={width: 16, layers: 1, heads: 1}"]
+    train("configs/shapes/clip.yaml", few)
+    assert "accumulate" not in caplog.text
+    train("configs/shapes/clip.yaml", [*few, "train.accumulate=2", "train.steps=2"])
+    assert "train.accumulate=2: CLIP tells a picture's caption only from others of its micro-batch" in caplog.text
 
 
 def test_files_may_hold_crops_already(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_writable(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="is a file, expected a folder"):
         storage.writable(tmp_path / "file")
-    with pytest.raises(DataError, match="Not a directory"):
+    with pytest.raises(UsageError, match="Not a directory"):
         storage.writable(tmp_path / "file" / "below")
 
 

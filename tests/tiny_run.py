@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from t2i import storage
 from t2i.data.loader import DataConfig, Loader
 from t2i.seed import Streams, mix
+from t2i.stages.clip.task import contrastive_loss
 from t2i.train import OptimConfig, Result, TrainConfig, fit
 
 
@@ -139,6 +141,27 @@ class SlowTask(TinyTask):
                 os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.001)
         return losses
+
+
+def contrast(folder: Path, rank: int, world: int) -> None:
+    """This process's part of a contrastive step: losses and hits of its rows, and a weight's mean gradient."""
+    torch.set_num_threads(1)
+    if world > 1:
+        address = f"file://{folder / 'rendezvous'}"
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.arange(6).chunk(world)[rank]
+    weight = torch.randn(5, 4, generator=draw).requires_grad_()
+    image, text = (nn.functional.normalize(torch.randn(6, 5, generator=draw) @ weight, dim=-1)[rows] for _ in "it")
+    loss, hit = contrastive_loss(image, text, torch.tensor([1, 2, 3, 1, 4, 2])[rows], torch.tensor(5.0))
+    loss.mean().backward()
+    assert weight.grad is not None
+    if world > 1:
+        dist.all_reduce(weight.grad)
+        weight.grad /= world
+    storage.save_tensors(folder, {"loss": loss.detach(), "hit": hit, "grad": weight.grad}, f"{world}-{rank}")
+    if world > 1:
+        dist.destroy_process_group()
 
 
 def child(

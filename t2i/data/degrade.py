@@ -79,12 +79,18 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
-    """Encode and decode each of (B, 3, H, W) in [-1, 1] as JPEG of its `quality` (B,), 1 … 100; 0 leaves it alone."""
-    out = x.clone()
-    for i, level in enumerate(quality.tolist()):
-        if level:
-            buffer = io.BytesIO()
-            to_pil(x[i : i + 1])[0].save(buffer, "JPEG", quality=level)
-            pixels = torch.from_numpy(np.array(Image.open(buffer)))  # (H, W, 3) uint8
-            out[i] = (pixels.permute(2, 0, 1).float() / 127.5 - 1).to(x)
-    return out
+    """Encode and decode each of (B, 3, H, W) in [-1, 1] as JPEG of its `quality` (B,), 1 … 100; 0 leaves it alone.
+
+    JPEG is made on the CPU: on a GPU this waits for the chosen pictures, which are fetched together, once a call.
+    """
+    rows = quality.nonzero()[:, 0].cpu()  # (R,)
+    if not len(rows):
+        return x
+    decoded = []
+    index = upload(rows, x.device)
+    for image, level in zip(to_pil(x[index]), quality[rows].tolist(), strict=True):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=level)
+        decoded.append(torch.from_numpy(np.array(Image.open(buffer))))  # (H, W, 3) uint8
+    pixels = torch.stack(decoded).permute(0, 3, 1, 2).float() / 127.5 - 1  # (R, 3, H, W)
+    return x.index_copy(0, index, upload(pixels.contiguous(), x.device).to(x))

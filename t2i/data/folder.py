@@ -19,7 +19,7 @@ class FolderSource:
         root: the folder, searched recursively; links to folders are not followed.
         size: short side after resizing, pixels.
         crop: side of a random window of that picture, or None for its centre square.
-        captions: weights by kind; `.txt` files are of the kind `text`.
+        captions: weights by kind, see `pick_caption`; `.txt` files are of the kind `text`.
 
     Raises:
         DataError: no such folder, no pictures, or not a single caption.

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import Field, model_validator
@@ -45,10 +46,14 @@ class SourceConfig(Config):
 class DataConfig(Config):
     """What to train on."""
 
-    source: str | tuple[SourceConfig, ...] = Field("shapes", description="one source, or several with weights")
+    source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1)] = Field(
+        "shapes", description="one source, or several with weights"
+    )
     size: int = Field(64, ge=4, description="pixels of the short side")
     crop: int | None = Field(None, ge=4, description="random window of the picture, pixels; None for its centre square")
-    captions: dict[str, float] = Field({}, description="weights of caption kinds; empty for equal weights")
+    captions: dict[str, float] = Field(
+        {}, description="weights of caption kinds; empty for those of `pick_caption`, also where none of these is there"
+    )
     num_workers: int | None = Field(None, ge=0, description="processes that load; None for min(2, cores)")
     val_fraction: float = Field(0.02, ge=0, lt=1, description="share of files held out, by hash of their key")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more samples than this are unusable")
@@ -72,7 +77,7 @@ class NothingHeldOutError(DataError):
 
 
 class Loader:
-    """Endless batches of one process.
+    """Endless batches of one process; closing them logs how many samples were unusable, by reason.
 
     Args:
         batch_size: samples per optimiser step over all processes and micro-batches.
@@ -107,7 +112,7 @@ class Loader:
             )
         if split not in ("train", "val"):
             raise UsageError(f"split must be train or val, got {split!r}")
-        self.config, self.bad_log, self.world = config, bad_log, world
+        self.config, self.bad_log, self.world, self.split = config, bad_log, world, split
         self.batch_size, self.accumulate, self.rank, self.start = batch_size, accumulate, rank, start
         self.micro = batch_size // (accumulate * world)
         self.data = _Positions(config, seed, self.micro, split)
@@ -144,6 +149,8 @@ class Loader:
                 yield batch
         finally:
             getattr(batches, "_shutdown_workers", lambda: None)()
+            if self.bad:
+                log.warning("%s data: %d samples used, skipped %s", self.split, self.num_seen, self._reasons())
 
     def _starts(self) -> Iterator[int]:
         position = self.start + self.rank * self.micro
@@ -165,9 +172,11 @@ class Loader:
                 file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in bad)
         limit = self.config.max_bad_fraction * max(self.num_seen, 200)
         if failed or self.bad.total() > limit:
-            counts = ", ".join(f"{reason}: {count}" for reason, count in self.bad.most_common())
             problem = failed or f"more than max_bad_fraction {self.config.max_bad_fraction} of {self.num_seen} samples"
-            raise DataError(f"too many unusable samples ({problem}): {counts}")
+            raise DataError(f"too many unusable samples ({problem}): {self._reasons()}")
+
+    def _reasons(self) -> str:
+        return ", ".join(f"{reason}: {count}" for reason, count in self.bad.most_common())
 
 
 class _Positions(Dataset[Batch]):
@@ -273,8 +282,7 @@ def _open(src: str, config: DataConfig, split: str) -> Source | ShapesSource | N
     if os.path.isdir(src) and not any(name.endswith(".tar") for name in os.listdir(src)):
         source: Source = FolderSource(src, config.size, config.crop, config.captions)
     else:
-        shards = os.path.join(src, "*.tar") if os.path.isdir(src) else src
-        source = ShardSource(shards, config.size, config.crop, config.captions)
+        source = ShardSource(src, config.size, config.crop, config.captions)
     log.info("%s: %d samples from %s", src, len(source), type(source).__name__)
     held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
     if all(held) or not any(held):  # training comes first

@@ -28,7 +28,8 @@ def permute(index: int, length: int, seed: int) -> int:
 class Mixture:
     """Interleaves several sources by weight, so that the n-th draw of each is known without counting from the start.
 
-    A pattern of `slots` positions repeats; it holds every source in proportion to its weight, in a seeded order.
+    A pattern of `slots` positions repeats; it holds every source in proportion to its weight, at least once, in a
+    seeded order.
 
     Args:
         weights: share of the samples of each source, any positive scale.
@@ -37,11 +38,12 @@ class Mixture:
     def __init__(self, weights: Sequence[float], seed: int, slots: int = 1000) -> None:
         total = sum(weights)
         shares = [w / total * slots for w in weights]
-        counts = [int(s) for s in shares]
-        for i in sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])[: slots - sum(counts)]:
+        counts = [max(1, int(s)) for s in shares]
+        for i in sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])[: max(0, slots - sum(counts))]:
             counts[i] += 1
         ordered = [i for i, count in enumerate(counts) for _ in range(count)]
-        self.pattern = [ordered[permute(i, slots, mix(seed, "mixture"))] for i in range(slots)]
+        length = len(ordered)  # a little more than `slots` where many sources have less than one of them
+        self.pattern = [ordered[permute(i, length, mix(seed, "mixture"))] for i in range(length)]
         self.counts = counts
         seen = [0] * len(weights)
         self.before = []

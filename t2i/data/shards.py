@@ -39,10 +39,10 @@ class ShardSource:
     `label` (int), `key.npy` and `key.NAME.npy` become tensors `npy` and `NAME`.
 
     Args:
-        src: a path, a glob, or names in braces such as `shards/{00000..00099}.tar`.
+        src: a tar, a folder of them, a glob, or names in braces such as `shards/{00000..00099}.tar`.
         size: short side after resizing, pixels.
         crop: side of a random window of that picture, or None for its centre square.
-        captions: weights by kind; lines of `.txt` are of the kind `text`.
+        captions: weights by kind, see `pick_caption`; lines of `.txt` are of the kind `text`.
 
     Raises:
         UsageError: a compressed tar or a `pipe:` address.
@@ -87,7 +87,7 @@ class ShardSource:
                 else:
                     array = np.load(io.BytesIO(data), allow_pickle=False)
                     sample[kind.removesuffix(".npy")] = torch.from_numpy(array)
-            except (ValueError, TypeError, EOFError, RecursionError) as error:
+            except Exception as error:  # whatever a damaged member provokes in its parser costs one sample
                 raise BadSample(f"unreadable {kind}", f"{self.tars[tar]}: {sample['key']}: {error}") from None
         sample["caption"] = pick_caption(captions, self.captions, rng)
         picture = next(kind for kind in IMAGE_TYPES if kind in members)
@@ -115,10 +115,15 @@ class ShardSource:
 
 
 def expand(src: str) -> list[str]:
-    """File names of a brace expression, a glob or a plain path, in order."""
+    """File names of a folder, a plain path, a brace expression or a glob, in order."""
     if src.startswith("pipe:") or "://" in src:
         raise UsageError(f"shards are read from files, got {src!r}")
-    names = [path for name in _braces(src) for path in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
+    if os.path.isdir(src):
+        names = [os.path.join(src, name) for name in sorted(glob.glob("*.tar", root_dir=src))]
+    elif os.path.exists(src):
+        names = [src]
+    else:
+        names = [n for name in _braces(src) for n in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
     if not names:
         raise DataError(f"no file matches {src}")
     for name in names:

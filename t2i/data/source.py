@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
+from t2i.data.shapes.captions import WEIGHTS
 from t2i.errors import DataError
 from t2i.images import centre_square, from_pil, open_image, resize_short
 from t2i.seed import Streams
@@ -59,13 +60,18 @@ def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Tensor:
 
 
 def pick_caption(captions: Mapping[str, Sequence[str]], weights: Mapping[str, float], rng: Streams) -> str:
-    """One caption: first a kind by weight (equal weights where none of `weights` is at hand), then one of its lines."""
+    """One caption: first a kind by weight, then one of its lines.
+
+    Where no kind of `weights` is at hand, kinds weigh what they do in the shapes world (any other 1), and plain `text`
+    counts only where it is the only kind: beside others it repeats one of them.
+    """
     kinds = [kind for kind, lines in captions.items() if lines]
     if not kinds:
         raise BadSample("no caption")
     chances = [weights.get(kind, 0.0) for kind in kinds]
     if not sum(chances):
-        chances = [1.0] * len(kinds)
+        kinds = [kind for kind in kinds if kind != "text"] or kinds
+        chances = [WEIGHTS.get(kind, 1.0) for kind in kinds]
     lines = captions[choose(kinds, chances, rng)]
     return lines[int(rng.integers(len(lines)))]
 

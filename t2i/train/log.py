@@ -5,7 +5,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from t2i import storage
+from t2i.text.words import split
+from t2i.types import Task
 
 log = logging.getLogger("t2i")
 
@@ -84,6 +86,21 @@ def status_line(row: dict[str, Any]) -> str:
         f"step {row['step']} | {_short(row['images'])} img | {row['img_per_s']:.4g} img/s | loss {row['loss']:.4f}"
         f" | lr {row['lr']:.1e} | gnorm {row['grad_norm']:.2f} | mem {row['memory_gb']:.1f}G"
         f" | data {100 * row['data_fraction']:.0f}%"
+    )
+
+
+def unknown_words(task: Task, captions: Sequence[str]) -> str | None:
+    """What to warn of when more than a tenth of the words are none of the vocabulary that a task reads them with."""
+    readers = (task, task.model, getattr(task, "encoder", None))
+    tokenizer = next((r.tokenizer for r in readers if getattr(r, "tokenizer", None) is not None), None)
+    unknown = [word for caption in captions for word in tokenizer.unknown(caption)] if tokenizer else []
+    total = sum(len(split(caption)) for caption in captions)
+    if len(unknown) <= 0.1 * total:
+        return None
+    return (
+        f"{len(unknown) / total:.0%} of the words of the first captions are not in the vocabulary and all read alike, "
+        f"such as {', '.join(map(repr, list(dict.fromkeys(unknown))[:3]))}; a CLIP trained with "
+        "model.tokenizer.kind=clip model.tokenizer.context=77 reads any word, and so do the stages that learn from it"
     )
 
 

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from t2i import storage
-from t2i.config import fingerprint, flatten
+from t2i.config import flatten
 from t2i.data.loader import NothingHeldOutError
 from t2i.errors import NonFiniteError, Stopped, UsageError
 from t2i.images import grid, save_png
@@ -29,7 +29,7 @@ from t2i.seed import mix
 from t2i.train import checkpoint
 from t2i.train.ema import Ema
 from t2i.train.held_out import HeldOut
-from t2i.train.log import Clock, Meter, MetricsFile, memory_gb, status_line, to_stderr
+from t2i.train.log import Clock, Meter, MetricsFile, memory_gb, status_line, to_stderr, unknown_words
 from t2i.train.objective import Batches, LoaderFactory, Objective, to_device
 from t2i.train.optim import OptimConfig, learning_rate, make_optimizer
 from t2i.train.settings import TrainConfig, choose_dtype, is_sample_step
@@ -117,6 +117,7 @@ class _Run:
         config = self.config
         if self.step >= config.steps:
             log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
+            self._export()  # the last one may have been cut off
             return Result(self.step, self.images, "done", {})
         if self.main:
             storage.write(config.out / "run.json", json.dumps(self.resolved, indent=2, default=str).encode())
@@ -218,7 +219,7 @@ class _Run:
         return (self.stop.name or "signal") if any_signal else "max_minutes" if any_late else None
 
     def _save(self) -> None:
-        """Checkpoint, then export; the first process writes, all wait."""
+        """Checkpoint, then export."""
         self._check_finite()
         if self.main:
             moments = checkpoint.optimizer_state(self.model, self.optimizer)
@@ -229,11 +230,14 @@ class _Run:
                 "step": self.step,
                 "images": self.images,
                 "minutes": self.minutes + self.clock.minutes(),
-                "world": self.world,
-                "fingerprint": fingerprint(self.resolved),
                 "config": self.resolved,
             }
             checkpoint.save(self.config.out / "checkpoints", self.step, tensors, state, self.config.keep)
+        self._export()
+
+    def _export(self) -> None:
+        """Write the averaged stage; the first process writes, all wait."""
+        if self.main:
             with self.ema.swapped():
                 self.export(self.config.out, {k: v.detach().cpu() for k, v in self.model.state_dict().items()})
         self.accelerator.wait_for_everyone()
@@ -247,11 +251,9 @@ class _Run:
         checkpoint.load_model(self.model, tensors["model"], path)
         checkpoint.load_optimizer(self.model, self.optimizer, tensors["optimizer"])
         for index, decay in enumerate(self.ema.decays):
-            if f"ema-{decay}" in tensors:
-                self.ema.load(index, tensors[f"ema-{decay}"])
-            else:
+            if f"ema-{decay}" not in tensors:
                 log.warning("%s has no average of decay %s: starting it from the weights", path, decay)
-                self.ema.load(index, tensors["model"])
+            self.ema.load(index, tensors.get(f"ema-{decay}", {}))
         self.step, self.images, self.minutes = state["step"], state["images"], state["minutes"]
         before, now = dict(flatten(state["config"])), dict(flatten(self.resolved))
         changes = [f"{k}: {before.get(k)} → {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]
@@ -276,6 +278,8 @@ class _Run:
                 log.info("%s: %s %s in [%.3g, %.3g]", key, tuple(x.shape), x.dtype, x.min(), x.max())
         for caption in first.get("caption", [])[:2]:
             log.info("caption: %s", caption)
+        if problem := unknown_words(self.task, first.get("caption", [])):
+            log.warning(problem)
         if "image" in first:
             save_png(grid(first["image"][:16]), storage.writable(config.out / "samples") / "inputs.png")
         return itertools.chain([first], batches)

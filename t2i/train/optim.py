@@ -9,13 +9,14 @@ from torch import nn
 
 from t2i.config import Config
 from t2i.errors import UsageError
+from t2i.train.settings import Fraction
 
 
 class OptimConfig(Config):
     """AdamW and its schedule."""
 
     lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="on matrices and kernels; never on biases, gains, norms")
     warmup: int = Field(0, ge=0, description="optimiser steps of linear warm-up")

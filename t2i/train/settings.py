@@ -1,7 +1,7 @@
 """How to train: the settings of the loop, and the little that depends on the machine."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -9,17 +9,19 @@ from pydantic import Field
 from t2i.config import Config
 from t2i.precision import fast_bfloat16
 
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
 
 class TrainConfig(Config):
     """How to train. Steps are optimiser steps; images are counted over all processes."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="images per step, over all processes and micro-batches")
-    accumulate: int = Field(1, ge=1, description="micro-batches per step")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step; CLIP compares within one micro-batch only")
     out: Path = Field(description="folder of the run: the exported stage, metrics, samples, checkpoints")
     resume: str = Field("auto", description="auto, none, or the path of a checkpoint")
     seed: int = 0
-    ema: tuple[float, ...] = Field((0.999,), description="decays; the first is exported and sampled")
+    ema: tuple[Fraction, ...] = Field((0.999,), description="decays; the first is exported and sampled")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

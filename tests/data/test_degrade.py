@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from t2i.data import degrade
 from t2i.data.degrade import Degradation, gaussian_blur, jpeg
+from t2i.images import to_pil
 from t2i.seed import Streams
 
 FULL = Degradation(blur=0.7, sigma=(0.4, 1.5), kernel=5, noise=0.2, jpeg=0.8, quality=(10, 60))
@@ -62,6 +64,19 @@ def test_jpeg_of_lower_quality_loses_more():
     error = (jpeg(x, torch.tensor([0, 90, 10])) - x).square().mean((1, 2, 3))
     assert error[0] == 0
     assert 0 < error[1] < error[2]
+
+
+def test_pictures_for_jpeg_are_fetched_together(monkeypatch):
+    fetched = []
+    monkeypatch.setattr(degrade, "to_pil", lambda x: fetched.append(len(x)) or to_pil(x))
+    x = pictures(5)
+    y = jpeg(x, torch.tensor([0, 20, 0, 90, 50]))
+    assert fetched == [3]
+    assert [torch.equal(a, b) for a, b in zip(x, y, strict=True)] == [True, False, True, False, False]
+    for i, quality in ((1, 20), (3, 90), (4, 50)):
+        assert torch.equal(jpeg(x[i : i + 1], torch.tensor([quality]))[0], y[i])
+    assert torch.equal(jpeg(x, torch.zeros(5, dtype=torch.long)), x)
+    assert len(fetched) == 4
 
 
 def test_bad_input():

@@ -14,9 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from t2i.config import load
+from t2i.data import shapes
 from t2i.data.folder import FolderSource
 from t2i.data.loader import DataConfig, Loader, NothingHeldOutError
 from t2i.data.order import Mixture, permute
+from t2i.data.shapes.write import write_shards
 from t2i.data.shards import ShardSource, expand
 from t2i.data.source import BadSample, decode, pick_caption
 from t2i.errors import DataError, UsageError
@@ -99,6 +102,15 @@ def test_mixture_draws_by_weight_and_counts_exactly():
         seen[source] += 1
     assert seen[0] / seen[1] == pytest.approx(3, rel=0.05)
     assert 2 <= seen[2] <= 4
+
+
+def test_a_source_of_a_tiny_weight_has_its_turn():
+    weights = [1, 1e-6, 1e-6, 2000]
+    mixture = Mixture(weights, seed=1)
+    seen = Counter(mixture.at(position)[0] for position in range(2 * len(mixture.pattern)))
+    assert (seen[0], seen[1], seen[2]) == (2, 2, 2)
+    assert seen[3] == pytest.approx(2000, rel=0.01)
+    assert Counter(Mixture([1.0] * 1500, seed=1).pattern) == dict.fromkeys(range(1500), 1)
 
 
 # Positions
@@ -254,6 +266,21 @@ def test_braces_globs_and_folders_of_shards(tmp_path):
         assert len(set(keys(take(loader(src), 6)))) == 24
 
 
+@pytest.mark.parametrize("name", ["set [1]", "a{b,c}", "what?", "*"])
+def test_folders_and_shards_may_have_any_name(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    for i in range(2):
+        make_shard(folder / f"{i}.tar", 10 * i, 2)
+    assert len(set(keys(take(loader(str(folder)), 3)))) == 4
+    assert len(set(keys(take(loader(str(folder / "1.tar")), 3)))) == 2
+
+
+def test_no_source_at_all_is_a_wrong_setting():
+    with pytest.raises(UsageError, match=r"^config: source: .* at least 1 item"):
+        load(None, ["source=[]"], DataConfig)
+
+
 def test_shards_give_the_samples_of_a_folder(tmp_path):
     folder = make_folder(tmp_path / "folder", 6)
     members = [(f"./{f.name}", f.read_bytes()) for f in sorted(folder.iterdir())]
@@ -293,6 +320,29 @@ def test_caption_weights_fall_back_to_what_is_there():
         pick_caption({"text": []}, {}, Streams([0]))
 
 
+def test_without_weights_kinds_weigh_as_in_the_shapes_world_and_text_only_alone():
+    texts = {"text": ["t"], "short": ["s"], "descriptive": ["d"], "alt": ["a"]}
+
+    def shares(weights, **captions):
+        counts = Counter(pick_caption(captions, weights, Streams([seed])) for seed in range(1000))
+        return {caption: count / 1000 for caption, count in counts.items()}
+
+    assert shares({}, **texts) == pytest.approx({"s": 0.6, "d": 0.25, "a": 0.15}, abs=0.05)
+    assert shares({"other": 1}, **texts).keys() == {"s", "d", "a"}
+    assert shares({"text": 1, "short": 1}, **texts) == pytest.approx({"t": 0.5, "s": 0.5}, abs=0.05)
+    assert shares({}, text=["t"]) == shares({}, text=["t"], short=[]) == {"t": 1}
+    assert shares({}, text=["t"], mine=["m"], ours=["o"]) == pytest.approx({"m": 0.5, "o": 0.5}, abs=0.05)
+
+
+def test_rendered_shards_have_the_captions_of_the_world(tmp_path):
+    write_shards(tmp_path, count=40, size=8)
+    source = ShardSource(str(tmp_path), 8)
+    rows = [source.load(i % 40, Streams([i])) for i in range(400)]
+    written = shapes.batch(range(40), 8)["captions"]
+    short = [row["caption"] == written[i % 40]["short"] for i, row in enumerate(rows)]
+    assert sum(short) / 400 == pytest.approx(shapes.WEIGHTS["short"], abs=0.08)
+
+
 class Hostile:
     def __init__(self, path):
         self.path = path
@@ -315,6 +365,22 @@ def test_pickles_in_a_tar_are_never_opened(tmp_path):
     with pytest.raises(BadSample, match="unreadable npy"):
         ShardSource(str(path), 8).load(0, Streams([0]))
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4', ",
+        b"\x93NUMPY\x01\x00\x05\x00{'a' \n",
+        b"\x93NUMPY\x01\x00\x0a\x00{'a': (((\n",
+        b"PK\x03\x04 and no zip",
+        b"",
+    ],
+)
+def test_any_damage_to_an_array_costs_one_sample(tmp_path, data):
+    path = make_shard(tmp_path / "a.tar", 0, 1, npy=lambda _: data)
+    with pytest.raises(BadSample, match="unreadable npy"):
+        ShardSource(str(path), 8).load(0, Streams([0]))
 
 
 @pytest.mark.parametrize("src", ["pipe:touch owned; cat a.tar", "s3://bucket/a.tar", "a.tar.gz"])
@@ -392,6 +458,8 @@ def test_bad_samples_are_replaced_counted_and_listed(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         batches = take(data, 28)
     assert data.bad == {"unreadable picture": 2, "no caption": 2, "too large": 2}
+    counts = ", ".join(f"{reason}: 2" for reason in data.bad)
+    assert caplog.messages[-1] == f"train data: 196 samples used, skipped {counts}"
     assert sum("skipped sample" in message for message in caplog.messages) == 3
     rows = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert Counter(row["reason"] for row in rows) == data.bad

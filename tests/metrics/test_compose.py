@@ -1,5 +1,6 @@
 """The six tasks: what is asked, and what counts as right."""
 
+import hashlib
 import random
 from collections import Counter
 
@@ -22,7 +23,8 @@ def thing(
 
 def test_the_list_is_fixed_and_different() -> None:
     found = prompts()
-    assert found == prompts()
+    digest = hashlib.sha256("\n".join(p.text for p in found).encode()).hexdigest()
+    assert digest == "fd309f7c608b3854c15bd0204f4fec599976216f8ad34dfa26dde97faca23cab"
     assert len({p.text for p in found}) == len(found) == 120
     assert Counter(p.task for p in found) == dict.fromkeys(TASKS, 20)
     assert [p.task for p in found] == sorted((p.task for p in found), key=TASKS.index)
@@ -110,6 +112,7 @@ ABOVE, BELOW = thing("red", "cube", 0.5, 0.3, raised=True), thing("blue", "spher
     [
         (LEFT, RIGHT, {"left of"}),
         (RIGHT, LEFT, {"right of"}),
+        (thing("red", "cube", 0.25, 0.4), thing("red", "cube", 0.4, 0.6), {"behind"}),  # left less the margin: too near
         (NEAR, FAR, {"in front of"}),
         (FAR, NEAR, {"behind"}),
         (ABOVE, BELOW, {"on top of"}),

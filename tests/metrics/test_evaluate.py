@@ -57,6 +57,8 @@ def test_a_pipeline_that_draws_what_is_asked_scores_high(drawer: Drawer, tmp_pat
     result = json.loads(out.read_text())
     assert result["mean"] >= 0.95
     assert len(result["pictures"]) == 120
+    assert result["reader"]["renders"] == 8
+    assert text.endswith("not to be compared with GenEval's numbers")
     assert result["pictures"][0]["seed"] == 3
     assert {row["why"] for row in result["pictures"] if row["right"]} == {"right"}
     for task, share in result["tasks"].items():

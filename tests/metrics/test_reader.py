@@ -1,14 +1,17 @@
 """The reader of scenes: its targets, its loss, how it is judged, and what the bundled one can do."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from t2i.data import shapes
+from t2i.data.loader import VAL_SCENES
 from t2i.data.shapes.scene import Box
 from t2i.evaluate import load_reader, reader_accuracy
+from t2i.registry import load_stage, save_stage
 from t2i.seed import Streams
 from t2i.stages.reader.model import Detection, Reader, ReaderConfig, fit
 from t2i.stages.reader.task import (
@@ -129,6 +132,26 @@ def test_spoiling_is_the_same_alone_and_in_a_batch_and_can_be_turned_off() -> No
         assert torch.allclose(before.flip(-1) if m else before, after, atol=1e-5)
 
 
+def test_spoiling_reads_nothing_back_from_the_device() -> None:
+    """Pictures of the meta device have a shape and no values; which are mirrored is known all the same."""
+    image = torch.zeros(6, 3, 16, 16)
+    spoilt, mirrored = spoil(image.to("meta"), Streams(range(6), "reader"), ReaderOptions())
+    assert spoilt.device.type == "meta"
+    assert mirrored == spoil(image, Streams(range(6), "reader"), ReaderOptions())[1]
+
+
+def test_a_reader_is_saved_and_loaded(tmp_path: Path) -> None:
+    reader = Reader(CONFIG)
+    torch.nn.init.normal_(reader.out.weight)
+    save_stage(tmp_path, "reader", reader)
+    loaded = load_stage(tmp_path, expect="reader")
+    assert isinstance(loaded, Reader)
+    assert loaded.config == CONFIG
+    image = torch.rand(2, 3, 64, 64)
+    assert loaded.read(image) == reader.read(image)
+    assert any(reader.read(image)), "or nothing is compared"
+
+
 def test_blur_keeps_the_mean_and_has_the_right_width() -> None:
     spike = torch.zeros(2, 1, 15, 15)
     spike[:, :, 7, 7] = 1
@@ -204,7 +227,7 @@ def test_bundled_reader_sees_nothing_on_an_empty_floor(reader: Reader) -> None:
 
 def test_bundled_reader_reads_spoilt_pictures(reader: Reader) -> None:
     """Blurred, noisy and dimmed renders, as pictures drawn by a model are."""
-    scenes = [shapes.scene_from_seed(1 << 62 | seed) for seed in range(32)]
+    scenes = [shapes.scene_from_seed(VAL_SCENES | seed) for seed in range(32)]
     image = gaussian_blur(shapes.render(scenes), torch.full((32,), 0.7))
     image = (0.92 * image + 0.05 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     assert accuracy(reader.read(image), [listed(scene) for scene in scenes])["objects"] >= 0.95

@@ -1,11 +1,15 @@
 """CLIP: unit vectors, sizes, the contrastive loss in closed form, and open_clip's own numbers."""
 
 import math
+import multiprocessing
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import CONTEXT, WORDS, small_clip
+from tiny_run import contrast
 
+from t2i import storage
 from t2i.stages.clip.model import OPENAI_MEAN, OPENAI_STD, ClipConfig, ClipEncoder, build_clip
 from t2i.stages.clip.task import ClipTask, contrastive_loss
 from t2i.text.tokenizers import TokenizerConfig
@@ -50,6 +54,23 @@ def test_equal_captions_are_all_matches() -> None:
     torch.testing.assert_close(loss, torch.full((4,), math.log(2)), rtol=1e-4, atol=1e-4)
     assert accuracy.tolist() == [1, 1, 1, 1]
     assert contrastive_loss(z, z, torch.arange(4), torch.tensor(20.0))[1].mean() < 1
+
+
+def test_two_processes_contrast_as_one(tmp_path: Path) -> None:
+    contrast(tmp_path, 0, 1)
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=contrast, args=(tmp_path, rank, 2)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    whole, *parts = (storage.load_tensors(tmp_path, name) for name in ("1-0", "2-0", "2-1"))
+    assert 0 < whole["hit"].mean() < 1
+    for name in ("loss", "hit"):
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name])
+    for part in parts:
+        torch.testing.assert_close(part["grad"], whole["grad"])
 
 
 def test_a_few_steps_teach_red_from_blue() -> None:

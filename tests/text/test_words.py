@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from t2i.config import parse
+from t2i.errors import UsageError
+from t2i.text.tokenizers import TokenizerConfig
 from t2i.text.words import END, PAD, START, UNKNOWN, WordTokenizer
 
 WORDS = ("a", "red", "cube", "cubes", "and", ".", ",")
@@ -48,6 +51,20 @@ def test_length_counts_special_ids():
 def test_bad_vocabularies_are_refused(words, context, message):
     with pytest.raises(ValueError, match=message):
         WordTokenizer(words, context)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"words": ["a", "a"]}, "words: the vocabulary has 2 words, only 1 of them different"),
+        ({"words": ["A"]}, "words: not single lower-case words: 'A'"),
+        ({"context": 1}, "context: input should be greater than or equal to 2, got 1"),
+        ({"kind": "clip", "context": 1}, "context: input should be greater"),
+    ],
+)
+def test_a_config_that_gives_no_tokenizer_is_refused_when_it_is_read(changes, message):
+    with pytest.raises(UsageError, match=message):
+        parse(changes, TokenizerConfig)
 
 
 def test_one_string_is_not_a_batch():

@@ -19,7 +19,8 @@ from tiny_run import Pictures, TinyTask, child, curve, export, run
 from t2i import storage
 from t2i.data.loader import DataConfig, Loader
 from t2i.errors import DataError, NonFiniteError, Stopped, UsageError
-from t2i.train import OptimConfig, TrainConfig, fit
+from t2i.text.words import WordTokenizer
+from t2i.train import OptimConfig, TrainConfig, checkpoint, fit
 from t2i.train.settings import choose_dtype, is_sample_step
 
 
@@ -152,6 +153,50 @@ def test_a_finished_run_has_nothing_to_do(tmp_path):
     assert task.calls == 0
 
 
+def test_a_finished_run_repairs_an_export_that_was_cut_off(tmp_path):
+    run(tmp_path, steps=3)
+    exported = weights(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "config.json").unlink()
+    task = TinyTask()
+    run(tmp_path, task, steps=3)
+    assert_same(weights(tmp_path), exported)
+    assert not torch.equal(task.model.first.weight, exported["first.weight"])
+
+
+def test_a_checkpoint_without_averaged_buffers_still_resumes(tmp_path):
+    run(tmp_path / "whole")
+    run(tmp_path / "old", max_minutes=1e-9)
+    folder = tmp_path / "old" / "checkpoints" / "step-000001"
+    tensors, state = checkpoint.load(folder)
+    assert set(state) == {"step", "images", "minutes", "config"}
+    del tensors["ema-0.999"]["scale"]
+    checkpoint.save(folder.parent, 1, tensors, state, keep=2)
+    run(tmp_path / "old")
+    assert_same(weights(tmp_path / "old"), weights(tmp_path / "whole"))
+
+
+def test_words_that_the_vocabulary_lacks_are_told(tmp_path, caplog):
+    class Reading(TinyTask):
+        tokenizer = WordTokenizer(["picture"])
+
+    run(tmp_path / "a", Reading(), steps=1)
+    assert (
+        "50% of the words of the first captions are not in the vocabulary and all read alike, such as '" in caplog.text
+    )
+    assert "model.tokenizer.kind=clip model.tokenizer.context=77" in caplog.text
+    caplog.clear()
+    Reading.tokenizer = WordTokenizer(["picture", *(caption.split()[1] for caption in first_captions())])
+    run(tmp_path / "b", Reading(), steps=1)
+    run(tmp_path / "c", TinyTask(), steps=1)
+    assert "vocabulary" not in caplog.text
+
+
+def first_captions():
+    where = {"accumulate": 1, "rank": 0, "world": 1, "start": 0, "split": "train", "bad_log": None}
+    return next(iter(Pictures(seed=0, batch_size=8, **where)))["caption"]
+
+
 def test_accumulated_micro_batches_follow_the_whole_batch(tmp_path):
     run(tmp_path / "one", TinyTask(dropout=0.0))
     task = TinyTask(dropout=0.0)
@@ -205,6 +250,8 @@ def test_kill_9_at_any_moment_leaves_a_run_that_continues(tmp_path):
         time.sleep(delay)
         process.kill()
         process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert set(os.listdir(folder)) - before
     run(tmp_path / "parts", steps=24, save_every=1)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))

@@ -9,8 +9,9 @@ from tiny_run import Net
 from torch import nn
 
 from t2i import storage
+from t2i.config import load
 from t2i.errors import DataError, UsageError
-from t2i.train import OptimConfig, checkpoint
+from t2i.train import OptimConfig, TrainConfig, checkpoint
 from t2i.train.ema import Ema
 from t2i.train.log import Meter, MetricsFile, status_line
 from t2i.train.optim import learning_rate, make_optimizer
@@ -60,7 +61,47 @@ def test_swapping_is_undone_also_after_an_error():
 
 
 def test_ema_skips_frozen_parameters():
-    assert set(Ema(Net(), (0.9,)).named()) == {n for n, p in Net().named_parameters() if p.requires_grad}
+    trained = {n for n, p in Net().named_parameters() if p.requires_grad}
+    assert set(Ema(Net(), (0.9,)).named()) == {*trained, "scale"}
+
+
+def test_running_statistics_are_averaged_like_the_weights():
+    model = nn.BatchNorm1d(2)
+    model.register_buffer("table", torch.ones(1), persistent=False)
+    ema = Ema(model, (0.9,))
+    assert set(ema.named()) == {"weight", "bias", "running_mean", "running_var"}  # neither counts nor what is not saved
+    expected = torch.zeros(2)
+    for n in range(20):
+        model(torch.randn(8, 2, generator=torch.Generator().manual_seed(n)) + n)
+        ema.update(n)
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * model.running_mean
+    live = model.running_mean.clone()
+    with ema.swapped():
+        torch.testing.assert_close(model.running_mean, expected)
+    assert torch.equal(model.running_mean, live)
+    assert not torch.allclose(live, expected)
+
+
+def test_constant_buffers_stay_as_they_are():
+    model = Net()
+    ema = Ema(model, (0.9999, 0.1))
+    model.scale.fill_(0.1)
+    ema.load(0, {})
+    for n in range(50):
+        ema.update(n)
+    assert ema.named(0)["scale"] == model.scale
+
+
+def test_averages_that_a_checkpoint_lacks_start_from_the_model():
+    model = nn.BatchNorm1d(2)
+    ema = Ema(model, (0.9,))
+    model.running_mean.fill_(3.0)
+    ema.load(0, {"weight": torch.full((2,), 5.0)})
+    assert ema.named()["weight"].tolist() == [5, 5]
+    assert ema.named()["running_mean"].tolist() == [3, 3]
+    ema.update(1000)
+    assert model.running_mean.tolist() == [3, 3]
 
 
 # Optimiser
@@ -88,6 +129,14 @@ def test_weight_decay_spares_vectors_and_frozen_weights():
     assert spared["weight_decay"] == 0
     with pytest.raises(UsageError, match="no trainable"):
         make_optimizer(Net().requires_grad_(False), OptimConfig())
+
+
+@pytest.mark.parametrize("betas", ["[2, 3]", "[0.9, 1]", "[-0.1, 0.9]"])
+def test_impossible_averages_are_wrong_settings(betas):
+    with pytest.raises(UsageError, match=r"^config: betas.\d: "):
+        load(None, [f"betas={betas}"], OptimConfig)
+    with pytest.raises(UsageError, match=r"^config: ema.\d: "):
+        load(None, [f"ema={betas}", "steps=1", "batch_size=1", "out=x"], TrainConfig)
 
 
 # Checkpoints

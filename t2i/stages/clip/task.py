@@ -56,7 +56,11 @@ class ClipOptions(Config):
 
 
 class ClipTask(nn.Module):
-    """Trains both towers of a `ClipEncoder`; needs no encoder beside it."""
+    """Trains both towers of a `ClipEncoder`; needs no encoder beside it.
+
+    Every picture is compared with the captions of all processes, but of one micro-batch: accumulation saves memory and
+    not the number of captions to choose from.
+    """
 
     keys = ("image", "caption")
 
