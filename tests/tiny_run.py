@@ -17,7 +17,6 @@ from torch import nn
 from t2i import storage
 from t2i.data.loader import DataConfig, Loader
 from t2i.seed import Streams, mix
-from t2i.stages.clip.task import contrastive_loss
 from t2i.train import OptimConfig, Result, TrainConfig, fit
 
 
@@ -145,6 +144,8 @@ class SlowTask(TinyTask):
 
 def contrast(folder: Path, rank: int, world: int) -> None:
     """This process's part of a contrastive step: losses and hits of its rows, and a weight's mean gradient."""
+    from t2i.stages.clip.task import contrastive_loss  # slow to import, and nothing that the other processes need
+
     torch.set_num_threads(1)
     if world > 1:
         address = f"file://{folder / 'rendezvous'}"

@@ -92,8 +92,8 @@ def status_line(row: dict[str, Any]) -> str:
 def unknown_words(task: Task, captions: Sequence[str]) -> str | None:
     """What to warn of when more than a tenth of the words are none of the vocabulary that a task reads them with."""
     readers = (task, task.model, getattr(task, "encoder", None))
-    tokenizer = next((r.tokenizer for r in readers if getattr(r, "tokenizer", None) is not None), None)
-    unknown = [word for caption in captions for word in tokenizer.unknown(caption)] if tokenizer else []
+    tokenizers: list[Any] = [t for reader in readers if (t := getattr(reader, "tokenizer", None)) is not None]
+    unknown = [word for caption in captions for word in tokenizers[0].unknown(caption)] if tokenizers else []
     total = sum(len(split(caption)) for caption in captions)
     if len(unknown) <= 0.1 * total:
         return None
