@@ -65,7 +65,7 @@ class DALLE2(Pipeline):
         "up1024": "upsampler",
     }
     defaults: ClassVar = {  # steps and samplers of Table 3, fewer where small networks need fewer
-        "steps": {"prior": 25, "decoder": 30, "up256": 10, "up1024": 6},
+        "steps": {"prior": 25, "decoder": 20, "up256": 10, "up1024": 6},
         "guidance": {"prior": 2.0, "decoder": 3.0},
         "sampler": {"prior": "ddpm", "decoder": "ddim", "up256": "ddim", "up1024": "ddim"},
     }

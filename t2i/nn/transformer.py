@@ -27,10 +27,15 @@ class TransformerConfig(Config):
 
 
 class TextConfig(TransformerConfig):
-    """Shape of a `TextTransformer`: a transformer over `context` tokens out of a vocabulary of `vocab_size`."""
+    """Shape of a `TextTransformer`: a transformer over `context` tokens out of a vocabulary of `vocab_size`.
+
+    `attend_padding`: as in GLIDE, learned rows stand for what is missing and are looked at like words. Without it only
+    words are, which a small network learns from far fewer pictures.
+    """
 
     vocab_size: int = Field(default=50257, ge=1)
     context: int = Field(default=128, ge=1)
+    attend_padding: bool = True
 
 
 class TransformerBlock(nn.Module):
@@ -101,7 +106,7 @@ class Transformer(nn.Module):
 
 class TextTransformer(nn.Module):
     """Tokens to a sequence of features (GLIDE, section 4): positions outside the mask are *replaced* by a learned
-    padding row, after which all positions take part in attention."""
+    padding row, after which all positions take part in attention, unless `attend_padding` is off."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -133,5 +138,11 @@ class TextTransformer(nn.Module):
         x = self.tokens(tokens) + self.positions  # (B, L, D)
         if mask is not None:
             x = torch.where(mask[..., None], x, self.padding)
-        out: Tensor = self.norm(self.transformer(x))
+        out: Tensor = self.norm(self.transformer(x, self.visible(mask)))
         return out
+
+    def visible(self, mask: Tensor | None) -> Tensor | None:
+        """Which features may be attended to, (B, context) bool, or None for all; the first one always may."""
+        if self.config.attend_padding or mask is None:
+            return None
+        return mask | (torch.arange(mask.shape[1], device=mask.device) == 0)

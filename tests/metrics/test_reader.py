@@ -18,6 +18,7 @@ from t2i.stages.reader.task import (
     ReaderOptions,
     ReaderTask,
     accuracy,
+    empty,
     gaussian_blur,
     listed,
     losses,
@@ -130,6 +131,17 @@ def test_spoiling_is_the_same_alone_and_in_a_batch_and_can_be_turned_off() -> No
     clean, flags = spoil(image, Streams(range(6), "reader"), ReaderOptions(blur=0, noise=0, light=0))
     for before, after, m in zip(image, clean, flags, strict=True):
         assert torch.allclose(before.flip(-1) if m else before, after, atol=1e-5)
+
+
+def test_blank_pictures_are_smooth_and_as_frequent_as_asked() -> None:
+    image = torch.randn(400, 3, 16, 16)
+    blank, chosen = empty(image, Streams(range(400), "blank"), 0.3)
+    assert 0.2 < sum(chosen) / 400 < 0.4
+    assert torch.equal(blank[~torch.tensor(chosen)], image[~torch.tensor(chosen)])
+    rows = blank[torch.tensor(chosen)]
+    assert (rows - rows[..., :1]).abs().max() == 0
+    flat = (rows - rows[..., :1, :]).abs().amax((1, 2, 3)) == 0
+    assert 0.3 < flat.float().mean() < 0.7
 
 
 def test_spoiling_reads_nothing_back_from_the_device() -> None:

@@ -33,6 +33,23 @@ def test_decoder_joins_text_and_clip() -> None:
     assert model(x, t, condition).shape == (2, 6, 8, 8)
 
 
+@pytest.mark.parametrize("attended", [True, False])
+@torch.no_grad()
+def test_padding_is_looked_at_only_if_asked(attended: bool) -> None:
+    model = decoder(text=TEXT.model_copy(update={"attend_padding": attended}))
+    tokens, mask, embedding = user_inputs()
+    for p in model.parameters():  # zeroed last layers would hide everything
+        p.add_(0.05 * torch.randn_like(p))
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 999])
+    before = model(x, t, model.condition(tokens, mask, embedding))
+    silent = model(x, t, model.condition(tokens, mask, embedding, text_keep=torch.tensor([False, True])))
+    assert (silent - before)[0].abs().max() > 1e-4
+    torch.testing.assert_close(silent[1], before[1])
+    model.text.padding[3:] += torch.randn(2, 16)  # where both sentences are over, or one of them
+    after = model(x, t, model.condition(tokens, mask, embedding))
+    assert ((after - before).abs().max() > 1e-4) == attended
+
+
 @torch.no_grad()
 def test_dropping_both_conditions_gives_the_null_condition() -> None:
     model = decoder()

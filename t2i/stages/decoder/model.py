@@ -6,6 +6,7 @@ B batch · H W pixels · L tokens · D width of CLIP embeddings · S width of th
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -111,8 +112,9 @@ class Decoder(nn.Module):
             clip_keep: (B,) bool; embeddings that are not kept are replaced by the null embedding.
 
         Returns:
-            `vector` (B, V) or None, and `sequence` (B, L', S) or None with the CLIP tokens before the text. No mask:
-            padding has learned rows of its own and is attended to, as in GLIDE.
+            `vector` (B, V) or None, and `sequence` (B, L', S) or None with the CLIP tokens before the text. As in GLIDE
+            the vector is made of the last feature and there is no mask, as padding has learned rows of its own; with
+            `text.attend_padding` off it is made of the mean of the words, and `mask` (B, L') hides the padding.
 
         Raises:
             ValueError: if an input has no port in this network, if labels are missing, or if nothing is given.
@@ -124,25 +126,28 @@ class Decoder(nn.Module):
             if c.text is not None or c.clip_dim is not None:
                 raise ValueError("give tokens or an image embedding, or ask for `null_condition(num)`")
             return Condition()
-        vectors, sequences = [], []
+        vectors, sequences, visible = [], [], None
+        num_clip = c.num_clip_tokens if c.clip_dim is not None else 0
         if c.clip_dim is not None:
             z = self._clip(image_embedding, clip_keep, len(first))  # (B, D)
             vectors.append(self.clip_vector(z))
-            sequences.append(self.clip_tokens(z).unflatten(1, (c.num_clip_tokens, -1)))  # (B, 4, S)
+            sequences.append(self.clip_tokens(z).unflatten(1, (num_clip, -1)))  # (B, 4, S)
         if c.text is not None:
             if tokens is None:
                 tokens = torch.zeros(len(first), c.text.context, dtype=torch.long, device=first.device)
                 mask = torch.zeros_like(tokens, dtype=torch.bool)
+            mask = mask if mask is not None else torch.ones_like(tokens, dtype=torch.bool)
             if text_keep is not None:
-                mask = text_keep[:, None] & (mask if mask is not None else torch.ones_like(tokens, dtype=torch.bool))
-            features = self.text(tokens, mask)  # (B, L, S)
-            vectors.append(self.text_vector(features[:, -1]))
+                mask = text_keep[:, None] & mask
+            features, visible = self.text(tokens, mask), self.text.visible(mask)  # (B, L, S) (B, L)
+            vectors.append(self.text_vector(features[:, -1] if visible is None else _mean(features, visible)))
             sequences.append(features)
         if labels is not None:
             vectors.append(self.classes(labels))
         return Condition(
             vector=torch.stack(vectors).sum(0) if vectors else None,
             sequence=torch.cat(sequences, dim=1) if sequences else None,
+            mask=F.pad(visible, (num_clip, 0), value=True) if visible is not None else None,
         )
 
     def null_condition(self, num: int) -> Condition:
@@ -182,6 +187,12 @@ class Decoder(nn.Module):
             raise ValueError(f"image embedding of width {image_embedding.shape[-1]}, expected {c.clip_dim}")
         if (labels is None) != (c.num_classes is None):
             raise ValueError(f"labels {'missing' if labels is None else 'given'}, but num_classes={c.num_classes}")
+
+
+def _mean(features: Tensor, visible: Tensor) -> Tensor:
+    """(B, L, S) and (B, L) → (B, S), the mean over what is visible."""
+    weight = visible[..., None].to(features.dtype)
+    return (features * weight).sum(dim=1) / weight.sum(dim=1)
 
 
 PRESETS: dict[str, DecoderConfig] = {

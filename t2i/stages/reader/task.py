@@ -26,12 +26,14 @@ class ReaderOptions(Config):
 
     Each of the three is drawn evenly from 0 to its bound, for half of the pictures: `blur` is the standard deviation of
     a Gaussian in pixels, `noise` that of the noise added (pictures span 2), `light` the change of contrast and of
-    brightness. `spread` is the standard deviation of a peak of the target heatmap, in cells.
+    brightness. `blank` is the share of pictures that show nothing at all. `spread` is the standard deviation of a peak
+    of the target heatmap, in cells.
     """
 
     blur: float = Field(default=1.0, ge=0)
     noise: float = Field(default=0.12, ge=0)
     light: float = Field(default=0.12, ge=0)
+    blank: float = Field(default=0.04, ge=0, le=1)
     spread: float = Field(default=0.9, gt=0)
 
 
@@ -49,8 +51,12 @@ class ReaderTask(nn.Module):
         """`loss` and its parts, each (B,): `heat`, `place` (offset and extent), `names` (raised, shape and colour)."""
         image, scenes = batch["image"], things_of(batch)
         if self.model.training:
+            image, emptied = empty(image, Streams(batch["seed"], "blank"), self.options.blank)
             image, mirrored = spoil(image, Streams(batch["seed"], "reader"), self.options)
-            scenes = [[mirror(t) if m else t for t in things] for things, m in zip(scenes, mirrored, strict=True)]
+            scenes = [
+                [] if e else [mirror(t) if m else t for t in things]
+                for things, e, m in zip(scenes, emptied, mirrored, strict=True)
+            ]
         maps = self.model(image)
         with torch.autocast(image.device.type, enabled=False):
             aim = targets(scenes, self.model.config, maps["heat"].shape[-1], self.options.spread)
@@ -79,6 +85,18 @@ def mirror(thing: Detection) -> Detection:
     """The same object in the picture's mirror image."""
     box = thing.box
     return thing._replace(box=Box(1 - box.x1, box.y0, 1 - box.x0, box.y1))
+
+
+def empty(image: Tensor, streams: Streams, share: float) -> tuple[Tensor, list[bool]]:
+    """Pictures (B, 3, H, W), some of them replaced by one colour or by one that fades into another; and which."""
+    chance = streams.uniform(7)  # (B, 7)
+    chosen = chance[:, 0] < share
+    top, bottom = (2 * chance[:, 1:, None, None] - 1).chunk(2, dim=1)  # (B, 3, 1, 1) each
+    bottom = torch.where(chance[:, :1, None, None] < share / 2, top, bottom)
+    fade = torch.lerp(top, bottom, torch.linspace(0, 1, image.shape[2])[:, None])  # (B, 3, H, 1)
+    return torch.where(
+        upload(chosen, image.device)[:, None, None, None], upload(fade, image.device), image
+    ), chosen.tolist()
 
 
 def spoil(image: Tensor, streams: Streams, options: ReaderOptions) -> tuple[Tensor, list[bool]]:
