@@ -116,9 +116,8 @@ class TextTransformer(nn.Module):
         self.padding = nn.Parameter(torch.empty(config.context, config.width))
         self.transformer = Transformer(config)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        nn.init.normal_(self.positions, std=0.01)
-        nn.init.normal_(self.padding, std=0.02)
+        nn.init.normal_(self.positions, std=0.3)  # beside words of unit variance, which branches must not drown
+        nn.init.normal_(self.padding)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features of every position.
