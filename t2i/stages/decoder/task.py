@@ -11,6 +11,7 @@ from t2i.config import Config
 from t2i.diffusion.losses import LossKind, Weighting, training_losses
 from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.sampling import Sampling
+from t2i.diffusion.timesteps import shifted
 from t2i.seed import Streams, upload
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.decoder.sample import process_of, sample
@@ -21,8 +22,8 @@ class DecoderOptions(Config):
     """How a decoder is trained.
 
     `clip_drop` is how often the image embedding is replaced by the null embedding and `text_drop` how often the caption
-    is emptied, independently: 10 % and 50 % in the paper. `kind`, `weighting` and `vb_weight` as in `training_losses`;
-    `sampling` is how the sample grids are drawn.
+    is emptied, independently: 10 % and 50 % in the paper. `kind`, `weighting` and `vb_weight` as in `training_losses`,
+    `time_shift` as in `shifted`; `sampling` is how the sample grids are drawn.
     """
 
     clip_drop: float = Field(0.1, ge=0, le=1)
@@ -30,6 +31,7 @@ class DecoderOptions(Config):
     kind: LossKind = "hybrid"
     weighting: Weighting = "uniform"
     vb_weight: float = Field(1.0, ge=0)
+    time_shift: float = Field(1.0, gt=0)
     sampling: Sampling = Sampling(steps=25, guidance=2.0)
 
 
@@ -78,7 +80,8 @@ class DecoderTask(nn.Module):
         streams = Streams(batch["seed"], "decoder")
         keep = upload(streams.uniform(2), device)  # (B, 2)
         condition = self.condition(batch, keep[:, 0] >= self.options.text_drop, keep[:, 1] >= self.options.clip_drop)
-        step = upload(streams.integers(self.process.num_steps), device)  # (B,)
+        step = streams.integers(self.process.num_steps)  # (B,)
+        step = upload(shifted(step, self.process.num_steps, self.options.time_shift), device)
         noise = upload(streams.normal(*x_0.shape[1:]), device)  # (B, 3, S, S)
         x_t = self.process.q_sample(x_0, step, noise)
         raw = self.model(x_t, self.process.time(step, x_t), condition)

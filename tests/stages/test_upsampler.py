@@ -1,0 +1,76 @@
+"""Training and sampling the upsamplers."""
+
+import torch
+import torch.nn.functional as F
+from conftest import small_upsampler
+from torch import Tensor
+
+from t2i.data.degrade import Degradation
+from t2i.diffusion.sampling import Sampling
+from t2i.seed import Streams
+from t2i.stages.upsampler.model import Upsampler
+from t2i.stages.upsampler.sample import sample
+from t2i.stages.upsampler.task import UpsamplerOptions, UpsamplerTask
+from t2i.types import Batch
+
+
+def edges(seeds: range) -> Batch:
+    """32 px pictures, black on the left and white on the right of a sharp edge that stands anywhere."""
+    at = torch.tensor([(7 * s) % 29 + 2 for s in seeds])
+    rows = torch.where(torch.arange(32) < at[:, None], -1.0, 1.0)  # (B, 32)
+    return {"image": rows[:, None, None, :].expand(-1, 3, 32, -1).contiguous(), "seed": list(seeds)}
+
+
+def upsampler(**changes: object) -> Upsampler:
+    config = small_upsampler(8, 32).config
+    torch.manual_seed(0)
+    return Upsampler(config.model_validate(config.model_dump() | changes))
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().mean().item()
+
+
+def test_losses_belong_to_samples_and_not_to_batches() -> None:
+    degradation = Degradation(blur=0.5, noise=0.1, jpeg=0.5)
+    task = UpsamplerTask(small_upsampler(8, 32), None, UpsamplerOptions(degradation=degradation))
+    whole = task.loss(edges(range(4)))
+    assert {name: tuple(x.shape) for name, x in whole.items()} == {"loss": (4,), "mse": (4,), "vb": (4,)}
+    torch.testing.assert_close(task.loss(edges(range(2, 4)))["loss"], whole["loss"][2:], rtol=1e-4, atol=1e-5)
+
+
+def test_small_pictures_are_area_averages_in_8_bits() -> None:
+    task = UpsamplerTask(small_upsampler(8, 32))
+    low_res = task.low_res(edges(range(6))["image"])
+    assert low_res.shape == (6, 3, 8, 8)
+    levels = (low_res + 1) * 127.5
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    assert error(low_res, F.avg_pool2d(edges(range(6))["image"], 4)) < 1 / 255
+
+
+def test_an_untrained_residual_upsampler_draws_the_enlarged_picture() -> None:
+    """Its last layer is zero, so x_0 is predicted to be the small picture and nothing else."""
+    model = upsampler(target="x0", residual=True, interpolation="bicubic").eval()
+    low_res = F.avg_pool2d(edges(range(3))["image"], 4) / 2
+    drawn = sample(model, low_res, Streams([1, 2, 3]), Sampling(steps=4))
+    assert error(drawn, model.enlarge(low_res)) < 0.005
+
+
+def test_a_trained_upsampler_draws_sharp_edges_at_any_size() -> None:
+    model = upsampler(target="x0", residual=True).train()
+    options = UpsamplerOptions(degradation=Degradation(blur=0.0), kind="simple", weighting="clamped_snr")
+    task = UpsamplerTask(model, None, options)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for i in range(150):
+        optimizer.zero_grad()
+        task.loss(edges(range(8 * i, 8 * i + 8)))["loss"].mean().backward()
+        optimizer.step()
+
+    model.eval()
+    truth = edges(range(10_000, 10_012))["image"]
+    for picture in (truth, truth.repeat(1, 1, 2, 1)):  # 32 × 32 and 64 × 32
+        low_res = task.low_res(picture)
+        drawn = sample(model, low_res, Streams(range(12)), Sampling(steps=8))
+        assert drawn.shape == picture.shape
+        assert error(drawn, picture) < 0.5 * error(model.enlarge(low_res), picture)
+        assert error(F.avg_pool2d(drawn, 4), low_res) < 0.05
