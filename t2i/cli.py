@@ -25,8 +25,20 @@ Model = Annotated[str, typer.Option(help="A bundled model by name, or a folder."
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from t2i import __version__
+
+        typer.echo(f"t2i {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _t2i() -> None:
+def _t2i(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Text to picture: DALL-E 2's chain, every stage trainable on its own."""
 
 

@@ -127,7 +127,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
 def _sentence(where: str, known: list[str], problem: ErrorDetails) -> str:
     where = where or "the whole file"
     if problem["type"] == "extra_forbidden":
-        hint = did_you_mean(where.rpartition(".")[2], known) or f", known keys: {', '.join(known)}"
+        above, dot, name = where.rpartition(".")
+        hint = did_you_mean(name, known, above + dot) or f", known keys: {', '.join(known)}"
         return f"unknown key {where!r}{hint}"
     if problem["type"] == "missing":
         return f"missing key {where!r}"

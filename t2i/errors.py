@@ -34,7 +34,7 @@ class Stopped(T2IError):
     exit_code = 75
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """`, did you mean 'x'?` for the nearest known name, or nothing if none is near."""
+def did_you_mean(name: object, known: Iterable[str], prefix: str = "") -> str:
+    """`, did you mean 'x'?` for the nearest known name, after a prefix, or nothing if none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    return f", did you mean {prefix + near[0]!r}?" if near else ""

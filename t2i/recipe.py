@@ -18,7 +18,7 @@ from t2i.data.loader import DataConfig, Loader
 from t2i.data.shapes import WORDS
 from t2i.errors import UsageError
 from t2i.registry import Stage, load_stage, one_line, save_stage, stage
-from t2i.stages.clip.model import ClipEncoder
+from t2i.stages.clip.model import ClipConfig, ClipEncoder
 from t2i.stages.decoder.model import DecoderConfig
 from t2i.stages.upsampler.model import UpsamplerConfig
 from t2i.storage import writable
@@ -156,6 +156,8 @@ def check_pictures(data: DataConfig, config: Config) -> None:
     key, side = ("data.size", data.size) if data.crop is None else ("data.crop", data.crop)
     if isinstance(config, DecoderConfig) and side != config.image_size:
         raise UsageError(f"{key}={side} must equal model.image_size={config.image_size}")
+    if isinstance(config, ClipConfig) and config.architecture is None and side != config.vision.image_size:
+        raise UsageError(f"{key}={side} must equal model.vision.image_size={config.vision.image_size}")
     if isinstance(config, UpsamplerConfig):
         if side % (step := lcm(config.magnification, config.unet.factor)):
             raise UsageError(f"{key}={side} must be a multiple of {step}, or the network cannot fold it")

@@ -14,6 +14,7 @@ from PIL import Image
 from t2i.pipelines.dalle2 import DALLE2
 from torch import Tensor
 
+from t2i import __version__
 from t2i.cli import by_stage, main
 from t2i.images import read_recipe, save_png
 from t2i.types import Batch
@@ -95,6 +96,11 @@ def test_a_foreign_recipe_is_refused(
     assert "a.png: its recipe is not one" in capsys.readouterr().err
 
 
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"t2i {__version__}\n"
+
+
 def test_commas_part_stages_only_before_a_name() -> None:
     assert by_stage("steps", "decoder=10,10,3,2,2,prior=5", str) == {"decoder": "10,10,3,2,2", "prior": "5"}
     assert by_stage("steps", "10,10,3,2,2", str) == "10,10,3,2,2"
@@ -137,7 +143,7 @@ def test_a_folder_named_like_the_picture_is_told_before_the_work(
         (["generate", "a red cube", "--from", "x.png"], 2, "--from"),
         (["generate", "--from", "no-such.png"], 3, "no-such.png"),
         (["train", "no-such.yaml"], 2, "no-such.yaml"),
-        (["train", "configs/shapes/decoder.yaml", "train.step=3"], 2, "did you mean 'steps'"),
+        (["train", "configs/shapes/decoder.yaml", "train.step=3"], 2, "did you mean 'train.steps'"),
         (["train", "configs/shapes/decoder.yaml", "stage=decodr"], 2, "did you mean 'decoder'"),
         (["train", "configs/shapes/up256.yaml", "train.steps=-1"], 2, "train.steps"),
         (["train", "configs/shapes/up256.yaml", "data.source=no/such/folder", "train.out=OUT"], 3, "no/such/folder"),

@@ -48,8 +48,11 @@ def test_no_file(tmp_path):
     ("overrides", "message"),
     [
         (["step=3"], r"unknown key 'step', did you mean 'steps'\?"),
-        (["optim.lrr=1"], r"unknown key 'optim.lrr', did you mean 'lr'\?"),
-        (["sources=[{src: a, wieght: 2}]"], r"run.yaml: unknown key 'sources.0.wieght', did you mean 'weight'\?$"),
+        (["optim.lrr=1"], r"unknown key 'optim.lrr', did you mean 'optim.lr'\?"),
+        (
+            ["sources=[{src: a, wieght: 2}]"],
+            r"run.yaml: unknown key 'sources.0.wieght', did you mean 'sources.0.weight'\?$",
+        ),
         (["sources=[{src: a, weight: much}]"], "run.yaml: sources.0.weight: input should be a valid number"),
         (
             ["sources=3"],

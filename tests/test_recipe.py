@@ -51,6 +51,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("up256", ["task.sampling.guidance=3"], "guidance must be 1, got 3"),
         ("up256", ["save_dtype=half"], "save_dtype"),
         ("up256", ["train.out=FILE"], "is a file, expected a folder"),
+        ("clip", ["data.size=63"], "data.size=63 must equal model.vision.image_size=64"),
         ("clip", ["model.text.heads=3"], "width=128 is not a multiple of heads=3"),
         ("clip", ["model.vision.layers=2", "model.vision.head_width=64"], "clip.yaml: "),
         ("clip", ["model.architecture=ViT-L-14"], "kind: clip"),
@@ -128,7 +129,7 @@ def test_calibration_closes_its_loader_and_is_done_once(
 
 
 def test_accumulation_is_not_silently_another_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    few = [f"train.out={tmp_path}", "train.steps=1", "train.batch_size=4", "data.num_workers=0", "data.size=8"]
+    few = [f"train.out={tmp_path}", "train.steps=1", "train.batch_size=4", "data.num_workers=0", "data.size=32"]
     few += ["train.sample_every=0", "model.vision={image_size: 32, width: 8, layers: [1, 1, 1, 1], head_width: 8}"]
     few += ["model.text={width: 16, layers: 1, heads: 1}"]
     train("configs/shapes/clip.yaml", few)

@@ -57,7 +57,7 @@ class FolderSource:
         except OSError as error:
             raise BadSample("unreadable file", f"{path}: {error.strerror}") from None
         caption = pick_caption({"text": lines_of(text)}, self.captions, rng)
-        return {"image": decode(data, self.size, self.crop, rng), "caption": caption, "key": self.keys[index]}
+        return {**decode(data, self.size, self.crop, rng), "caption": caption, "key": self.keys[index]}
 
 
 def _scan(root: Path) -> tuple[list[str], int]:

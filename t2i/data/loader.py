@@ -56,7 +56,7 @@ class DataConfig(Config):
     )
     num_workers: int | None = Field(None, ge=0, description="processes that load; None for min(2, cores)")
     val_fraction: float = Field(0.02, ge=0, lt=1, description="share of files held out, by hash of their key")
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more samples than this are unusable")
+    max_bad_fraction: float = Field(0.2, ge=0, le=1, description="stop when more samples than this are unusable")
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -118,7 +118,7 @@ class Loader:
         self.data = _Positions(config, seed, self.micro, split)
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
-        self.num_seen = 0
+        self.num_seen = self.num_enlarged = 0
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Micro-batches, b = batch_size/accumulate/world: `image` (b, 3, h, h) in [-1, 1], `caption`, `key`, `seed`."""
@@ -145,12 +145,14 @@ class Loader:
                 before = time.perf_counter()
                 batch = next(batches)
                 self.seconds_waited += time.perf_counter() - before
-                self._account(batch.pop("bad"), batch.pop("failed"))
+                self._account(batch.pop("bad"), batch.pop("enlarged"), batch.pop("failed"))
                 yield batch
         finally:
             getattr(batches, "_shutdown_workers", lambda: None)()
             if self.bad:
                 log.warning("%s data: %d samples used, skipped %s", self.split, self.num_seen, self._reasons())
+            if self.num_enlarged:
+                log.warning("%s data: %d of %d pictures enlarged", self.split, self.num_enlarged, self.num_seen)
 
     def _starts(self) -> Iterator[int]:
         position = self.start + self.rank * self.micro
@@ -158,8 +160,13 @@ class Loader:
             yield position
             position += self.micro * self.world
 
-    def _account(self, bad: list[dict[str, str]], failed: str | None) -> None:
+    def _account(self, bad: list[dict[str, str]], enlarged: list[str], failed: str | None) -> None:
         self.num_seen += self.micro
+        if enlarged and not self.num_enlarged:
+            log.warning(
+                "picture %s is smaller than data.size=%d: enlarged, it is blurred", enlarged[0], self.config.size
+            )
+        self.num_enlarged += len(enlarged)
         for sample in bad:
             self.bad[sample["reason"]] += 1
             count = self.bad[sample["reason"]]
@@ -172,8 +179,11 @@ class Loader:
                 file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in bad)
         limit = self.config.max_bad_fraction * max(self.num_seen, 200)
         if failed or self.bad.total() > limit:
-            problem = failed or f"more than max_bad_fraction {self.config.max_bad_fraction} of {self.num_seen} samples"
-            raise DataError(f"too many unusable samples ({problem}): {self._reasons()}")
+            problem = (
+                failed or f"beside {self.num_seen} good ones; data.max_bad_fraction={self.config.max_bad_fraction}"
+            )
+            example = f", such as {bad[-1]['key']}" if bad else ""
+            raise DataError(f"too many unusable samples: {self._reasons()}{example} ({problem})")
 
     def _reasons(self) -> str:
         return ", ".join(f"{reason}: {count}" for reason, count in self.bad.most_common())
@@ -192,7 +202,7 @@ class _Positions(Dataset[Batch]):
 
     def __getitem__(self, start: int) -> Batch:
         bad: list[dict[str, str]] = []
-        samples: list[Sample | None] = [None] * self.micro
+        samples: list[Sample] = [{}] * self.micro
         scenes: dict[int, dict[int, int]] = {}  # source: {row: position}
         try:
             for row in range(self.micro):
@@ -207,11 +217,12 @@ class _Positions(Dataset[Batch]):
                 drawn = shapes.draw([mix(self.seed, "scene", position) for position in rows.values()])
                 for row, sample in zip(rows, drawn, strict=True):
                     samples[row] = sample
-            batch = _collate([s for s in samples if s is not None])
+            enlarged = [sample["key"] for sample in samples if sample.pop("enlarged", False)]
+            batch = _collate(samples)
         except BadSample as error:
-            return {"bad": bad, "failed": str(error)}
+            return {"bad": bad, "enlarged": [], "failed": str(error)}
         seeds = [mix(self.seed, self.split, start + row) for row in range(self.micro)]
-        return {**batch, "seed": seeds, "bad": bad, "failed": None}
+        return {**batch, "seed": seeds, "bad": bad, "enlarged": enlarged, "failed": None}
 
     def _load(self, number: int, draw: int, position: int, bad: list[dict[str, str]]) -> Sample:
         """The sample of a draw; an unusable one is replaced by another that depends on nothing but the position."""

@@ -91,7 +91,7 @@ class ShardSource:
                 raise BadSample(f"unreadable {kind}", f"{self.tars[tar]}: {sample['key']}: {error}") from None
         sample["caption"] = pick_caption(captions, self.captions, rng)
         picture = next(kind for kind in IMAGE_TYPES if kind in members)
-        sample["image"] = decode(self._read(tar, members, picture), self.size, self.crop, rng)
+        sample |= decode(self._read(tar, members, picture), self.size, self.crop, rng)
         return sample
 
     def _read(self, tar: int, members: Mapping[str, tuple[int, int]], kind: str) -> bytes:

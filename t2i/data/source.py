@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from PIL import Image
-from torch import Tensor
 
 from t2i.data.shapes.captions import WEIGHTS
 from t2i.errors import DataError
@@ -39,13 +38,14 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int, rng: Streams) -> Sample:
-        """`image` (3, size, size) in [-1, 1], `caption`, `key`, and what else the source holds; or BadSample."""
+        """What `decode` gives, `caption`, `key`, and what else the source holds; or BadSample."""
 
 
-def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Tensor:
-    """Bytes of a picture → (3, size, size) in [-1, 1]: short side resized to `size`, centre square.
+def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Sample:
+    """Bytes of a picture → `image` (3, size, size) in [-1, 1]: short side resized to `size`, centre square.
 
     With `crop`, a random (3, crop, crop) window of the `size` picture instead, not limited to its centre square.
+    `enlarged` says whether the picture was smaller than that.
     """
     try:
         image = open_image(data)
@@ -54,9 +54,10 @@ def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Tensor:
         raise BadSample(reason, str(error)) from None
     if max(image.size) > MAX_RATIO * min(image.size):
         raise BadSample("too narrow", f"{image.width}×{image.height}")
+    enlarged = min(image.size) < size
     image = resize_short(image, size)
     image = centre_square(image, size) if crop is None else _random_window(image, crop, rng)
-    return from_pil(image)
+    return {"image": from_pil(image), "enlarged": enlarged}
 
 
 def pick_caption(captions: Mapping[str, Sequence[str]], weights: Mapping[str, float], rng: Streams) -> str:

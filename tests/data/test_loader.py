@@ -251,7 +251,7 @@ def test_pictures_too_narrow_to_enlarge_are_unusable():
         decode(buffer.getvalue(), 8, None, Streams([0]))
     buffer = io.BytesIO()
     Image.new("RGB", (1, 20)).save(buffer, "PNG")
-    assert decode(buffer.getvalue(), 8, None, Streams([0])).shape == (3, 8, 8)
+    assert decode(buffer.getvalue(), 8, None, Streams([0]))["image"].shape == (3, 8, 8)
 
 
 # Shards
@@ -472,9 +472,28 @@ def test_bad_samples_are_replaced_counted_and_listed(tmp_path, caplog):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_bad_samples_stop_the_run(tmp_path, workers):
-    data = loader(spoiled(tmp_path, 20, 80), 10, num_workers=workers)
-    with pytest.raises(DataError, match=r"more than max_bad_fraction 0.05 of \d+ samples\): unreadable picture: "):
+    data = loader(spoiled(tmp_path, 40, 60), 10, num_workers=workers)
+    message = r"samples: unreadable picture: \d+, such as bad\d+ \(beside \d+ good ones; data.max_bad_fraction=0.2\)"
+    with pytest.raises(DataError, match=message):
         take(data, 40)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_few_bad_samples_do_not_stop_a_small_folder(tmp_path, workers):
+    assert len(take(loader(spoiled(tmp_path, 2, 18), 10, num_workers=workers), 40)) == 40
+
+
+def test_enlarged_pictures_are_told_once_and_counted(tmp_path, caplog):
+    folder = make_folder(tmp_path / "a", 6)
+    Image.new("RGB", (40, 7)).save(folder / "003.png")
+    with caplog.at_level(logging.WARNING):
+        batches = take(loader(str(folder), 3), 4)  # two epochs
+        take(loader(str(make_folder(tmp_path / "b", 6)), 3), 4)
+    assert caplog.messages == [
+        "picture 003 is smaller than data.size=8: enlarged, it is blurred",
+        "train data: 2 of 12 pictures enlarged",
+    ]
+    assert set(batches[0]) == {"image", "caption", "key", "seed"}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
