@@ -111,7 +111,7 @@ def test_an_architecture_of_open_clip_by_name() -> None:
     )
     clip.eval()
     assert clip.dim == 512
-    assert clip.encode_text(["a red cube"]).sequence.shape == (1, 77, 512)
+    assert clip.encode_text(["a red cube"]).sequence.shape == (1, 5, 512)  # the longest caption with its marks
     assert clip.encode_image(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
 
 
