@@ -312,7 +312,7 @@ def _device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+    except (RuntimeError, AssertionError, TypeError):  # unknown, not compiled in, not a device
         raise UsageError(f"torch has no device {str(device)!r} on this machine; use auto, cpu or cuda") from None
     return torch.device(device)
 
