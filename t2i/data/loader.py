@@ -54,6 +54,9 @@ class DataConfig(Config):
     captions: dict[str, float] = Field(
         {}, description="weights of caption kinds; empty for those of `pick_caption`, also where none of these is there"
     )
+    num_things: dict[int, float] = Field(
+        {}, description="for shapes, weights of scenes with 1 to 4 things; empty for half with one, a third with two"
+    )
     num_workers: int | None = Field(None, ge=0, description="processes that load; None for min(2, cores)")
     val_fraction: float = Field(0.02, ge=0, lt=1, description="share of files held out, by hash of their key")
     max_bad_fraction: float = Field(0.2, ge=0, le=1, description="stop when more samples than this are unusable")
@@ -64,6 +67,9 @@ class DataConfig(Config):
             raise ValueError(f"crop {self.crop} must not exceed size {self.size}")
         if any(w < 0 for w in self.captions.values()) or (self.captions and not sum(self.captions.values())):
             raise ValueError(f"caption weights must be positive, got {self.captions}")
+        counts = self.num_things
+        if counts and (not set(counts) <= {1, 2, 3, 4} or min(counts.values()) < 0 or not sum(counts.values())):
+            raise ValueError(f"num_things must weigh 1 to 4 things, positively, got {counts}")
         return self
 
     @property
@@ -264,11 +270,12 @@ class ShapesSource:
         from t2i.data import shapes
 
         config, weights = self.config, self.config.captions or shapes.WEIGHTS
+        counts = config.num_things or shapes.NUM_THINGS
         seeds = [seed | VAL_SCENES if self.split == "val" else seed & ~VAL_SCENES for seed in seeds]
         if config.crop is None or config.crop == config.size:
-            drawn = shapes.batch(seeds, config.size, weights=weights)
+            drawn = shapes.batch(seeds, config.size, weights=weights, num_things=counts)
         else:
-            drawn = shapes.crops(seeds, config.size, config.crop, weights=weights)
+            drawn = shapes.crops(seeds, config.size, config.crop, weights=weights, num_things=counts)
         return [{name: drawn[name][i] for name in ("image", "caption", "key", "scene")} for i in range(len(seeds))]
 
 

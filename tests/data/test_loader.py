@@ -534,6 +534,21 @@ def test_shapes_captions_follow_the_weights():
     assert sum(map(len, long)) > 1.5 * sum(map(len, short))
 
 
+def test_shapes_have_as_many_things_as_weighed():
+    def counts(**config):
+        scenes = take(loader("shapes", 200, **config), 1)[0]["scene"]
+        return Counter(len(json.loads(scene)["things"]) for scene in scenes)
+
+    assert counts(num_things={4: 1}) == {4: 200}
+    mixed = counts(num_things={1: 1, 2: 3})
+    assert mixed.keys() == {1, 2}
+    assert mixed[2] / 200 == pytest.approx(0.75, abs=0.1)
+    assert counts() == counts(num_things=shapes.NUM_THINGS)
+    for wrong in ({5: 1}, {1: -1, 2: 2}, {1: 0}):
+        with pytest.raises(ValueError, match="num_things must weigh 1 to 4"):
+            DataConfig(num_things=wrong)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from t2i.data.shapes.captions import KINDS, WEIGHTS, WORDS, captions
-from t2i.data.shapes.layout import compose, sample_scene, scene_from_seed
+from t2i.data.shapes.layout import NUM_THINGS, compose, sample_scene, scene_from_seed
 from t2i.data.shapes.render import Window, render
 from t2i.data.shapes.scene import Scene, Thing, relations, truth
 from t2i.seed import mix
 
 __all__ = [
     "KINDS",
+    "NUM_THINGS",
     "WEIGHTS",
     "WORDS",
     "Scene",
@@ -51,6 +52,7 @@ def batch(
     size: int = 64,
     window: Window | Sequence[Window] | None = None,
     weights: Mapping[str, float] = WEIGHTS,
+    num_things: Mapping[int, float] = NUM_THINGS,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """The samples of these seeds, drawn together; each is the same as when drawn alone.
@@ -60,13 +62,14 @@ def batch(
         size: side of the pictures in pixels.
         window: what part of the pictures to draw, see `render`.
         weights: how often `caption` is of each kind.
+        num_things: how often a scene has one, two, three or four things.
         device: where to draw.
 
     Returns:
         `image` (B, 3, size, size), and lists of length B: `caption`, `captions` (one dict of kinds each), `scene`
         (JSON text), `seed`, `key`.
     """
-    scenes = [scene_from_seed(s) for s in seeds]
+    scenes = [scene_from_seed(s, num_things) for s in seeds]
     return {"image": render(scenes, size, window, device=device), **_texts(seeds, scenes, weights)}
 
 
@@ -75,6 +78,7 @@ def crops(
     full_size: int,
     crop: int,
     weights: Mapping[str, float] = WEIGHTS,
+    num_things: Mapping[int, float] = NUM_THINGS,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """One random window per seed of the pictures at `full_size`, as upsamplers train on; see `batch` for the rest.
@@ -88,7 +92,7 @@ def crops(
     """
     if crop > full_size or crop % 4 or full_size % 4:
         raise ValueError(f"crop {crop} must fit into full_size {full_size}, and both be multiples of 4")
-    scenes = [scene_from_seed(s) for s in seeds]
+    scenes = [scene_from_seed(s, num_things) for s in seeds]
     windows = []
     for seed in seeds:
         rng = random.Random(mix(seed, "window"))

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from t2i.data.shapes.scene import (
@@ -27,6 +27,9 @@ from t2i.data.shapes.scene import (
 Kind = tuple[str, str] | Thing
 """What to draw: (colour, shape), or a `Thing` whose position does not matter yet."""
 
+NUM_THINGS: Mapping[int, float] = {1: 50, 2: 33, 3: 10, 4: 7}
+"""How often a scene has so many things: half of them one, a third two."""
+
 Spot = tuple[float, float]
 
 _MARGIN = 0.035  # free border of the picture
@@ -36,9 +39,9 @@ _TRIES = 400
 _OVERLAP = 0.3  # of the boxes of two things, of the smaller
 
 
-def sample_scene(rng: random.Random) -> Scene:
-    """A random scene: half of them show one thing, a third two, the rest three or four."""
-    count = rng.choices((1, 2, 3, 4), (50, 33, 10, 7))[0]
+def sample_scene(rng: random.Random, num_things: Mapping[int, float] = NUM_THINGS) -> Scene:
+    """A random scene of one to four things, so many as often as `num_things` weighs them."""
+    count = rng.choices(list(num_things), list(num_things.values()))[0]
     while True:
         wanted = rng.choices((*RELATIONS, None), (22, 22, 11, 11, 12, 22))[0] if count > 1 else None
         things = _same(rng, count) if rng.random() < (0, 0, 0.15, 0.4, 0.4)[count] else _different(rng, count)
@@ -49,9 +52,9 @@ def sample_scene(rng: random.Random) -> Scene:
             return placed
 
 
-def scene_from_seed(seed: int) -> Scene:
+def scene_from_seed(seed: int, num_things: Mapping[int, float] = NUM_THINGS) -> Scene:
     """The scene of sample `seed`."""
-    return sample_scene(random.Random(seed))
+    return sample_scene(random.Random(seed), num_things)
 
 
 def compose(kinds: Sequence[Kind], relation: str | None = None, rng: random.Random | None = None) -> Scene:
