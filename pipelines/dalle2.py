@@ -10,6 +10,7 @@ Legend: N pictures · D width of CLIP embeddings · S side of a picture in pixel
 
 import operator
 import secrets
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -35,6 +36,7 @@ from t2i.stages.prior.model import Prior
 from t2i.stages.upsampler import sample as upsampler
 from t2i.stages.upsampler.model import Upsampler
 
+_SAME_CLIP = 0.98  # cosine of two marks; rounding to 8 bits moves it by less than a hundredth
 CANDIDATES = 2  # embeddings drawn by the prior, of which the better is kept (section 2.2)
 
 
@@ -88,6 +90,7 @@ class DALLE2(Pipeline):
         seed: int | Sequence[int] | None = None,
         steps: int | str | Mapping[str, int | str] | None = None,
         guidance: float | Mapping[str, float] | None = None,
+        sampler: str | Mapping[str, str] | None = None,
         stop_after: str | None = None,
         callback: Callable[[Progress], None] | None = None,
         progress: bool = True,
@@ -100,7 +103,8 @@ class DALLE2(Pipeline):
             negative_prompt: what guidance moves away from, in the prior and in the decoder, instead of nothing; one
                 sentence for all, or one for each prompt.
             seed: picture i uses seed + i, or the i-th of a list; drawn at random, and told, if None.
-            steps, guidance: one value, or a dict by stage; guidance acts in the prior and the decoder.
+            steps, guidance, sampler: one value, or a dict by stage; guidance acts in the prior and the decoder, a
+                sampler is one of ddpm, ddim and dpm_solver_pp_2m.
             stop_after: the last stage to run; "decoder" gives 64 px pictures, "prior" embeddings only.
             callback: called with `Progress` after every step; its `preview()` is the present guess.
             max_batch: pictures that are drawn at once, at most; costly stages take fewer.
@@ -108,9 +112,10 @@ class DALLE2(Pipeline):
         Raises:
             UsageError: an argument that cannot be. NonFiniteError: a stage broke down.
         """
-        prompts, truncated = self.check_prompts(prompt, self.clip.tokenizer)
+        readers = [self.clip.tokenizer] + ([self._tokenizer] if self._tokenizer is not None else [])
+        prompts, truncated = self.check_prompts(prompt, *readers)
         nothing = "" if negative_prompt is None else negative_prompt
-        negatives, _ = self.check_prompts(nothing, self.clip.tokenizer, negative=True)
+        negatives, _ = self.check_prompts(nothing, *readers, negative=True)
         if len(negatives) not in (1, len(prompts)):
             raise UsageError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
         num = _whole("num_images_per_prompt", num_images_per_prompt)
@@ -118,11 +123,13 @@ class DALLE2(Pipeline):
             prompts=[p for p in prompts for _ in range(num)],
             negatives=[n for n in negatives for _ in range(num * len(prompts) // len(negatives))],
             seeds=_seeds(seed, len(prompts) * num),
-            sampling=self._sampling(steps, guidance, stop_after),
+            sampling=self._sampling(steps, guidance, sampler, stop_after),
             max_batch=_whole("max_batch", max_batch),
             callback=callback,
             bar=tqdm(disable=not progress, unit="step", leave=False),
         )
+        if any(negatives) and all(chosen.guidance == 1 for chosen in call.sampling.values()):
+            warnings.warn("a negative prompt says nothing where guidance is 1", stacklevel=2)
         call.bar.total = self._total(call)
         with call.bar:
             z_i, x = self._draw(call)
@@ -203,7 +210,9 @@ class DALLE2(Pipeline):
             ]
         return check_finite(stage, torch.cat(done).float())
 
-    def _sampling(self, steps: Any = None, guidance: Any = None, stop_after: str | None = None) -> dict[str, Sampling]:
+    def _sampling(
+        self, steps: Any = None, guidance: Any = None, sampler: Any = None, stop_after: str | None = None
+    ) -> dict[str, Sampling]:
         """How every stage up to `stop_after` samples, in order."""
         stages = [stage for stage in self.drawing if stage in self.parts]
         if stop_after is not None and stop_after not in stages:
@@ -211,7 +220,7 @@ class DALLE2(Pipeline):
             raise UsageError(f"stop_after: unknown stage {stop_after!r}{hint}; stages are {', '.join(stages)}")
         num_steps = self.choose("steps", steps, self._check_steps)
         scales = self.choose("guidance", guidance, _check_guidance)
-        samplers = self.choose("sampler", None, _check_sampler)
+        samplers = self.choose("sampler", sampler, _check_sampler)
         last = len(stages) - 1 if stop_after is None else stages.index(stop_after)
         return {s: Sampling(num_steps[s], samplers[s], scales[s]) for s in stages[: last + 1]}
 
@@ -240,6 +249,7 @@ class DALLE2(Pipeline):
             "t2i": __version__,
             "torch": torch.__version__,
             "model": self.source,
+            "weights": self.weights,
             "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "arguments": {
@@ -248,6 +258,7 @@ class DALLE2(Pipeline):
                 "seed": call.seeds,
                 "steps": {stage: chosen.steps for stage, chosen in call.sampling.items()},
                 "guidance": {s: call.sampling[s].guidance for s in ("prior", "decoder") if s in call.sampling},
+                "sampler": {stage: chosen.sampler for stage, chosen in call.sampling.items()},
                 "stop_after": list(call.sampling)[-1],
                 "max_batch": call.max_batch,
             },
@@ -279,6 +290,11 @@ def _check_fit(parts: Mapping[str, Any]) -> None:
     same("text states of width", "clip", clip.text_width, "prior", prior.text_width)
     if clip.tokenizer.context > prior.context:
         raise DataError(f"prior reads {prior.context} tokens, but clip gives {clip.tokenizer.context}")
+    mark = torch.tensor(clip.mark())
+    for name in ("prior", "decoder"):
+        theirs = torch.tensor(parts[name].config.clip_mark if name in parts else ())
+        if len(theirs) and (len(theirs) != len(mark) or torch.cosine_similarity(mark, theirs, dim=0) < _SAME_CLIP):
+            raise DataError(f"{name} was trained with another CLIP than this one: they do not belong together")
     if "decoder" in parts:
         same("embeddings of width", "clip", clip.dim, "decoder", parts["decoder"].config.clip_dim)
     for small, large in (("decoder", "up256"), ("up256", "up1024")):

@@ -1,4 +1,6 @@
-"""The command line: `t2i generate | train | data | eval | info`. Nothing heavy is imported before a command runs.
+"""The command line: `t2i generate | train | assemble | data | eval | info`.
+
+Nothing heavy is imported before a command runs.
 
 Exit codes: 0 done · 2 wrong usage · 3 bad data or disk · 4 values that are not finite · 75 stopped by a signal, saved.
 """
@@ -13,10 +15,11 @@ import typer
 
 from t2i.errors import DataError, T2IError, UsageError
 
-RECIPE_ARGUMENTS = {"prompt", "negative_prompt", "seed", "steps", "guidance", "stop_after", "max_batch"}
+_NO_PICTURES = "the prior draws embeddings, not pictures: stop after decoder or later"
+RECIPE_ARGUMENTS = {"prompt", "negative_prompt", "seed", "steps", "guidance", "sampler", "stop_after", "max_batch"}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write and look at training data.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write training data.")
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
@@ -55,6 +58,7 @@ def generate(
         str | None, typer.Option(help="N for all stages, or stage=N,stage=N; also spacings such as ddim50.")
     ] = None,
     guidance: Annotated[str | None, typer.Option(help="S for all guided stages, or stage=S,stage=S.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm_solver_pp_2m, or stage=NAME.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to move away from.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Last stage to run, such as decoder.")] = None,
     from_: Annotated[
@@ -69,7 +73,7 @@ def generate(
 
     picture = None
     if from_ is not None:
-        if prompts or any(x is not None for x in (seed, steps, guidance, negative, stop_after)) or num != 1:
+        if prompts or any(x is not None for x in (seed, steps, guidance, sampler, negative, stop_after)) or num != 1:
             raise UsageError("--from repeats a picture exactly; give no prompt and no other setting of it")
         recipe = _recipe(from_)
         arguments, picture = recipe["arguments"], recipe["picture"]
@@ -82,25 +86,29 @@ def generate(
         arguments = {
             "prompt": prompts, "negative_prompt": negative, "num_images_per_prompt": num, "seed": seed,
             "steps": by_stage("steps", steps, _int_or_text), "guidance": by_stage("guidance", guidance, float),
-            "stop_after": stop_after,
+            "sampler": by_stage("sampler", sampler, str), "stop_after": stop_after,
         }  # fmt: skip
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out must end in .png, got {out}")
     if out.is_dir():
         raise UsageError(f"--out must be a file, {out} is a folder")
+    if stop_after == "prior":
+        raise UsageError(_NO_PICTURES)
     writable(out.parent)
     from t2i.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(model or "shapes", device=device or "auto", dtype=dtype or "auto")
+    if from_ is not None:
+        _warn_of_changes(recipe, pipe)
     result = pipe(**arguments)
     if not result.images:
-        raise UsageError("nothing to write: the prior draws embeddings, not pictures; stop after decoder or later")
+        raise UsageError(_NO_PICTURES)
     which = range(len(result)) if picture is None else [picture]
     for i, path in zip(which, result.save(out, which), strict=True):
         typer.echo(f"{path}  seed {result.seeds[i]}")
 
 
-@app.command(context_settings={"allow_extra_args": False})
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file, such as configs/shapes/decoder.yaml.")],
     overrides: Annotated[
@@ -146,11 +154,21 @@ def shapes(
     crop: Annotated[int | None, typer.Option(min=8, help="Write a random window of this side instead.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Scenes are seed, seed+1, …")] = 0,
     shard_size: Annotated[int, typer.Option(min=1, help="Pictures per tar file.")] = 1000,
+    num_things: Annotated[
+        str | None,
+        typer.Option(help="Weights of scenes with 1 to 4 things, such as 1=1,2=3; half have one by default."),
+    ] = None,
 ) -> None:
     """Render captioned scenes of the shapes world into webdataset shards."""
+    from t2i.data.shapes import NUM_THINGS
     from t2i.data.shapes.write import write_shards
 
-    write_shards(out, count=count, size=size, crop=crop, seed=seed, shard_size=shard_size)
+    given = dict(NUM_THINGS) if num_things is None else by_stage("num-things", num_things, float)
+    try:
+        counts = {int(number): weight for number, weight in given.items()}
+    except (ValueError, AttributeError):
+        raise UsageError(f"--num-things: expected such as 1=1,2=3, got {num_things!r}") from None
+    write_shards(out, count=count, size=size, crop=crop, seed=seed, shard_size=shard_size, num_things=counts)
 
 
 @eval_app.command()
@@ -196,10 +214,20 @@ def _recipe(path: Path) -> dict[str, Any]:
         not isinstance(seeds, list)
         or not isinstance(picture, int)
         or not 0 <= picture < len(seeds)
-        or not all(isinstance(recipe.get(key), str) for key in ("model", "device", "dtype"))
+        or not all(isinstance(recipe.get(key), str) for key in ("model", "weights", "torch", "device", "dtype"))
     ):
         raise DataError(f"{path}: its recipe is not one of this version of t2i")
     return recipe
+
+
+def _warn_of_changes(recipe: dict[str, Any], pipe: Any) -> None:
+    """Say why a repeated picture may not be the same."""
+    import torch
+
+    if recipe["weights"] != pipe.weights:
+        warnings.warn("these are not the weights that drew this picture, so it will be another", stacklevel=2)
+    if recipe["torch"] != torch.__version__:
+        warnings.warn(f"drawn with torch {recipe['torch']}, this is {torch.__version__}: bits may differ", stacklevel=2)
 
 
 def by_stage(what: str, text: str | None, convert: Any) -> Any:

@@ -21,7 +21,7 @@ _NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # bad syntax, too many
 class Config(BaseModel):
     """Base of every configuration in t2i: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def load(path: str | Path | None, overrides: Sequence[str], model: type[Model]) -> Model:
@@ -133,7 +133,8 @@ def _sentence(where: str, known: list[str], problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
         return f"missing key {where!r}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[:1].lower()}{message[1:]}, got {problem['input']!r}"
+    given = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"  # its keys are in the message
+    return f"{where}: {message[:1].lower()}{message[1:]}{given}"
 
 
 def _locate(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[tuple[int | str, ...], list[str]]:

@@ -23,7 +23,7 @@ from t2i.errors import DataError, NonFiniteError, UsageError, did_you_mean
 from t2i.hub import resolve
 from t2i.images import save_png, to_pil
 from t2i.registry import load_stage, save_stage
-from t2i.storage import read_json, write
+from t2i.storage import fingerprint, read_json, write
 from t2i.types import Prediction, StepCallback, Tokenizer
 
 MAX_PROMPT = 2000  # characters
@@ -106,6 +106,8 @@ class Pipeline:
         settings: what differs from `defaults`; saved in `model_index.json`.
         source: the name or folder the pipeline came from, for recipes; empty if it was never saved.
 
+    `weights` is the fingerprint of the files it was read from or written to.
+
     Raises UsageError for stages or settings that the chain does not have, and for a chain with a hole.
     """
 
@@ -122,7 +124,7 @@ class Pipeline:
     ) -> None:
         self.parts = {name: parts[name] for name in self._chain(parts)}
         self.settings = self._completed(settings)
-        self.source = source
+        self.source, self.weights = source, ""
         self.device = torch.device("cpu")
         self.dtype = torch.float32
 
@@ -156,6 +158,7 @@ class Pipeline:
         except UsageError as error:
             raise DataError(f"{path}: {error}") from error
         pipe.source = str(folder.resolve() if folder == Path(name_or_folder) else name_or_folder)
+        pipe.weights = fingerprint(folder)
         return pipe.to(device, dtype)
 
     @classmethod
@@ -193,8 +196,8 @@ class Pipeline:
             index[name] = ["t2i", self.places[name]]
         index["settings"] = self.settings
         write(folder / "model_index.json", json.dumps(index, indent=2).encode() + b"\n")
-        if dtype is None and not self.source:
-            self.source = str(folder.resolve())
+        if dtype is None:
+            self.source, self.weights = str(folder.resolve()), fingerprint(folder)
 
     def __call__(self, prompt: str | Sequence[str], **arguments: Any) -> "Output":
         """Draw; every kind of pipeline says what else it takes."""
@@ -228,7 +231,8 @@ class Pipeline:
     # -- what a call needs ---------------------------------------------------------------------------------------------
 
     def choose(self, what: str, given: Any, check: Callable[[str, Any], Any]) -> dict[str, Any]:
-        """Per-stage values of `steps` or `guidance`: defaults, overridden by one value for all or a dict by stage."""
+        """Per-stage values of `steps`, `guidance` or `sampler`: defaults, overridden by one value for all or a dict by
+        stage."""
         stages = [name for name in self.drawing if name in self.parts]
         for name in given if isinstance(given, Mapping) else ():
             if name not in stages:
@@ -242,9 +246,10 @@ class Pipeline:
         return {name: check(name, value) for name, value in values.items()}
 
     def check_prompts(
-        self, prompt: str | Sequence[str], tokenizer: Tokenizer, *, negative: bool = False
+        self, prompt: str | Sequence[str], tokenizer: Tokenizer, *others: Tokenizer, negative: bool = False
     ) -> tuple[list[str], list[bool]]:
-        """Prompts as a list, and which of them are longer than the tokeniser reads; warns about unknown words.
+        """Prompts as a list, and which of them are longer than the tokeniser reads; warns about words that it or
+        another does not know.
 
         Negative prompts may be empty.
         """
@@ -256,7 +261,7 @@ class Pipeline:
             raise UsageError(f"no {what} given")
         for text in prompts:
             _check_text(what, text, may_be_empty=negative)
-            if unknown := tokenizer.unknown(text):
+            if unknown := [word for reader in (tokenizer, *others) for word in reader.unknown(text)]:
                 warnings.warn(f"the model does not know: {', '.join(dict.fromkeys(unknown))}", stacklevel=3)
         truncated = [tokenizer.truncated(text) for text in prompts]
         for text, cut in zip(prompts, truncated, strict=True):

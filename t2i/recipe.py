@@ -18,7 +18,7 @@ from t2i.data.loader import DataConfig, Loader
 from t2i.data.shapes import WORDS
 from t2i.errors import UsageError
 from t2i.registry import Stage, load_stage, one_line, save_stage, stage
-from t2i.stages.clip.model import ClipConfig, ClipEncoder
+from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.model import DecoderConfig
 from t2i.stages.upsampler.model import UpsamplerConfig
 from t2i.storage import writable
@@ -84,7 +84,6 @@ def train(path: str | Path, overrides: list[str]) -> Result:
     torch.manual_seed(run.train.seed)
     encoder = load_clip(run.clip) if run.clip else None
     config = complete(run, spec, encoder)
-    check_pictures(run.data, config)
     if run.stage == "clip" and run.train.accumulate > 1:
         log.warning(
             "train.accumulate=%d: CLIP tells a picture's caption only from others of its micro-batch, so this is not "
@@ -95,10 +94,12 @@ def train(path: str | Path, overrides: list[str]) -> Result:
     with one_line(str(path), UsageError):
         model = spec.model_class(config)
         task: Any = spec.task_class(model, encoder, run.task)
-    if run.init:
+    check_pictures(run, model, encoder)
+    fresh = find(run.train.out / "checkpoints", run.train.resume) is None
+    if run.init and fresh:
         load_model(model, load_stage(find_stage(run.init), expect=run.stage).state_dict(), Path(run.init))
-    loader = partial(Loader, run.data)
-    if hasattr(task, "prepare") and find(run.train.out / "checkpoints", run.train.resume) is None:
+    loader = partial(Loader, run.data, captioned="caption" in task.keys)
+    if hasattr(task, "prepare") and fresh:
         with closing(iter(loader(seed=run.train.seed, batch_size=64))) as batches:
             task.prepare(islice(batches, CALIBRATION // 64))
     dtype = getattr(torch, run.save_dtype)
@@ -127,40 +128,72 @@ def load_clip(path: str) -> ClipEncoder:
 def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
     """The stage's config with everything filled in that follows from the frozen CLIP or from the shapes vocabulary.
 
-    A decoder whose `clip_dim` is null by name has no port for CLIP. Raises UsageError for a missing CLIP.
+    A decoder whose `clip_dim` is null by name has no port for CLIP. Raises UsageError for a missing CLIP, for one that
+    the stage has no use for, and for values that are not those of the CLIP.
     """
     data = run.model.model_dump()
     reads_clip = "clip_dim" in data and not ("clip_dim" in run.model.model_fields_set and data["clip_dim"] is None)
     if reads_clip and encoder is None:
         instead = ", or model.clip_dim=null for one without" if run.stage == "decoder" else ""
         raise UsageError(f"a {run.stage} learns from a trained CLIP: name its folder, clip=FOLDER{instead}")
+    given = TokenizerConfig(**data["tokenizer"]) if data.get("tokenizer") else TokenizerConfig()
     if encoder is not None:
+        if not reads_clip and (run.stage != "decoder" or data["text"] is None):
+            raise UsageError(f"clip={run.clip}: this {run.stage} learns nothing from a CLIP; leave it away")
         tokenizer = encoder.config.tokenizer
+        of_clip: dict[str, Any] = {}
         if reads_clip:
-            data["clip_dim"] = encoder.dim
+            of_clip |= {"clip_dim": encoder.dim, "clip_mark": encoder.mark()}
         if "text_width" in data:
-            data["text_width"], data["context"] = encoder.text_width, tokenizer.context
+            of_clip |= {"text_width": encoder.text_width, "context": tokenizer.context}
+        if data.get("tokenizer") and given.words:
+            of_clip["tokenizer"] = tokenizer.model_dump()
+        for key in of_clip.keys() & run.model.model_fields_set:
+            if data[key] != of_clip[key]:
+                raise UsageError(f"model.{key}={data[key]} is {of_clip[key]} in {run.clip}; leave it away")
+        data |= of_clip
     else:
-        tokenizer = TokenizerConfig(**data["tokenizer"]) if data.get("tokenizer") else TokenizerConfig()
+        tokenizer = given
     if tokenizer.kind == "words" and not tokenizer.words:
         tokenizer = tokenizer.model_copy(update={"words": tuple(WORDS)})
     if "tokenizer" in data and (data.get("text") is not None):
         data["tokenizer"] = tokenizer.model_dump()
         if "vocab_size" in data["text"]:
-            data["text"] |= {"vocab_size": tokenizer.vocab_size, "context": tokenizer.context}
+            follows = {"vocab_size": tokenizer.vocab_size, "context": tokenizer.context}
+            for key in follows.keys() & run.model.text.model_fields_set:  # type: ignore[attr-defined]
+                if data["text"][key] != follows[key]:
+                    raise UsageError(f"model.text.{key}={data['text'][key]} is {follows[key]} in the tokenizer")
+            data["text"] |= follows
     return parse(data, spec.config_class, source="model")
 
 
-def check_pictures(data: DataConfig, config: Config) -> None:
+def check_pictures(run: Run, model: Any, encoder: ClipEncoder | None) -> None:
     """Refuse sides of pictures that a stage would train on without complaint, or trip over, and not be what it says."""
+    data, config = run.data, model.config
     key, side = ("data.size", data.size) if data.crop is None else ("data.crop", data.crop)
     if isinstance(config, DecoderConfig) and side != config.image_size:
         raise UsageError(f"{key}={side} must equal model.image_size={config.image_size}")
-    if isinstance(config, ClipConfig) and config.architecture is None and side != config.vision.image_size:
-        raise UsageError(f"{key}={side} must equal model.vision.image_size={config.vision.image_size}")
+    if isinstance(model, ClipEncoder):
+        if config.architecture is None and side != model.image_size:
+            raise UsageError(f"{key}={side} must equal model.vision.image_size={model.image_size}")
+        if side < model.image_size:
+            raise UsageError(
+                f"{key}={side} is smaller than the {model.image_size} pixels that {config.architecture} sees"
+            )
+    elif encoder is not None and side < encoder.image_size:
+        log.warning(
+            "%s=%d: CLIP sees %d pixels, so pictures are enlarged for it; train prior and decoder on equal sizes",
+            key,
+            side,
+            encoder.image_size,
+        )
     if isinstance(config, UpsamplerConfig):
         if side % (step := lcm(config.magnification, config.unet.factor)):
             raise UsageError(f"{key}={side} must be a multiple of {step}, or the network cannot fold it")
         drawn = any(source.src == "shapes" for source in data.sources)  # files may hold crops already
         if drawn and data.size != config.image_size:
             raise UsageError(f"data.size={data.size} must equal model.image_size={config.image_size}")
+        blur = run.task.degradation  # type: ignore[attr-defined]
+        small = side // config.magnification
+        if blur.blur and blur.kernel // 2 >= small:
+            raise UsageError(f"task.degradation.kernel={blur.kernel} is too wide for small pictures of {small} pixels")

@@ -76,13 +76,17 @@ def save_tensors(
     max_shard_size: int = MAX_SHARD_SIZE,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write `name.safetensors`, or `name-00001-of-00003.safetensors` … with `name.safetensors.index.json`."""
+    """Write `name.safetensors`, or `name-00001-of-00003-SAVE.safetensors` … with `name.safetensors.index.json`.
+
+    SAVE is a fingerprint of the weights, so that the shards of an earlier save stay until the index points to new ones.
+    """
     shards = _shards(_plain(state), max_shard_size)
     files = [f"{name}.safetensors"]
     header = {"format": "pt", **(metadata or {})}
     if len(shards) > 1:
-        files = [f"{name}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
         header["save"] = _fingerprint(shards)
+        last = f"of-{len(shards):05d}-{header['save']}.safetensors"
+        files = [f"{name}-{i + 1:05d}-{last}" for i in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
         write(folder / file, _encode(shard, header))
     index = folder / f"{name}.safetensors.index.json"
@@ -132,6 +136,15 @@ def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str |
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             return f"{problem} {', '.join(map(repr, keys[:3]))}{more}"
     return None
+
+
+def fingerprint(folder: str | Path) -> str:
+    """16 hexadecimal digits of the stages in a folder: of every `config.json` and weight file below it."""
+    folder, digest = Path(folder), hashlib.blake2b(digest_size=8)
+    for path in sorted((*folder.glob("*/config.json"), *folder.glob("*/*.safetensors"))):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def writable(folder: str | Path) -> Path:

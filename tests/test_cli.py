@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -94,6 +95,43 @@ def test_a_foreign_recipe_is_refused(
     save_png(Image.new("RGB", (3, 3)), tmp_path / "a.png", recipe | changes)
     assert run(monkeypatch, "generate", "--from", tmp_path / "a.png", "--out", tmp_path / "b.png") == 3
     assert "a.png: its recipe is not one" in capsys.readouterr().err
+
+
+def test_other_weights_or_torch_are_told(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first, again = tmp_path / "a.png", tmp_path / "b.png"
+    chosen = ["--stop-after", "decoder", "--sampler", "decoder=ddpm", "--seed", 3, "--out", first]
+    assert run(monkeypatch, "generate", "a cube", "--model", model, *chosen) == 0
+    assert run(monkeypatch, "generate", "--from", first, "--out", again) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert first.read_bytes() == again.read_bytes()
+    save_png(Image.open(first), first, read_recipe(first) | {"weights": "0123456789abcdef", "torch": "1.0"})
+    assert run(monkeypatch, "generate", "--from", first, "--out", again) == 0
+    told = capsys.readouterr().err
+    assert "these are not the weights that drew this picture" in told
+    assert "drawn with torch 1.0" in told
+
+
+def test_what_cannot_be_written_is_told_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(monkeypatch, "generate", "a cube", "--model", "not/opened", "--stop-after", "prior") == 2
+    assert "draws embeddings, not pictures" in capsys.readouterr().err
+    assert run(monkeypatch, "eval", "compose", "--model", "not/opened", "--out", tmp_path) == 2
+    assert "--out must be a file" in capsys.readouterr().err
+
+
+def test_data_of_so_many_things(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    few = ["data", "shapes", "--out", tmp_path / "a", "--count", 12, "--size", 8]
+    assert run(monkeypatch, *few, "--num-things", "3=1") == 0
+    with tarfile.open(tmp_path / "a" / "00000.tar") as tar:
+        scenes = [json.load(tar.extractfile(name))["scene"] for name in tar.getnames() if name.endswith(".json")]
+    assert [len(scene["things"]) for scene in scenes] == [3] * 12
+    assert run(monkeypatch, *few) == 2
+    assert "write to another folder" in capsys.readouterr().err
+    for wrong in ("5=1", "x=1", "3", "1=-1"):
+        assert run(monkeypatch, "data", "shapes", "--out", tmp_path / "b", "--num-things", wrong) == 2
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -55,6 +55,15 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("clip", ["model.text.heads=3"], "width=128 is not a multiple of heads=3"),
         ("clip", ["model.vision.layers=2", "model.vision.head_width=64"], "clip.yaml: "),
         ("clip", ["model.architecture=ViT-L-14"], "kind: clip"),
+        ("clip", ["clip=CLIP"], "this clip learns nothing from a CLIP; leave it away"),
+        ("up256", ["clip=CLIP"], "this upsampler learns nothing from a CLIP; leave it away"),
+        ("up256", ["task.degradation.kernel=33"], "kernel=33 is too wide for small pictures of 16 pixels"),
+        ("up256", ["task.sampling.eta=7"], "eta and rescale lie in 0…1"),
+        ("up256", ["optim.lr=.nan"], "optim.lr: .*finite"),
+        ("up256", ["data.num_things={1: .nan}"], "data.num_things"),
+        ("decoder", ["model.clip_dim=999"], r"model.clip_dim=999 is 16 in .*; leave it away"),
+        ("decoder", ["model.text.context=99"], r"model.text.context=99 is 12 in the tokenizer"),
+        ("prior", ["model.text_width=7"], r"model.text_width=7 is 32 in .*; leave it away"),
         ("clip", ["model.architecture=ViT-L-15", "model.tokenizer={kind: clip}"], "did you mean 'ViT-L-"),
     ],
 )
@@ -64,7 +73,7 @@ def test_mistakes_are_one_line(clip: Path, tmp_path: Path, config: str, changes:
     small = ["train.steps=1", "train.batch_size=2", "data.num_workers=0", "model.unet.context_dim=32"]
     small = small if config == "decoder" else small[:3]
     text = ["model.text.width=32"] if config == "decoder" else []
-    changes = [change.replace("FILE", str(tmp_path / "file")) for change in changes]
+    changes = [change.replace("FILE", str(tmp_path / "file")).replace("CLIP", str(clip)) for change in changes]
     with pytest.raises(UsageError, match=message) as caught:
         train(f"configs/shapes/{config}.yaml", [*where, *small, *text, *changes])
     assert "\n" not in str(caught.value)
@@ -80,6 +89,50 @@ def test_a_start_of_another_size_is_refused(tmp_path: Path) -> None:
     save_stage(tmp_path / "start", "upsampler", small_upsampler(8, 32))
     with pytest.raises(UsageError, match="start does not fit this model: it "):
         train("configs/shapes/up256.yaml", [f"init={tmp_path / 'start'}", f"train.out={tmp_path / 'out'}"])
+
+
+def test_a_start_is_not_looked_for_again(tmp_path: Path) -> None:
+    start, out = tmp_path / "start", tmp_path / "out"
+    small = ["configs/shapes/up256.yaml", "model.unet.channels=32", "data.size=256", "data.crop=16"]
+    short_run(start, *small)
+    short_run(out, *small, f"init={start}", "train.steps=1")
+    start.rename(tmp_path / "gone")
+    short_run(out, *small, f"init={start}", "train.steps=2")
+    assert load_stage(out).config.unet.channels == 32
+
+
+def test_one_key_of_an_option_leaves_the_others() -> None:
+    overrides = ["task.sampling.eta=0.5", "clip=c", "train.out=x"]
+    decoder = recipe.load_run("configs/shapes/decoder.yaml", overrides).task.sampling
+    assert (decoder.eta, decoder.steps, decoder.guidance) == (0.5, 25, 2.0)
+    assert recipe.load_run("configs/shapes/up256.yaml", overrides[:1]).task.sampling.steps == 10
+
+
+def test_a_named_architecture_is_not_trained_on_enlarged_pictures(tmp_path: Path) -> None:
+    changes = ["model.architecture=RN50", "model.tokenizer={kind: clip, context: 77}", "train.device=cpu"]
+    with pytest.raises(UsageError, match=r"data\.size=64 is smaller than the 224 pixels that RN50 sees"):
+        train("configs/shapes/clip.yaml", [*changes, f"train.out={tmp_path}"])
+
+
+def test_pictures_that_clip_sees_enlarged_are_told(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recipe, "CALIBRATION", 64)
+    small = [f"clip={clip}", "data.size=8", "model.width=32", "model.layers=1", "model.heads=2"]
+    short_run(tmp_path, "configs/shapes/prior.yaml", *small)
+    assert "data.size=8: CLIP sees 32 pixels, so pictures are enlarged for it" in caplog.text
+
+
+def test_upsamplers_need_no_captions_and_others_say_so(clip: Path, tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
+    photos = f"data.source={tmp_path / 'photos'}"
+    short_run(
+        tmp_path / "up", "configs/shapes/up256.yaml", photos, "model.unet.channels=32", "data.size=16", "data.crop=16"
+    )
+    with pytest.raises(DataError, match="4 pictures but no captions"):
+        short_run(tmp_path / "prior", "configs/shapes/prior.yaml", photos, f"clip={clip}", "data.size=16")
 
 
 def test_an_unwritable_folder_is_told_before_anything_is_loaded(tmp_path: Path) -> None:

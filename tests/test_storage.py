@@ -1,5 +1,6 @@
 """Stage folders: whole or absent, sharded, and refused when damaged."""
 
+import itertools
 import json
 import os
 import pickle
@@ -53,9 +54,9 @@ def test_tied_sliced_and_channels_last_tensors(tmp_path):
 
 def test_shards_follow_the_transformers_convention(tmp_path):
     storage.save_folder(tmp_path, {}, state(5), max_shard_size=800)
-    files = [f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)]
-    assert sorted(os.listdir(tmp_path)) == ["config.json", *files, "model.safetensors.index.json"]
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = [f"model-{i:05d}-of-00003-{index['metadata']['save']}.safetensors" for i in (1, 2, 3)]
+    assert sorted(os.listdir(tmp_path)) == ["config.json", *files, "model.safetensors.index.json"]
     assert index["metadata"]["total_size"] == 5 * 400
     assert all(key in load_file(tmp_path / file) for key, file in index["weight_map"].items())
     assert same(storage.load_folder(tmp_path)[1], state(5))
@@ -90,8 +91,9 @@ def test_metadata_and_names_of_any_script_survive(tmp_path):
 def test_a_mixture_of_two_saves_is_refused(tmp_path):
     storage.save_folder(tmp_path / "a", {}, state(5), max_shard_size=800)
     storage.save_folder(tmp_path / "b", {}, state(5, scale=2), max_shard_size=800)
-    os.replace(tmp_path / "a" / "model-00002-of-00003.safetensors", tmp_path / "b" / "model-00002-of-00003.safetensors")
-    with pytest.raises(DataError, match=r"model-00002-of-00003.safetensors belongs to another save"):
+    (ours,), (theirs,) = ((tmp_path / name).glob("model-00002-*") for name in "ab")
+    os.replace(ours, theirs)
+    with pytest.raises(DataError, match=r"model-00002-of-00003-\w+.safetensors belongs to another save"):
         storage.load_folder(tmp_path / "b")
 
 
@@ -157,8 +159,9 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 def test_a_lost_shard_is_named(tmp_path):
     storage.save_folder(tmp_path, {}, state(5), max_shard_size=800)
-    (tmp_path / "model-00003-of-00003.safetensors").unlink()
-    with pytest.raises(DataError, match=r"model-00003-of-00003.safetensors does not exist"):
+    (lost,) = tmp_path.glob("model-00003-*")
+    lost.unlink()
+    with pytest.raises(DataError, match=rf"{lost.name} does not exist"):
         storage.load_folder(tmp_path)
 
 
@@ -179,18 +182,27 @@ def test_no_permission(tmp_path):
         storage.writable(tmp_path / "locked")
 
 
-def test_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
-    storage.save_folder(tmp_path, {"v": 1}, state())
+@pytest.mark.parametrize("num_written", [0, 1, 2, 3])
+@pytest.mark.parametrize("sizes", [(10**6, 10**6), (800, 800), (10**6, 800), (800, 10**6)])
+def test_full_disk_keeps_the_earlier_save(tmp_path, monkeypatch, sizes, num_written):
+    storage.save_folder(tmp_path, {"v": 1}, state(5), max_shard_size=sizes[0])
+    before, calls, real = sorted(os.listdir(tmp_path)), itertools.count(), os.fsync
 
-    def full(_):
-        raise OSError(28, "No space left on device")
+    def full(file):
+        if next(calls) >= num_written:
+            raise OSError(28, "No space left on device")
+        real(file)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match=r"no space left to write .*model.safetensors"):
-        storage.save_folder(tmp_path, {"v": 2}, state(scale=2))
+    if sizes[1] == 10**6 and num_written:
+        return  # one file: it is written or it is not
+    with pytest.raises(DataError, match=r"no space left to write .*model"):
+        storage.save_folder(tmp_path, {"v": 2}, state(5, scale=2), max_shard_size=sizes[1])
     assert storage.load_folder(tmp_path)[0] == {"v": 1}
-    assert same(storage.load_folder(tmp_path)[1], state())
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert same(storage.load_folder(tmp_path)[1], state(5))
+    monkeypatch.undo()
+    storage.save_folder(tmp_path, {"v": 1}, state(5), max_shard_size=sizes[0])
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 def _small_files_only():

@@ -20,21 +20,28 @@ class FolderSource:
         size: short side after resizing, pixels.
         crop: side of a random window of that picture, or None for its centre square.
         captions: weights by kind, see `pick_caption`; `.txt` files are of the kind `text`.
+        captioned: pictures without a caption are bad samples; otherwise theirs is empty.
 
     Raises:
-        DataError: no such folder, no pictures, or not a single caption.
+        DataError: no such folder, no pictures, or not a single caption where `captioned`.
     """
 
     def __init__(
-        self, root: str | Path, size: int, crop: int | None = None, captions: Mapping[str, float] | None = None
+        self,
+        root: str | Path,
+        size: int,
+        crop: int | None = None,
+        captions: Mapping[str, float] | None = None,
+        captioned: bool = True,
     ):
         self.root, self.size, self.crop, self.captions = Path(root), size, crop, captions or {}
+        self.captioned = captioned
         if not self.root.is_dir():
             raise DataError(f"{root} is not a folder")
         found, texts = _scan(self.root)
         if not found:
             raise DataError(f"{root} holds no pictures ({', '.join(IMAGE_TYPES)})")
-        if not texts:
+        if captioned and not texts:
             raise DataError(
                 f"{root} holds {len(found)} pictures but no captions: expected {Path(found[0]).stem}.txt and so on"
             )
@@ -47,13 +54,15 @@ class FolderSource:
     def load(self, index: int, rng: Streams) -> Sample:
         """Sample `index`; see `Source`."""
         path = self.root / self.files[index]
+        beside = path.with_suffix(".txt")
         try:
-            text = path.with_suffix(".txt").read_text("utf-8")
             data = path.read_bytes()
-        except FileNotFoundError:
-            raise BadSample("no caption", f"{path.with_suffix('.txt')} does not exist") from None
+            text = beside.read_text("utf-8") if self.captioned or beside.exists() else ""
+        except FileNotFoundError as error:
+            reason = "no caption" if error.filename == str(beside) else "unreadable file"
+            raise BadSample(reason, f"{error.filename} does not exist") from None
         except UnicodeDecodeError:
-            raise BadSample("caption is not UTF-8", str(path.with_suffix(".txt"))) from None
+            raise BadSample("caption is not UTF-8", str(beside)) from None
         except OSError as error:
             raise BadSample("unreadable file", f"{path}: {error.strerror}") from None
         caption = pick_caption({"text": lines_of(text)}, self.captions, rng)
@@ -65,8 +74,8 @@ def _scan(root: Path) -> tuple[list[str], int]:
     found, texts = [], 0
     for folder, _, names in os.walk(root):
         for name in names:
-            kind = name.rpartition(".")[2].lower()
+            kind = name.rpartition(".")[2]
             texts += kind == "txt"
-            if kind in IMAGE_TYPES and not name.startswith("."):
+            if kind.lower() in IMAGE_TYPES and not name.startswith("."):
                 found.append(os.path.relpath(os.path.join(folder, name), root))
     return sorted(found), texts

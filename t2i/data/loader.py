@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from t2i.config import Config
 from t2i.data.folder import FolderSource
 from t2i.data.order import Mixture, permute
+from t2i.data.shapes.layout import check_num_things
 from t2i.data.shards import ShardSource
 from t2i.data.source import BadSample, Sample, Source
 from t2i.errors import DataError, UsageError, did_you_mean
@@ -67,9 +68,10 @@ class DataConfig(Config):
             raise ValueError(f"crop {self.crop} must not exceed size {self.size}")
         if any(w < 0 for w in self.captions.values()) or (self.captions and not sum(self.captions.values())):
             raise ValueError(f"caption weights must be positive, got {self.captions}")
-        counts = self.num_things
-        if counts and (not set(counts) <= {1, 2, 3, 4} or min(counts.values()) < 0 or not sum(counts.values())):
-            raise ValueError(f"num_things must weigh 1 to 4 things, positively, got {counts}")
+        if self.num_things:
+            check_num_things(self.num_things)
+            if all(source.src != "shapes" for source in self.sources):
+                raise ValueError(f"num_things weighs scenes of the shapes world, which source={self.source!r} is not")
         return self
 
     @property
@@ -79,7 +81,7 @@ class DataConfig(Config):
 
 
 class NothingHeldOutError(DataError):
-    """So few files, or so small a `val_fraction`, that there is no held-out sample."""
+    """No held-out sample: too few files, too small a `val_fraction`, or none of them usable."""
 
 
 class Loader:
@@ -91,7 +93,8 @@ class Loader:
         rank, world: this process and the number of processes.
         start: position of the first sample of the first step.
         split: `train` or `val`; held-out shapes are scenes that training never draws.
-        bad_log: JSON lines file that names every unusable sample.
+        captioned: whether a picture without a caption is of no use; if not, its caption is empty.
+        bad_log: JSON lines file that names every unusable sample, once.
 
     Raises:
         UsageError: a batch that does not divide evenly, or a source that is none.
@@ -111,6 +114,7 @@ class Loader:
         start: int = 0,
         split: str = "train",
         bad_log: Path | None = None,
+        captioned: bool = True,
     ) -> None:
         if batch_size % (accumulate * world):
             raise UsageError(
@@ -121,10 +125,11 @@ class Loader:
         self.config, self.bad_log, self.world, self.split = config, bad_log, world, split
         self.batch_size, self.accumulate, self.rank, self.start = batch_size, accumulate, rank, start
         self.micro = batch_size // (accumulate * world)
-        self.data = _Positions(config, seed, self.micro, split)
+        self.data = _Positions(config, seed, self.micro, split, captioned)
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = self.num_enlarged = 0
+        self.listed = _keys_of(bad_log) if bad_log is not None and bad_log.exists() else set()
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Micro-batches, b = batch_size/accumulate/world: `image` (b, 3, h, h) in [-1, 1], `caption`, `key`, `seed`."""
@@ -168,7 +173,7 @@ class Loader:
 
     def _account(self, bad: list[dict[str, str]], enlarged: list[str], failed: str | None) -> None:
         self.num_seen += self.micro
-        if enlarged and not self.num_enlarged:
+        if enlarged and not self.num_enlarged and self.split == "train":
             log.warning(
                 "picture %s is smaller than data.size=%d: enlarged, it is blurred", enlarged[0], self.config.size
             )
@@ -180,16 +185,21 @@ class Loader:
                 log.warning(
                     "skipped sample %s: %s (%s), %d so far", sample["key"], sample["reason"], sample["detail"], count
                 )
-        if bad and self.bad_log is not None:
+        new = {sample["key"]: sample for sample in bad if sample["key"] not in self.listed}
+        if new and self.bad_log is not None:
             with open(self.bad_log, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in bad)
-        limit = self.config.max_bad_fraction * max(self.num_seen, 200)
-        if failed or self.bad.total() > limit:
-            problem = (
-                failed or f"beside {self.num_seen} good ones; data.max_bad_fraction={self.config.max_bad_fraction}"
+                file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in new.values())
+            self.listed |= new.keys()
+        example = f", such as {bad[-1]['key']}" if bad else ""
+        if failed is not None:
+            kind = DataError if self.split == "train" else NothingHeldOutError
+            raise kind(failed + (f" ({self._reasons()}{example})" if self.bad else ""))
+        limit = self.config.max_bad_fraction * max(self.num_seen + self.bad.total(), 200)
+        if self.split == "train" and self.bad.total() > limit:  # held out are few, and these drawn again and again
+            raise DataError(
+                f"too many unusable samples: {self._reasons()}{example} "
+                f"(beside {self.num_seen} good ones; data.max_bad_fraction={self.config.max_bad_fraction})"
             )
-            example = f", such as {bad[-1]['key']}" if bad else ""
-            raise DataError(f"too many unusable samples: {self._reasons()}{example} ({problem})")
 
     def _reasons(self) -> str:
         return ", ".join(f"{reason}: {count}" for reason, count in self.bad.most_common())
@@ -198,9 +208,9 @@ class Loader:
 class _Positions(Dataset[Batch]):
     """`positions[p]` is the micro-batch of positions p … p+micro-1."""
 
-    def __init__(self, config: DataConfig, seed: int, micro: int, split: str) -> None:
+    def __init__(self, config: DataConfig, seed: int, micro: int, split: str, captioned: bool) -> None:
         self.config, self.seed, self.micro, self.split = config, seed, micro, split
-        opened = [(_open(source.src, config, split), source.weight) for source in config.sources]
+        opened = [(_open(source.src, config, split, captioned), source.weight) for source in config.sources]
         self.sources = [source for source, _ in opened if source is not None]
         if not self.sources:
             raise NothingHeldOutError(f"data.val_fraction {config.val_fraction} holds out no sample of {config.source}")
@@ -293,14 +303,14 @@ class _Subset:
         return self.source.load(self.rows[index], rng)
 
 
-def _open(src: str, config: DataConfig, split: str) -> Source | ShapesSource | None:
+def _open(src: str, config: DataConfig, split: str, captioned: bool) -> Source | ShapesSource | None:
     """The part of a source that belongs to a split; None where nothing of it is held out."""
     if src == "shapes":
         return ShapesSource(config, split)
     if os.path.isdir(src) and not any(name.endswith(".tar") for name in os.listdir(src)):
-        source: Source = FolderSource(src, config.size, config.crop, config.captions)
+        source: Source = FolderSource(src, config.size, config.crop, config.captions, captioned)
     else:
-        source = ShardSource(src, config.size, config.crop, config.captions)
+        source = ShardSource(src, config.size, config.crop, config.captions, captioned)
     log.info("%s: %d samples from %s", src, len(source), type(source).__name__)
     held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
     if all(held) or not any(held):  # training comes first
@@ -321,6 +331,12 @@ def _collate(samples: list[Sample]) -> Batch:
             else:
                 batch[key] = torch.tensor(values) if isinstance(values[0], int) else values
     return batch
+
+
+def _keys_of(path: Path) -> set[str]:
+    """Samples that a run has listed before it was resumed."""
+    with open(path, encoding="utf-8") as file:
+        return {json.loads(line)["key"] for line in file if line.endswith("}\n")}
 
 
 def _ignore_signals(_: int) -> None:

@@ -43,6 +43,7 @@ class ShardSource:
         size: short side after resizing, pixels.
         crop: side of a random window of that picture, or None for its centre square.
         captions: weights by kind, see `pick_caption`; lines of `.txt` are of the kind `text`.
+        captioned: pictures without a caption are bad samples; otherwise theirs is empty.
 
     Raises:
         UsageError: a compressed tar or a `pipe:` address.
@@ -50,9 +51,14 @@ class ShardSource:
     """
 
     def __init__(
-        self, src: str, size: int, crop: int | None = None, captions: Mapping[str, float] | None = None
+        self,
+        src: str,
+        size: int,
+        crop: int | None = None,
+        captions: Mapping[str, float] | None = None,
+        captioned: bool = True,
     ) -> None:
-        self.size, self.crop, self.captions = size, crop, captions or {}
+        self.size, self.crop, self.captions, self.captioned = size, crop, captions or {}, captioned
         self.tars = expand(src)
         self.keys: list[str] = []
         self._samples: list[tuple[int, dict[str, tuple[int, int]]]] = []  # (tar, {type: (offset, bytes)})
@@ -89,6 +95,8 @@ class ShardSource:
                     sample[kind.removesuffix(".npy")] = torch.from_numpy(array)
             except Exception as error:  # whatever a damaged member provokes in its parser costs one sample
                 raise BadSample(f"unreadable {kind}", f"{self.tars[tar]}: {sample['key']}: {error}") from None
+        if not self.captioned and not any(captions.values()):
+            captions = {"text": [""]}
         sample["caption"] = pick_caption(captions, self.captions, rng)
         picture = next(kind for kind in IMAGE_TYPES if kind in members)
         sample |= decode(self._read(tar, members, picture), self.size, self.crop, rng)

@@ -40,6 +40,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}; known: {', '.join(SAMPLERS)}")
+        if not 0 <= self.eta <= 1 or not 0 <= self.rescale <= 1 or self.guidance < 0 or self.temperature < 0:
+            raise ValueError(f"eta and rescale lie in 0…1, guidance and temperature are not negative, got {self}")
 
 
 def draw(

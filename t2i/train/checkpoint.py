@@ -115,7 +115,9 @@ def verify(path: Path) -> str | None:
 
 def load(path: Path) -> tuple[State, dict[str, Any]]:
     """What `save` was given: (tensors, state)."""
-    names = {re.sub(r"(-\d{5}-of-\d{5})?\.safetensors$", "", file.name) for file in path.glob("*.safetensors")}
+    names = {
+        re.sub(r"(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?\.safetensors$", "", file.name) for file in path.glob("*.safetensors")
+    }
     return {name: storage.load_tensors(path, name) for name in names}, storage.read_json(path / "state.json")
 
 

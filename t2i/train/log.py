@@ -15,7 +15,7 @@ from torch import Tensor
 
 from t2i import storage
 from t2i.text.words import split
-from t2i.types import Task
+from t2i.types import Batch, Task
 
 log = logging.getLogger("t2i")
 
@@ -87,6 +87,19 @@ def status_line(row: dict[str, Any]) -> str:
         f" | lr {row['lr']:.1e} | gnorm {row['grad_norm']:.2f} | mem {row['memory_gb']:.1f}G"
         f" | data {100 * row['data_fraction']:.0f}%"
     )
+
+
+def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype) -> None:
+    """Say what is trained, and what it is about to see."""
+    count = sum(p.numel() for p in task.model.parameters() if p.requires_grad) / 1e6
+    log.info("%s: %.2fM trainable parameters on %s, %s", type(task.model).__name__, count, device, dtype)
+    for key, x in first.items():
+        if isinstance(x, Tensor):
+            log.info("%s: %s %s in [%.3g, %.3g]", key, tuple(x.shape), x.dtype, x.min(), x.max())
+    for caption in first.get("caption", [])[:2]:
+        log.info("caption: %s", caption)
+    if problem := unknown_words(task, first.get("caption", [])):
+        log.warning(problem)
 
 
 def unknown_words(task: Task, captions: Sequence[str]) -> str | None:

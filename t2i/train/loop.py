@@ -29,7 +29,7 @@ from t2i.seed import mix
 from t2i.train import checkpoint
 from t2i.train.ema import Ema
 from t2i.train.held_out import HeldOut
-from t2i.train.log import Clock, Meter, MetricsFile, memory_gb, status_line, to_stderr, unknown_words
+from t2i.train.log import Clock, Meter, MetricsFile, announce, memory_gb, status_line, to_stderr
 from t2i.train.objective import Batches, LoaderFactory, Objective, to_device
 from t2i.train.optim import OptimConfig, learning_rate, make_optimizer
 from t2i.train.settings import TrainConfig, choose_dtype, is_sample_step
@@ -264,24 +264,18 @@ class _Run:
         first = next(batches)
         if missing := [key for key in self.task.keys if key not in first]:
             raise UsageError(f"the task needs {missing}, the data has {sorted(first)}")
-        if not self.main:
-            return itertools.chain([first], batches)
-        config, name = self.config, type(self.model).__name__
-        count = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
-        micro = config.batch_size // (config.accumulate * self.world)
-        log.info("%s: %.2fM trainable parameters on %s, %s", name, count, self.device, self.dtype)
-        log.info(
-            "batch %d = %d × accumulate %d × processes %d", config.batch_size, micro, config.accumulate, self.world
-        )
-        for key, x in first.items():
-            if isinstance(x, Tensor):
-                log.info("%s: %s %s in [%.3g, %.3g]", key, tuple(x.shape), x.dtype, x.min(), x.max())
-        for caption in first.get("caption", [])[:2]:
-            log.info("caption: %s", caption)
-        if problem := unknown_words(self.task, first.get("caption", [])):
-            log.warning(problem)
-        if "image" in first:
-            save_png(grid(first["image"][:16]), storage.writable(config.out / "samples") / "inputs.png")
+        if self.main:
+            size, accumulate = self.config.batch_size, self.config.accumulate
+            log.info(
+                "batch %d = %d × accumulate %d × processes %d",
+                size,
+                size // (accumulate * self.world),
+                accumulate,
+                self.world,
+            )
+            announce(self.task, first, self.device, self.dtype)
+            if "image" in first:
+                save_png(grid(first["image"][:16]), storage.writable(self.config.out / "samples") / "inputs.png")
         return itertools.chain([first], batches)
 
     def _look(self, sample: bool, measure: bool) -> None:
@@ -317,6 +311,6 @@ class _Run:
     def _loader(self, split: str, batch_size: int, **changes: int) -> Batches:
         here = {"rank": self.accelerator.process_index, "world": self.world, "accumulate": self.config.accumulate}
         here["start"] = self.images if split == "train" else 0
-        bad_log = self.config.out / "bad.jsonl" if split == "train" else None
+        bad_log = self.config.out / "bad.jsonl"
         seed = self.config.seed
         return self.make_loader(seed=seed, batch_size=batch_size, split=split, bad_log=bad_log, **(here | changes))

@@ -23,7 +23,7 @@ from t2i.data.shapes.write import write_shards
 from t2i.data.shards import ShardSource, expand
 from t2i.data.source import BadSample, decode, pick_caption
 from t2i.errors import DataError, UsageError
-from t2i.seed import Streams
+from t2i.seed import Streams, mix
 
 
 def picture(value, size=(12, 10), kind="PNG"):
@@ -462,12 +462,12 @@ def test_bad_samples_are_replaced_counted_and_listed(tmp_path, caplog):
     assert caplog.messages[-1] == f"train data: 196 samples used, skipped {counts}"
     assert sum("skipped sample" in message for message in caplog.messages) == 3
     rows = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert Counter(row["reason"] for row in rows) == data.bad
-    assert {row["key"] for row in rows} == {"bad000", "000", "001"}
+    assert sorted(row["key"] for row in rows) == ["000", "001", "bad000"]
     assert all(len(batch["key"]) == 7 for batch in batches)
     assert not {"bad000", "000", "001"} & set(keys(batches))
-    again = take(loader(folder, 7, start=70), 18)
+    again = take(loader(folder, 7, start=70, bad_log=tmp_path / "bad.jsonl"), 18)
     assert keys(again) == keys(batches[10:])
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -476,6 +476,26 @@ def test_too_many_bad_samples_stop_the_run(tmp_path, workers):
     message = r"samples: unreadable picture: \d+, such as bad\d+ \(beside \d+ good ones; data.max_bad_fraction=0.2\)"
     with pytest.raises(DataError, match=message):
         take(data, 40)
+
+
+def test_the_share_of_bad_samples_is_one_of_all_samples(tmp_path):
+    folder = spoiled(tmp_path, 45, 55)
+    assert len(take(loader(folder, 10, max_bad_fraction=0.5), 100)) == 100
+    with pytest.raises(DataError, match=r"max_bad_fraction=0\.4"):
+        take(loader(folder, 10, max_bad_fraction=0.4), 100)
+
+
+def test_a_bad_file_among_a_few_held_out_ones_is_skipped_and_alone_means_none(tmp_path):
+    folder = make_folder(tmp_path / "a", 20)
+    held = {mix("val", f"{i:03d}"): f"{i:03d}" for i in range(20)}
+    smallest = sorted(held)[:3]
+    fraction = {num: smallest[num] / 2**63 for num in (1, 2)}
+    (folder / f"{held[smallest[0]]}.txt").unlink()
+    data = loader(str(folder), 8, split="val", val_fraction=fraction[2], max_bad_fraction=0, bad_log=tmp_path / "bad")
+    assert {key for batch in take(data, 40) for key in batch["key"]} == {held[smallest[1]]}
+    assert len((tmp_path / "bad").read_text().splitlines()) == 1
+    with pytest.raises(NothingHeldOutError, match="32 samples in a row"):
+        take(loader(str(folder), 8, split="val", val_fraction=fraction[1]), 1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -544,9 +564,12 @@ def test_shapes_have_as_many_things_as_weighed():
     assert mixed.keys() == {1, 2}
     assert mixed[2] / 200 == pytest.approx(0.75, abs=0.1)
     assert counts() == counts(num_things=shapes.NUM_THINGS)
+    assert counts(num_things={1: 1, 2: 3}) == counts(num_things={2: 3, 1: 1})
     for wrong in ({5: 1}, {1: -1, 2: 2}, {1: 0}):
         with pytest.raises(ValueError, match="num_things must weigh 1 to 4"):
             DataConfig(num_things=wrong)
+    with pytest.raises(ValueError, match="scenes of the shapes world, which source='photos' is not"):
+        DataConfig(source="photos", num_things={1: 1})
 
 
 @pytest.mark.parametrize(

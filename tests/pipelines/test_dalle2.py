@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,6 +121,63 @@ def test_the_recipe_of_one_picture_is_plain(pipe: DALLE2) -> None:
 )
 def test_chunks_start_anew_in_every_group(count: int, group: int, size: int, expected: list) -> None:
     assert [(rows.start, rows.stop) for rows in chunks(count, group, size)] == expected
+
+
+def test_costly_stages_take_fewer(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = SimpleNamespace(image_size=1024, unet=SimpleNamespace(patch_size=8))  # 128 × 128 places
+    monkeypatch.setattr(pipe, "_config", lambda stage: large)
+    call = SimpleNamespace(seeds=range(5), max_batch=8)
+    assert [rows.stop - rows.start for rows in pipe._chunks(call, "up1024")] == [2, 2, 1]
+    assert [rows.stop - rows.start for rows in pipe._chunks(call, "prior")] == [5]
+
+
+def test_samplers_by_stage_are_in_the_recipe(pipe: DALLE2) -> None:
+    base = pipe("a red cube", seed=1, progress=False, stop_after="decoder")
+    other = pipe("a red cube", seed=1, progress=False, stop_after="decoder", sampler={"decoder": "ddpm"})
+    assert base[0].tobytes() != other[0].tobytes()
+    assert base.recipe["arguments"]["sampler"] == {"prior": "ddpm", "decoder": "ddim"}
+    again = pipe(**json.loads(json.dumps(other.recipe_of(0)))["arguments"], progress=False)
+    assert again[0].tobytes() == other[0].tobytes()
+
+
+def test_the_recipe_names_the_weights(pipe: DALLE2, tmp_path: Path) -> None:
+    copied = copy.deepcopy(pipe)
+    copied.save_pretrained(tmp_path / "a")
+    opened = Pipeline.from_pretrained(tmp_path / "a", device="cpu")
+    assert copied.weights == opened.weights != ""
+    assert copied.source == opened.source == str((tmp_path / "a").resolve())
+    with torch.no_grad():
+        opened.parts["up1024"].unet.conv_out.bias.add_(1)
+    opened.save_pretrained(tmp_path / "b")
+    assert opened.weights == Pipeline.from_pretrained(tmp_path / "b", device="cpu").weights != copied.weights
+    assert opened("a cube", seed=0, stop_after="prior", progress=False).recipe["weights"] == opened.weights
+    assert opened.source == str((tmp_path / "b").resolve())
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder"])
+def test_a_stage_of_another_clip_is_refused(pipe: DALLE2, name: str) -> None:
+    parts = copy.deepcopy(pipe.parts)
+    mark = parts["clip"].mark()
+    config = parts[name].config
+    parts[name].config = config.model_copy(
+        update={"clip_mark": tuple(x + 0.002 * (-1) ** i for i, x in enumerate(mark))}
+    )
+    DALLE2(parts, pipe.settings)
+    parts[name].config = config.model_copy(update={"clip_mark": mark[::-1]})
+    with pytest.raises(DataError, match=f"{name} was trained with another CLIP"):
+        DALLE2(parts, pipe.settings)
+
+
+def test_a_negative_prompt_without_guidance_is_told(pipe: DALLE2) -> None:
+    with pytest.warns(UserWarning, match="a negative prompt says nothing where guidance is 1"):
+        pipe("a cube", negative_prompt="a sphere", guidance=1.0, seed=1, stop_after="prior", progress=False)
+
+
+def test_words_that_only_the_decoder_lacks_are_told(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = pipe.parts["decoder"].config.tokenizer.model_copy(update={"words": ("a", "cube")})
+    monkeypatch.setattr(pipe, "_tokenizer", few.build())
+    with pytest.warns(UserWarning, match="does not know: red"):
+        pipe("a red cube", seed=1, stop_after="prior", progress=False)
 
 
 def test_max_batch_is_a_maximum(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:

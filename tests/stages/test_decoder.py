@@ -50,6 +50,15 @@ def losses(encoder: Any, captions: tuple[str, str], **options: Any) -> Tensor:
     return DecoderTask(small_decoder(), encoder, DecoderOptions(**options)).loss(batch)["loss"]
 
 
+def test_an_empty_caption_is_no_caption() -> None:
+    task, batch = DecoderTask(small_decoder(), small_clip()), flat(2)
+    empty = task.condition(batch | {"caption": ["", " "]})
+    dropped = task.condition(batch, text_keep=torch.zeros(2, dtype=torch.bool))
+    assert empty.sequence is not None
+    torch.testing.assert_close(empty.sequence, dropped.sequence)
+    torch.testing.assert_close(empty.vector, dropped.vector)
+
+
 def test_losses_belong_to_samples_and_not_to_batches() -> None:
     task = DecoderTask(small_decoder(), small_clip())
     whole = task.loss(flat(4))

@@ -421,8 +421,10 @@ def test_sample_steps_are_logarithmic_or_regular():
     assert not any(is_sample_step(s, 0) for s in range(10))
 
 
-def test_precision():
+def test_precision(monkeypatch):
     cpu = torch.device("cpu")
     assert choose_dtype("bf16", cpu) == torch.bfloat16
     assert choose_dtype("fp32", cpu) == torch.float32
-    assert choose_dtype("auto", cpu) in (torch.bfloat16, torch.float32)
+    for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("t2i.train.settings.fast_bfloat16", lambda _, fast=fast: fast)
+        assert choose_dtype("auto", cpu) == expected

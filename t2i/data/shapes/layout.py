@@ -41,7 +41,8 @@ _OVERLAP = 0.3  # of the boxes of two things, of the smaller
 
 def sample_scene(rng: random.Random, num_things: Mapping[int, float] = NUM_THINGS) -> Scene:
     """A random scene of one to four things, so many as often as `num_things` weighs them."""
-    count = rng.choices(list(num_things), list(num_things.values()))[0]
+    counts = sorted(num_things)
+    count = rng.choices(counts, [num_things[count] for count in counts])[0]
     while True:
         wanted = rng.choices((*RELATIONS, None), (22, 22, 11, 11, 12, 22))[0] if count > 1 else None
         things = _same(rng, count) if rng.random() < (0, 0, 0.15, 0.4, 0.4)[count] else _different(rng, count)
@@ -50,6 +51,13 @@ def sample_scene(rng: random.Random, num_things: Mapping[int, float] = NUM_THING
         placed = arrange(things, wanted if count == 2 or wanted == "on top of" else None, rng)
         if placed is not None:
             return placed
+
+
+def check_num_things(num_things: Mapping[int, float]) -> None:
+    """ValueError unless these are weights of scenes with one to four things."""
+    weights = num_things.values()
+    if not set(num_things) <= {1, 2, 3, 4} or not sum(weights) or not all(0 <= w < math.inf for w in weights):
+        raise ValueError(f"num_things must weigh 1 to 4 things, positively, got {dict(num_things)}")
 
 
 def scene_from_seed(seed: int, num_things: Mapping[int, float] = NUM_THINGS) -> Scene:

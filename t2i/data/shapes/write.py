@@ -4,11 +4,15 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from t2i.data.shapes import batch, crops
+from t2i.data.shapes import NUM_THINGS, batch, crops
+from t2i.data.shapes.layout import check_num_things
 from t2i.errors import UsageError
 from t2i.images import to_pil
 from t2i.storage import clear_errors, writable
@@ -17,7 +21,14 @@ _SETTINGS, _LENGTH = "t2i.settings", "t2i.length"  # global pax headers of a sha
 
 
 def write_shards(
-    out: str | Path, *, count: int, size: int = 64, crop: int | None = None, seed: int = 0, shard_size: int = 1000
+    out: str | Path,
+    *,
+    count: int,
+    size: int = 64,
+    crop: int | None = None,
+    seed: int = 0,
+    shard_size: int = 1000,
+    num_things: Mapping[int, float] = NUM_THINGS,
 ) -> list[Path]:
     """Render scenes `seed … seed+count-1` into `out/00000.tar`, `00001.tar` …, with a progress bar.
 
@@ -28,6 +39,7 @@ def write_shards(
     Args:
         size: side of the whole picture in pixels.
         crop: write a random window of this side instead, as upsamplers train on.
+        num_things: how often a scene has one, two, three or four things.
 
     Returns the paths. Raises UsageError for a crop that does not fit and for shards of other settings in `out`,
     DataError for a folder that cannot be written.
@@ -36,8 +48,14 @@ def write_shards(
         raise UsageError(f"crop {crop} must fit into size {size}, and both be multiples of 4")
     if count < 1 or shard_size < 1:
         raise UsageError(f"count and shard_size must be at least 1, got {count} and {shard_size}")
+    try:
+        check_num_things(num_things)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     folder = writable(out)
     settings = f"size {size}, crop {crop}, seed {seed}, shard_size {shard_size}"
+    if num_things != NUM_THINGS:
+        settings += f", num_things {dict(sorted(num_things.items()))}"
     lengths = {}
     for path in sorted(folder.glob("*.tar")):
         found, lengths[path] = _mark(path)
@@ -48,7 +66,7 @@ def write_shards(
         for index, path in enumerate(paths):
             seeds = range(seed + index * shard_size, seed + min(count, (index + 1) * shard_size))
             if lengths.get(path, 0) < len(seeds):
-                _write(path, settings, seeds, size, crop, bar)
+                _write(path, settings, seeds, partial(_drawn, size=size, crop=crop, num_things=num_things), bar)
             else:
                 bar.update(len(seeds))
     return paths
@@ -63,7 +81,13 @@ def _mark(path: Path) -> tuple[str, int]:
         return "unknown settings", 0
 
 
-def _write(path: Path, settings: str, seeds: range, size: int, crop: int | None, bar: tqdm) -> None:
+def _drawn(seeds: range, size: int, crop: int | None, num_things: Mapping[int, float]) -> dict[str, Any]:
+    if crop is None:
+        return batch(seeds, size, num_things=num_things)
+    return crops(seeds, size, crop, num_things=num_things)
+
+
+def _write(path: Path, settings: str, seeds: range, draw: Callable[[range], dict[str, Any]], bar: tqdm) -> None:
     """One shard, under its name only when it is whole."""
     temporary = path.with_suffix(".tar.tmp")
     mark = {_SETTINGS: settings, _LENGTH: str(len(seeds))}
@@ -71,16 +95,15 @@ def _write(path: Path, settings: str, seeds: range, size: int, crop: int | None,
         try:
             with tarfile.open(temporary, "w", pax_headers=mark) as tar:
                 for first in range(0, len(seeds), 32):
-                    _add(tar, seeds[first : first + 32], size, crop)
+                    _add(tar, draw(seeds[first : first + 32]))
                     bar.update(len(seeds[first : first + 32]))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _add(tar: tarfile.TarFile, seeds: range, size: int, crop: int | None) -> None:
-    """Render a few scenes and append their files."""
-    samples = batch(seeds, size) if crop is None else crops(seeds, size, crop)
+def _add(tar: tarfile.TarFile, samples: dict[str, Any]) -> None:
+    """Append the files of a few scenes."""
     for i, image in enumerate(to_pil(samples["image"])):
         png = io.BytesIO()
         image.save(png, "PNG")

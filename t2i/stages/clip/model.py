@@ -162,7 +162,7 @@ class ClipEncoder(nn.Module):
         """B sentences → `TextFeatures` on the encoder's device, L being the longest caption's length."""
         return self.encode_tokens(*self.tokenize(captions))
 
-    @torch.inference_mode()
-    def similarity(self, image: Tensor, captions: Sequence[str]) -> Tensor:
-        """Cosine similarity of every picture with every sentence, (B, N)."""
-        return self.encode_image(image) @ self.encode_text(captions).pooled.T
+    @torch.no_grad()
+    def mark(self) -> tuple[float, ...]:
+        """Where the empty sentence is embedded: by these numbers stages recognise the CLIP they were trained with."""
+        return tuple(round(x, 4) for x in self.encode_text([""]).pooled[0, :16].tolist())

@@ -25,6 +25,7 @@ class DecoderConfig(Config):
         unet: the network; its `context_dim` must be the width of the text features (or be free, without text).
         text: a text transformer trained with the U-Net, or None.
         clip_dim: width D of CLIP image embeddings, or None for no such port.
+        clip_mark: `ClipEncoder.mark` of the CLIP it was trained with, empty if unknown.
         num_clip_tokens: context tokens made of one image embedding.
         clip_scale: image embeddings are multiplied by it first; √D gives unit vectors unit variance.
         num_classes: size of a label table, or None.
@@ -36,6 +37,7 @@ class DecoderConfig(Config):
     unet: UNetConfig
     text: TextConfig | None = None
     clip_dim: int | None = Field(default=None, ge=1)
+    clip_mark: tuple[float, ...] = ()
     num_clip_tokens: int = Field(default=4, ge=1)
     clip_scale: float = 1.0
     num_classes: int | None = Field(default=None, ge=1)
@@ -58,7 +60,7 @@ class DecoderConfig(Config):
             raise ValueError(f"unet.context_dim={unet.context_dim} must equal text.width={self.text.width}")
         if self.clip_dim is not None and unet.context_dim is None:
             raise ValueError(f"clip_dim={self.clip_dim} needs a unet.context_dim for its tokens, got None")
-        if self.text is not None and self.tokenizer is not None:
+        if self.text is not None and self.tokenizer is not None and "vocab_size" in self.text.model_fields_set:
             ours, theirs = (
                 (self.text.vocab_size, self.text.context),
                 (self.tokenizer.vocab_size, self.tokenizer.context),

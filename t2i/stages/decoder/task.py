@@ -3,8 +3,10 @@
 B batch · S side of the picture · L tokens · D width of CLIP embeddings
 """
 
+from typing import Any
+
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
@@ -33,6 +35,11 @@ class DecoderOptions(Config):
     vb_weight: float = Field(1.0, ge=0)
     time_shift: float = Field(1.0, gt=0)
     sampling: Sampling = Sampling(steps=25, guidance=2.0)
+
+    @field_validator("sampling", mode="before")
+    @classmethod
+    def _rest_stays(cls, value: Any) -> Any:
+        return {"steps": 25, "guidance": 2.0} | value if isinstance(value, dict) else value
 
 
 class DecoderTask(nn.Module):
@@ -66,7 +73,9 @@ class DecoderTask(nn.Module):
         device = batch["image"].device
         tokens = mask = embedding = None
         if self.tokenizer is not None:
-            tokens, mask = (upload(x, device) for x in self.tokenizer(batch["caption"]))  # (B, L) (B, L)
+            said = torch.tensor([bool(caption.strip()) for caption in batch["caption"]])
+            tokens, mask = self.tokenizer(batch["caption"])  # (B, L) (B, L)
+            tokens, mask = upload(tokens, device), upload(mask & said[:, None], device)
         if self.encoder is not None and self.model.config.clip_dim is not None:
             with torch.no_grad():
                 embedding = self.encoder.encode_image(batch["image"])  # (B, D)

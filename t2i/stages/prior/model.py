@@ -16,9 +16,11 @@ from t2i.types import Condition, TextFeatures
 
 
 class PriorConfig(Config):
-    """`clip_dim` and `text_width` are CLIP's; `clamp` bounds the standardised x_0 while sampling, None for no bound."""
+    """`clip_dim` and `text_width` are CLIP's, `clip_mark` is `ClipEncoder.mark` of it, empty if unknown; `clamp` bounds
+    the standardised x_0 while sampling, None for no bound."""
 
     clip_dim: int = Field(256, ge=1)
+    clip_mark: tuple[float, ...] = ()
     text_width: int = Field(256, ge=1)
     context: int = Field(64, ge=1)
     width: int = Field(256, ge=1)
