@@ -44,11 +44,6 @@ def parse(data: dict[str, Any], model: type[Model], source: str = "config") -> M
         raise UsageError(f"{source}: " + "; ".join(_explain(error, model))) from None
 
 
-def dump(config: BaseModel) -> str:
-    """YAML text of a resolved configuration; `load` reads it back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
 def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and leaves of a nested dictionary."""
     for key, value in data.items():

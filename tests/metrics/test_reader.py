@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from t2i.data import shapes
+from t2i.data.degrade import gaussian_blur
 from t2i.data.loader import VAL_SCENES
 from t2i.data.shapes.scene import Box
 from t2i.evaluate import load_reader, reader_accuracy
@@ -19,7 +20,6 @@ from t2i.stages.reader.task import (
     ReaderTask,
     accuracy,
     empty,
-    gaussian_blur,
     listed,
     losses,
     match,
@@ -164,16 +164,6 @@ def test_a_reader_is_saved_and_loaded(tmp_path: Path) -> None:
     assert any(reader.read(image)), "or nothing is compared"
 
 
-def test_blur_keeps_the_mean_and_has_the_right_width() -> None:
-    spike = torch.zeros(2, 1, 15, 15)
-    spike[:, :, 7, 7] = 1
-    out = gaussian_blur(spike, torch.tensor([0.0, 1.0]))
-    assert torch.allclose(out[0], spike[0], atol=1e-6)
-    away = torch.arange(15.0) - 7
-    assert out[1].sum() == pytest.approx(1, abs=1e-5)
-    assert (out[1, 0].sum(0) * away**2).sum() == pytest.approx(1, abs=0.05)  # cut at three deviations
-
-
 def test_accuracy_counts_every_kind_of_fault() -> None:
     box = Box(0.4, 0.4, 0.6, 0.6)
     thing = Detection("cube", "red", box)
@@ -240,6 +230,6 @@ def test_bundled_reader_sees_nothing_on_an_empty_floor(reader: Reader) -> None:
 def test_bundled_reader_reads_spoilt_pictures(reader: Reader) -> None:
     """Blurred, noisy and dimmed renders, as pictures drawn by a model are."""
     scenes = [shapes.scene_from_seed(VAL_SCENES | seed) for seed in range(32)]
-    image = gaussian_blur(shapes.render(scenes), torch.full((32,), 0.7))
+    image = gaussian_blur(shapes.render(scenes), torch.full((32,), 0.7), 7)
     image = (0.92 * image + 0.05 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     assert accuracy(reader.read(image), [listed(scene) for scene in scenes])["objects"] >= 0.95

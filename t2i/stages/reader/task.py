@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.config import Config
+from t2i.data.degrade import gaussian_blur
 from t2i.data.shapes.scene import Box, Scene, truth
 from t2i.seed import Streams, upload
 from t2i.stages.reader.model import Detection, Reader, ReaderConfig
@@ -111,22 +111,9 @@ def spoil(image: Tensor, streams: Streams, options: ReaderOptions) -> tuple[Tens
     shift = light * torch.cos(50 * chance[:, 7])  # another number as good as random
     numbers = upload(torch.stack([mirrored, blur, noise, gain, shift]), image.device)  # (5, B)
     flip, _, strength, gain, shift = numbers[:, :, None, None, None]  # (B, 1, 1, 1) each
-    image = gaussian_blur(torch.where(flip > 0, image.flip(-1), image), numbers[1])
+    image = gaussian_blur(torch.where(flip > 0, image.flip(-1), image), numbers[1].clamp(min=0.1), 7)
     noise_map = upload(streams.normal(*image.shape[1:]), image.device)
     return (image * gain + shift + strength * noise_map).clamp(-1, 1), mirrored.tolist()
-
-
-def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) blurred by their own standard deviations (B,) in pixels; 0 leaves a picture as it is."""
-    batch, channels = image.shape[:2]
-    reach = 3
-    square = torch.arange(-reach, reach + 1, device=image.device) ** 2
-    kernel = torch.exp(-square / (2 * sigma.clamp(min=0.1) ** 2)[:, None])  # (B, 7)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
-    x = F.pad(rearrange(image, "b c h w -> 1 (b c) h w"), (reach,) * 4, mode="replicate")
-    x = F.conv2d(x, kernel[:, None, None, :], groups=batch * channels)
-    x = F.conv2d(x, kernel[:, None, :, None], groups=batch * channels)
-    return rearrange(x, "1 (b c) h w -> b c h w", b=batch)
 
 
 def targets(
