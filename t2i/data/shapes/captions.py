@@ -93,7 +93,7 @@ def short(scene: Scene, rng: random.Random) -> str:
     else:
         related = _related(scene, rng) if rng.random() < 0.75 else None
         text = related or _listed([_counted(*g, rng) for g in groups])
-    if len({thing.shape for thing, _ in groups}) == len(groups) and rng.random() < 0.1:
+    if len({thing.shape for thing, _ in groups}) == len(groups) and rng.random() < 0.2:
         text = _colourless(text)
     if rng.random() < 0.07:
         text += f" on a {rng.choice(_FLOORS[scene.floor])} floor"
