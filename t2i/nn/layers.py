@@ -21,23 +21,26 @@ def zero_module(module: M) -> M:
     return module
 
 
-def timestep_embedding(t: Tensor, width: int, *, order: TimeOrder = "cos_sin", denominator_shift: int = 0) -> Tensor:
-    """Sinusoids of a timestep (Vaswani et al. 2017, section 3.5, as DDPM and IDDPM lay them out).
+def timestep_embedding(
+    t: Tensor, width: int, *, order: TimeOrder = "cos_sin", denominator_shift: int = 0, longest: float = 10000.0
+) -> Tensor:
+    """Sinusoids of a timestep or a position (Vaswani et al. 2017, section 3.5, as DDPM and IDDPM lay them out).
 
-    f_i = 10000^(-i / (half - denominator_shift)), i = 0 … half-1, half = width / 2.
+    f_i = longest^(-i / (half - denominator_shift)), i = 0 … half-1, half = width / 2.
 
     Args:
         t: (B,) integer or fractional timesteps.
         width: size of the result; an odd width gets a zero column.
         order: which half comes first; IDDPM and later put cosines first, DDPM sines.
         denominator_shift: 0 for IDDPM and later, 1 for DDPM.
+        longest: the period of the slowest sinusoid, over 2π.
 
     Returns:
         (B, width) float32, whatever the autocast state.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    frequencies = torch.exp(-math.log(10000.0) * steps / (half - denominator_shift))
+    frequencies = torch.exp(-math.log(longest) * steps / (half - denominator_shift))
     angles = t.float()[:, None] * frequencies  # (B, half)
     parts = [angles.cos(), angles.sin()]
     return F.pad(torch.cat(parts if order == "cos_sin" else parts[::-1], dim=1), (0, width % 2))
