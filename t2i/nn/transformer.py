@@ -118,8 +118,8 @@ class TextTransformer(nn.Module):
         self.transformer = Transformer(config)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         nn.init.normal_(self.padding)
-        # Sinusoids, and louder than the words of unit variance: from rows drawn at random, a small network trained on
-        # few pictures learns which words are there and never finds out in which order.
+        # Sinusoids, and louder than the words of unit variance: being next to each other is linear in them, so that a
+        # small network finds out about the order of words sooner than from rows drawn at random.
         order = timestep_embedding(torch.arange(config.context), config.width, longest=config.context)
         self.positions.data.copy_(2 * order)
 

@@ -62,7 +62,7 @@ def test_padding_rows_replace_tokens_and_are_attended_to() -> None:
 @pytest.mark.slow  # half a minute
 def test_the_order_of_words_is_learned_from_few_sentences() -> None:
     """Which shape has the colour that is asked for, in `a red cube to the left of a green ball`: the words alone, in
-    whatever order, tell it half of the time, where a network stays long whose positions start as small noise."""
+    whatever order, tell it half of the time."""
     torch.manual_seed(0)
     width, batch = 128, 128
     text = TextTransformer(TextConfig(width=width, layers=3, heads=4, vocab_size=18, context=16, attend_padding=False))
