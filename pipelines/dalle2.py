@@ -35,6 +35,7 @@ from t2i.stages.prior import sample as prior
 from t2i.stages.prior.model import Prior
 from t2i.stages.upsampler import sample as upsampler
 from t2i.stages.upsampler.model import Upsampler
+from t2i.text.tokenizers import tokenize
 
 _SAME_CLIP = 0.98  # cosine of two marks; rounding to 8 bits moves it by less than a hundredth
 CANDIDATES = 2  # embeddings drawn by the prior, of which the better is kept (section 2.2)
@@ -187,12 +188,11 @@ class DALLE2(Pipeline):
         return self.parts[stage].config
 
     def _tokens(self, sentences: list[str]) -> tuple[Tensor | None, Tensor | None]:
-        """Tokens and mask for the decoder's own text path; the empty sentence has no real token there."""
+        """Tokens and mask for the decoder's own text path, if it has one."""
         if self._tokenizer is None:
             return None, None
-        tokens, mask = self._tokenizer(sentences)
-        said = torch.tensor([bool(s.strip()) for s in sentences])
-        return tokens.to(self.device), (mask & said[:, None]).to(self.device)
+        tokens, mask = tokenize(self._tokenizer, sentences)
+        return tokens.to(self.device), mask.to(self.device)
 
     def _chunks(self, call: Call, stage: str) -> list[slice]:
         """Rows that a stage draws at once: `max_batch`, or fewer where its U-Net works on more than 64 × 64 places."""

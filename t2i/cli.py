@@ -69,7 +69,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")] = None,
 ) -> None:
     """Draw pictures of sentences and write them as PNGs that know how they were made."""
-    from t2i.storage import writable
+    from t2i.storage import writable_file
 
     picture = None
     if from_ is not None:
@@ -90,11 +90,9 @@ def generate(
         }  # fmt: skip
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out must end in .png, got {out}")
-    if out.is_dir():
-        raise UsageError(f"--out must be a file, {out} is a folder")
     if stop_after == "prior":
         raise UsageError(_NO_PICTURES)
-    writable(out.parent)
+    writable_file(out, "--out")
     from t2i.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(model or "shapes", device=device or "auto", dtype=dtype or "auto")

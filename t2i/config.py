@@ -5,11 +5,12 @@ Unknown keys are errors that name the full key and the nearest known one; later 
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from t2i.errors import UsageError, did_you_mean
@@ -22,6 +23,16 @@ class Config(BaseModel):
     """Base of every configuration in t2i: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rest_stays(cls, data: Any) -> Any:
+        """A dataclass that is given in part keeps the rest of this field's default, not of its class's."""
+        if not isinstance(data, dict):
+            return data
+        defaults = {name: field.default for name, field in cls.model_fields.items() if is_dataclass(field.default)}
+        given = {name: data[name] for name in defaults if isinstance(data.get(name), dict)}
+        return data | {name: asdict(defaults[name]) | value for name, value in given.items()}  # type: ignore[arg-type]
 
 
 def load(path: str | Path | None, overrides: Sequence[str], model: type[Model]) -> Model:

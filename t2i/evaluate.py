@@ -45,9 +45,7 @@ def compose(
     Returns a table to print. Raises UsageError if the call draws no pictures or `out` cannot be written.
     """
     if out is not None:
-        if out.is_dir():
-            raise UsageError(f"--out must be a file, {out} is a folder")
-        storage.writable(out.parent)
+        storage.writable_file(out, "--out")
     pipe = Pipeline.from_pretrained(model, device=device)
     reader = load_reader(pipe.device)
     asked = [prompt for prompt in prompts() for _ in range(num)]

@@ -148,9 +148,7 @@ def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
             of_clip |= {"text_width": encoder.text_width, "context": tokenizer.context}
         if data.get("tokenizer") and given.words:
             of_clip["tokenizer"] = tokenizer.model_dump()
-        for key in of_clip.keys() & run.model.model_fields_set:
-            if data[key] != of_clip[key]:
-                raise UsageError(f"model.{key}={data[key]} is {of_clip[key]} in {run.clip}; leave it away")
+        _agree("model.", data, run.model.model_fields_set, of_clip, run.clip)
         data |= of_clip
     else:
         tokenizer = given
@@ -160,11 +158,17 @@ def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
         data["tokenizer"] = tokenizer.model_dump()
         if "vocab_size" in data["text"]:
             follows = {"vocab_size": tokenizer.vocab_size, "context": tokenizer.context}
-            for key in follows.keys() & run.model.text.model_fields_set:  # type: ignore[attr-defined]
-                if data["text"][key] != follows[key]:
-                    raise UsageError(f"model.text.{key}={data['text'][key]} is {follows[key]} in the tokenizer")
+            given_text = run.model.text.model_fields_set  # type: ignore[attr-defined]
+            _agree("model.text.", data["text"], given_text, follows, "the tokenizer")
             data["text"] |= follows
     return parse(data, spec.config_class, source="model")
+
+
+def _agree(prefix: str, data: dict[str, Any], given: set[str], follows: dict[str, Any], where: object) -> None:
+    """UsageError for a key that was given another value than the one that follows from elsewhere."""
+    for key in follows.keys() & given:
+        if data[key] != follows[key]:
+            raise UsageError(f"{prefix}{key}={data[key]} is {follows[key]} in {where}; leave it away")
 
 
 def check_pictures(run: Run, model: Any, encoder: ClipEncoder | None) -> None:

@@ -168,6 +168,13 @@ def writable(folder: str | Path) -> Path:
     return folder
 
 
+def writable_file(path: Path, name: str) -> None:
+    """Prove that a file can be written, before work begins; `name` is what the user calls it."""
+    if path.is_dir():
+        raise UsageError(f"{name} must be a file, {path} is a folder")
+    writable(path.parent)
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a file so that it is either whole or absent, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

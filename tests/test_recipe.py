@@ -124,8 +124,8 @@ def test_pictures_that_clip_sees_enlarged_are_told(
 
 
 def test_upsamplers_need_no_captions_and_others_say_so(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
     for i in range(4):
-        (tmp_path / "photos").mkdir(exist_ok=True)
         Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
     photos = f"data.source={tmp_path / 'photos'}"
     short_run(

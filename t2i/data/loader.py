@@ -94,7 +94,7 @@ class Loader:
         start: position of the first sample of the first step.
         split: `train` or `val`; held-out shapes are scenes that training never draws.
         captioned: whether a picture without a caption is of no use; if not, its caption is empty.
-        bad_log: JSON lines file that names every unusable sample, once.
+        bad_log: JSON lines file that names every unusable sample, once for each process.
 
     Raises:
         UsageError: a batch that does not divide evenly, or a source that is none.
@@ -282,10 +282,8 @@ class ShapesSource:
         config, weights = self.config, self.config.captions or shapes.WEIGHTS
         counts = config.num_things or shapes.NUM_THINGS
         seeds = [seed | VAL_SCENES if self.split == "val" else seed & ~VAL_SCENES for seed in seeds]
-        if config.crop is None or config.crop == config.size:
-            drawn = shapes.batch(seeds, config.size, weights=weights, num_things=counts)
-        else:
-            drawn = shapes.crops(seeds, config.size, config.crop, weights=weights, num_things=counts)
+        crop = None if config.crop == config.size else config.crop
+        drawn = shapes.draw(seeds, config.size, crop, weights=weights, num_things=counts)
         return [{name: drawn[name][i] for name in ("image", "caption", "key", "scene")} for i in range(len(seeds))]
 
 

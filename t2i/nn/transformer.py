@@ -113,15 +113,14 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Parameter(torch.empty(config.context, config.width))
+        # Sinusoids, and louder than the words of unit variance: being next to each other is linear in them, so that a
+        # small network finds out about the order of words sooner than from rows drawn at random.
+        order = timestep_embedding(torch.arange(config.context), config.width, longest=config.context)
+        self.positions = nn.Parameter(2 * order)
         self.padding = nn.Parameter(torch.empty(config.context, config.width))
         self.transformer = Transformer(config)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         nn.init.normal_(self.padding)
-        # Sinusoids, and louder than the words of unit variance: being next to each other is linear in them, so that a
-        # small network finds out about the order of words sooner than from rows drawn at random.
-        order = timestep_embedding(torch.arange(config.context), config.width, longest=config.context)
-        self.positions.data.copy_(2 * order)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features of every position.

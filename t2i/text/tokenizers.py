@@ -32,6 +32,13 @@ class TokenizerConfig(Config):
         return WordTokenizer(self.words, self.context) if self.kind == "words" else ClipTokenizer(self.context)
 
 
+def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Tokens and mask (B, L) of a network's own text path, where an empty caption has no real token at all."""
+    tokens, mask = tokenizer(captions)
+    said = torch.tensor([bool(caption.strip()) for caption in captions])
+    return tokens, mask & said[:, None]
+
+
 class ClipTokenizer:
     """CLIP's byte-pair encoding as open_clip ships it; knows every word, so nothing is ever `unknown`."""
 

@@ -54,6 +54,16 @@ def test_blur_is_the_gaussian_of_its_sigma():
     assert y[1, 0, 4, 4] < y[0, 0, 4, 4]
 
 
+def test_blur_keeps_the_mean_and_has_the_right_width():
+    spike = torch.zeros(2, 1, 15, 15)
+    spike[:, :, 7, 7] = 1
+    out = gaussian_blur(spike, torch.tensor([0.1, 1.0]), 7)  # a tenth of a pixel is none
+    assert torch.allclose(out[0], spike[0], atol=1e-6)
+    away = torch.arange(15.0) - 7
+    assert out[1].sum() == pytest.approx(1, abs=1e-5)
+    assert (out[1, 0].sum(0) * away**2).sum() == pytest.approx(1, abs=0.05)  # cut at three deviations
+
+
 def test_blur_keeps_flat_pictures_flat():
     x = torch.full((1, 3, 8, 8), 0.3)
     assert torch.allclose(gaussian_blur(x, torch.tensor([1.0]), 5), x, atol=1e-6)

@@ -463,6 +463,7 @@ def test_bad_samples_are_replaced_counted_and_listed(tmp_path, caplog):
     assert sum("skipped sample" in message for message in caplog.messages) == 3
     rows = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert sorted(row["key"] for row in rows) == ["000", "001", "bad000"]
+    assert Counter(row["reason"] for row in rows) == dict.fromkeys(data.bad, 1)
     assert all(len(batch["key"]) == 7 for batch in batches)
     assert not {"bad000", "000", "001"} & set(keys(batches))
     again = take(loader(folder, 7, start=70, bad_log=tmp_path / "bad.jsonl"), 18)

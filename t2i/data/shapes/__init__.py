@@ -32,6 +32,7 @@ __all__ = [
     "captions",
     "compose",
     "crops",
+    "draw",
     "relations",
     "render",
     "sample",
@@ -100,6 +101,11 @@ def crops(
         windows.append((x / full_size, y / full_size, (x + crop) / full_size, (y + crop) / full_size))
     image = render(scenes, crop, windows, device=device)
     return {"image": image, "window": torch.tensor(windows), **_texts(seeds, scenes, weights)}
+
+
+def draw(seeds: Sequence[int], size: int, crop: int | None = None, **options: Any) -> dict[str, Any]:
+    """`batch`, or `crops` where only a window of each picture is wanted; `options` are theirs."""
+    return batch(seeds, size, **options) if crop is None else crops(seeds, size, crop, **options)
 
 
 def _texts(seeds: Sequence[int], scenes: Sequence[Scene], weights: Mapping[str, float]) -> dict[str, Any]:

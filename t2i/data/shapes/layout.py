@@ -23,6 +23,7 @@ from t2i.data.shapes.scene import (
     box,
     relation,
 )
+from t2i.errors import UsageError
 
 Kind = tuple[str, str] | Thing
 """What to draw: (colour, shape), or a `Thing` whose position does not matter yet."""
@@ -54,10 +55,10 @@ def sample_scene(rng: random.Random, num_things: Mapping[int, float] = NUM_THING
 
 
 def check_num_things(num_things: Mapping[int, float]) -> None:
-    """ValueError unless these are weights of scenes with one to four things."""
+    """UsageError unless these are weights of scenes with one to four things."""
     weights = num_things.values()
     if not set(num_things) <= {1, 2, 3, 4} or not sum(weights) or not all(0 <= w < math.inf for w in weights):
-        raise ValueError(f"num_things must weigh 1 to 4 things, positively, got {dict(num_things)}")
+        raise UsageError(f"num_things must weigh 1 to 4 things, positively, got {dict(num_things)}")
 
 
 def scene_from_seed(seed: int, num_things: Mapping[int, float] = NUM_THINGS) -> Scene:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from t2i.data.shapes import NUM_THINGS, batch, crops
+from t2i.data.shapes import NUM_THINGS, draw
 from t2i.data.shapes.layout import check_num_things
 from t2i.errors import UsageError
 from t2i.images import to_pil
@@ -48,10 +48,7 @@ def write_shards(
         raise UsageError(f"crop {crop} must fit into size {size}, and both be multiples of 4")
     if count < 1 or shard_size < 1:
         raise UsageError(f"count and shard_size must be at least 1, got {count} and {shard_size}")
-    try:
-        check_num_things(num_things)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    check_num_things(num_things)
     folder = writable(out)
     settings = f"size {size}, crop {crop}, seed {seed}, shard_size {shard_size}"
     if num_things != NUM_THINGS:
@@ -66,7 +63,7 @@ def write_shards(
         for index, path in enumerate(paths):
             seeds = range(seed + index * shard_size, seed + min(count, (index + 1) * shard_size))
             if lengths.get(path, 0) < len(seeds):
-                _write(path, settings, seeds, partial(_drawn, size=size, crop=crop, num_things=num_things), bar)
+                _write(path, settings, seeds, partial(draw, size=size, crop=crop, num_things=num_things), bar)
             else:
                 bar.update(len(seeds))
     return paths
@@ -81,13 +78,7 @@ def _mark(path: Path) -> tuple[str, int]:
         return "unknown settings", 0
 
 
-def _drawn(seeds: range, size: int, crop: int | None, num_things: Mapping[int, float]) -> dict[str, Any]:
-    if crop is None:
-        return batch(seeds, size, num_things=num_things)
-    return crops(seeds, size, crop, num_things=num_things)
-
-
-def _write(path: Path, settings: str, seeds: range, draw: Callable[[range], dict[str, Any]], bar: tqdm) -> None:
+def _write(path: Path, settings: str, seeds: range, drawn: Callable[[range], dict[str, Any]], bar: tqdm) -> None:
     """One shard, under its name only when it is whole."""
     temporary = path.with_suffix(".tar.tmp")
     mark = {_SETTINGS: settings, _LENGTH: str(len(seeds))}
@@ -95,7 +86,7 @@ def _write(path: Path, settings: str, seeds: range, draw: Callable[[range], dict
         try:
             with tarfile.open(temporary, "w", pax_headers=mark) as tar:
                 for first in range(0, len(seeds), 32):
-                    _add(tar, draw(seeds[first : first + 32]))
+                    _add(tar, drawn(seeds[first : first + 32]))
                     bar.update(len(seeds[first : first + 32]))
             os.replace(temporary, path)
         finally:

@@ -3,10 +3,8 @@
 B batch · S side of the picture · L tokens · D width of CLIP embeddings
 """
 
-from typing import Any
-
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.config import Config
@@ -17,6 +15,7 @@ from t2i.diffusion.timesteps import shifted
 from t2i.seed import Streams, upload
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.decoder.sample import process_of, sample
+from t2i.text.tokenizers import tokenize
 from t2i.types import Batch, Condition, Encoder
 
 
@@ -35,11 +34,6 @@ class DecoderOptions(Config):
     vb_weight: float = Field(1.0, ge=0)
     time_shift: float = Field(1.0, gt=0)
     sampling: Sampling = Sampling(steps=25, guidance=2.0)
-
-    @field_validator("sampling", mode="before")
-    @classmethod
-    def _rest_stays(cls, value: Any) -> Any:
-        return {"steps": 25, "guidance": 2.0} | value if isinstance(value, dict) else value
 
 
 class DecoderTask(nn.Module):
@@ -73,9 +67,7 @@ class DecoderTask(nn.Module):
         device = batch["image"].device
         tokens = mask = embedding = None
         if self.tokenizer is not None:
-            said = torch.tensor([bool(caption.strip()) for caption in batch["caption"]])
-            tokens, mask = self.tokenizer(batch["caption"])  # (B, L) (B, L)
-            tokens, mask = upload(tokens, device), upload(mask & said[:, None], device)
+            tokens, mask = (upload(x, device) for x in tokenize(self.tokenizer, batch["caption"]))  # (B, L) (B, L)
         if self.encoder is not None and self.model.config.clip_dim is not None:
             with torch.no_grad():
                 embedding = self.encoder.encode_image(batch["image"])  # (B, D)

@@ -3,11 +3,8 @@
 B batch · H W pixels of a crop of the large picture · h w of the small one
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from pydantic import field_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
@@ -32,11 +29,6 @@ class UpsamplerOptions(Config):
     kind: LossKind = "hybrid"
     weighting: Weighting = "uniform"
     sampling: Sampling = Sampling(steps=10)
-
-    @field_validator("sampling", mode="before")
-    @classmethod
-    def _rest_stays(cls, value: Any) -> Any:
-        return {"steps": 10} | value if isinstance(value, dict) else value
 
 
 class UpsamplerTask(nn.Module):
