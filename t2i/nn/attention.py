@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from t2i.nn.layers import GroupNorm, zero_module
+from t2i.nn.layers import POSITION_OCTAVES, GroupNorm, pixel_positions, zero_module
 from t2i.types import KeysValues
 
 MATMUL_MAX_KEYS = 128
@@ -107,18 +107,33 @@ class Attention(nn.Module):
 
 
 class ImageAttention(nn.Module):
-    """Residual attention over the pixels of a feature map (ADM), text keys and values first (GLIDE, section 3.1)."""
+    """Residual attention over the pixels of a feature map (ADM), text keys and values first (GLIDE, section 3.1).
+
+    With `positions` every pixel is told where it is, so that "left" can be looked up: a small network learns in tens of
+    thousands of pictures what it hardly finds out from the zeros that pad its convolutions.
+    """
 
     def __init__(
-        self, channels: int, num_heads: int, context_dim: int | None, *, norm_groups: int, norm_eps: float
+        self,
+        channels: int,
+        num_heads: int,
+        context_dim: int | None,
+        *,
+        norm_groups: int,
+        norm_eps: float,
+        positions: bool = False,
     ) -> None:
         super().__init__()
         self.norm = GroupNorm(norm_groups, channels, eps=norm_eps)
+        self.positions = nn.Linear(4 * POSITION_OCTAVES, channels) if positions else None
         self.attention = Attention(channels, num_heads, context_dim)
         zero_module(self.attention.proj)
 
     def forward(self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
+        if self.positions is not None:
+            where = pixel_positions(*x.shape[2:], device=x.device)  # (H·W, F)
+            tokens = tokens + self.positions(where.to(self.positions.weight.dtype)).to(tokens.dtype)
         out = self.attention(tokens, context, mask)
         return x + out.transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)

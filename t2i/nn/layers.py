@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TimeOrder = Literal["cos_sin", "sin_cos"]
+POSITION_OCTAVES = 4
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -44,6 +45,20 @@ def timestep_embedding(
     angles = t.float()[:, None] * frequencies  # (B, half)
     parts = [angles.cos(), angles.sin()]
     return F.pad(torch.cat(parts if order == "cos_sin" else parts[::-1], dim=1), (0, width % 2))
+
+
+def pixel_positions(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sinusoids of where a pixel is, in parts of the picture and so the same at every size (Tancik et al. 2020, eq. 5).
+
+    Over u = -1 … 1, the centres of the rows and then of the columns: sin(2^i · πu/2) and cos(2^i · πu/2), i = 0 … 3.
+
+    Returns:
+        (height · width, 16) float32, row by row.
+    """
+    frequencies = math.pi / 2 * 2.0 ** torch.arange(POSITION_OCTAVES, device=device)
+    y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in (height, width))
+    y, x = (torch.cat([(u[:, None] * frequencies).sin(), (u[:, None] * frequencies).cos()], dim=1) for u in (y, x))
+    return torch.cat([y[:, None].expand(-1, width, -1), x.expand(height, -1, -1)], dim=2).flatten(0, 1)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -31,6 +31,7 @@ class UNetConfig(Config):
         attention: attend at these down-sampling factors of the U-Net's own grid (1, 2, 4 …).
         mid_attention: attend in the middle; without it and with no `attention` the net takes any size.
         num_heads, head_channels: give exactly one of the two.
+        attention_positions: tell every attention layer where its pixels are; the published networks do not.
         context_dim: width of `Condition.sequence`, whose keys and values join every attention layer.
         scale_shift: the time vector modulates the second norm of a block, rather than being added before it.
         resample: change resolution inside a residual block, or with one convolution.
@@ -52,6 +53,7 @@ class UNetConfig(Config):
     mid_attention: bool = True
     num_heads: int | None = None
     head_channels: int | None = None
+    attention_positions: bool = False
     context_dim: int | None = None
     scale_shift: bool = True
     resample: Literal["block", "conv"] = "block"
@@ -167,7 +169,14 @@ class UNet(nn.Module):
 
     def _attention(self, width: int) -> ImageAttention:
         c = self.config
-        return ImageAttention(width, c.heads(width), c.context_dim, norm_groups=c.norm_groups, norm_eps=c.norm_eps)
+        return ImageAttention(
+            width,
+            c.heads(width),
+            c.context_dim,
+            norm_groups=c.norm_groups,
+            norm_eps=c.norm_eps,
+            positions=c.attention_positions,
+        )
 
     def _level(self, level: int, ins: list[int], width: int, direction: Direction | None) -> Level:
         resample: nn.Module | None = None

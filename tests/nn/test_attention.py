@@ -74,6 +74,16 @@ def test_image_attention_starts_as_identity_in_both_layouts() -> None:
     torch.testing.assert_close(layer(x), layer(x.contiguous(memory_format=torch.channels_last)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("positions", [False, True])
+def test_image_attention_knows_its_place_only_if_told(positions: bool) -> None:
+    torch.manual_seed(0)
+    layer = ImageAttention(32, 2, 6, norm_groups=8, norm_eps=1e-5, positions=positions)
+    torch.nn.init.normal_(layer.attention.proj.weight)
+    context = layer.attention.project(torch.randn(1, 3, 6))
+    out = layer(torch.ones(1, 32, 4, 4), context)  # every pixel the same
+    assert torch.allclose(out, out[:, :, :1, :1].expand_as(out), atol=1e-5) is not positions
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="10 cannot be split into 3"):
         Attention(10, 3)

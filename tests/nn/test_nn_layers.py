@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from t2i.nn.layers import GroupNorm, timestep_embedding, zero_module
+from t2i.nn.layers import GroupNorm, pixel_positions, timestep_embedding, zero_module
 
 
 def test_timestep_embedding_has_published_values() -> None:
@@ -27,6 +27,18 @@ def test_timestep_embedding_takes_fractions_and_odd_widths_and_stays_float32() -
     assert got.shape == (2, 7)
     torch.testing.assert_close(got[:, 0], t.cos())
     assert (got[:, -1] == 0).all()
+
+
+def test_pixel_positions_go_row_by_row_and_mean_the_same_place_at_every_size() -> None:
+    got = pixel_positions(1, 2)  # the middle row; columns at -1/2 and 1/2
+    half = torch.tensor([0.707107, 1.0, 0.0, 0.0])  # sin of π/4, π/2, π, 2π
+    cosines = torch.tensor([0.707107, 0.0, -1.0, 1.0])
+    middle = torch.tensor([0.0] * 4 + [1.0] * 4)
+    torch.testing.assert_close(got[0], torch.cat([middle, -half, cosines]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(got[1], torch.cat([middle, half, cosines]), atol=1e-6, rtol=0)
+    small, large = pixel_positions(2, 4).unflatten(0, (2, 4)), pixel_positions(6, 12).unflatten(0, (6, 12))
+    torch.testing.assert_close(small, large[1::3, 1::3])  # the centre of 3 x 3 small pixels is that of one large
+    assert small.flatten(0, 1).unique(dim=0).shape == (8, 16)
 
 
 def test_zero_module_starts_a_branch_as_nothing() -> None:
