@@ -133,7 +133,7 @@ class ImageAttention(nn.Module):
         """(B, C, H, W) → (B, C, H, W)."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H·W, C)
         if self.positions is not None:
-            where = pixel_positions(*x.shape[2:], device=x.device)  # (H·W, F)
+            where = pixel_positions(x.shape[2], x.shape[3], x.device)  # (H·W, F)
             tokens = tokens + self.positions(where.to(self.positions.weight.dtype)).to(tokens.dtype)
         out = self.attention(tokens, context, mask)
         return x + out.transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)
