@@ -126,20 +126,21 @@ class TextTransformer(nn.Module):
         """Features of every position.
 
         Args:
-            tokens: (B, context) int64; what stands outside the mask does not matter.
-            mask: (B, context) bool, True on real tokens; None means all of them.
+            tokens: (B, L) int64; what stands outside the mask does not matter.
+            mask: (B, L) bool, True on real tokens; None means all of them.
 
         Returns:
-            (B, context, width)
+            (B, L, width)
 
         Raises:
-            ValueError: if the length is not `context`.
+            ValueError: if L is not `context`, or with `attend_padding` off larger than that.
         """
-        if tokens.shape[1] != self.config.context:
-            raise ValueError(f"got {tokens.shape[1]} tokens, the encoder takes {self.config.context}")
-        x = self.tokens(tokens) + self.positions  # (B, L, D)
+        length, context = tokens.shape[1], self.config.context
+        if length > context or (length < context and self.config.attend_padding):
+            raise ValueError(f"got {length} tokens, the encoder takes {context}")
+        x = self.tokens(tokens) + self.positions[:length]  # (B, L, D)
         if mask is not None:
-            x = torch.where(mask[..., None], x, self.padding)
+            x = torch.where(mask[..., None], x, self.padding[:length])
         out: Tensor = self.norm(self.transformer(x, self.visible(mask)))
         return out
 

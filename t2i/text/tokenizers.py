@@ -32,11 +32,16 @@ class TokenizerConfig(Config):
         return WordTokenizer(self.words, self.context) if self.kind == "words" else ClipTokenizer(self.context)
 
 
-def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Tokens and mask (B, L) of a network's own text path, where an empty caption has no real token at all."""
+def tokenize(tokenizer: Tokenizer, captions: Sequence[str], *, trim: bool = False) -> tuple[Tensor, Tensor]:
+    """Tokens and mask (B, L) of a network's own text path, where an empty caption has no real token at all.
+
+    With `trim`, for networks that do not read padding, L is the length of the longest caption, but at least 1.
+    """
     tokens, mask = tokenizer(captions)
     said = torch.tensor([bool(caption.strip()) for caption in captions])
-    return tokens, mask & said[:, None]
+    mask = mask & said[:, None]
+    length = max(int(mask.sum(dim=1).max()), 1) if trim else tokens.shape[1]
+    return tokens[:, :length], mask[:, :length]
 
 
 class ClipTokenizer:

@@ -51,6 +51,21 @@ def test_padding_is_looked_at_only_if_asked(attended: bool) -> None:
 
 
 @torch.no_grad()
+def test_padding_that_is_not_looked_at_may_be_left_away() -> None:
+    model = decoder(text=TEXT.model_copy(update={"attend_padding": False}))
+    tokens, mask, embedding = user_inputs()
+    longest = int(mask.sum(dim=1).max())
+    assert longest < tokens.shape[1]
+    for p in model.parameters():
+        p.add_(0.05 * torch.randn_like(p))
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 999])
+    whole = model(x, t, model.condition(tokens, mask, embedding))
+    torch.testing.assert_close(
+        model(x, t, model.condition(tokens[:, :longest], mask[:, :longest], embedding)), whole, atol=1e-5, rtol=1e-5
+    )
+
+
+@torch.no_grad()
 def test_dropping_both_conditions_gives_the_null_condition() -> None:
     model = decoder()
     torch.nn.init.normal_(model.clip_null)

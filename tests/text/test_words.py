@@ -5,7 +5,7 @@ import torch
 
 from t2i.config import parse
 from t2i.errors import UsageError
-from t2i.text.tokenizers import TokenizerConfig
+from t2i.text.tokenizers import TokenizerConfig, tokenize
 from t2i.text.words import END, PAD, START, UNKNOWN, WordTokenizer
 
 WORDS = ("a", "red", "cube", "cubes", "and", ".", ",")
@@ -35,6 +35,17 @@ def test_long_captions_keep_their_end_token():
     assert mask.all()
     assert tokenizer.truncated("red cubes and")
     assert not tokenizer.truncated("red cubes")
+
+
+def test_an_empty_caption_has_no_token_and_padding_of_a_whole_batch_can_be_left_away():
+    tokenizer = WordTokenizer(WORDS, context=8)
+    captions = ["", "a red cube", " "]
+    tokens, mask = tokenize(tokenizer, captions)
+    assert mask.sum(dim=1).tolist() == [0, 5, 0]
+    short, visible = tokenize(tokenizer, captions, trim=True)
+    assert torch.equal(short, tokens[:, :5])
+    assert torch.equal(visible, mask[:, :5])
+    assert [x.shape for x in tokenize(tokenizer, [""], trim=True)] == [(1, 1), (1, 1)]
 
 
 def test_length_counts_special_ids():

@@ -67,7 +67,9 @@ class DecoderTask(nn.Module):
         device = batch["image"].device
         tokens = mask = embedding = None
         if self.tokenizer is not None:
-            tokens, mask = (upload(x, device) for x in tokenize(self.tokenizer, batch["caption"]))  # (B, L) (B, L)
+            text = self.model.config.text
+            words = tokenize(self.tokenizer, batch["caption"], trim=text is not None and not text.attend_padding)
+            tokens, mask = (upload(x, device) for x in words)  # (B, L) (B, L)
         if self.encoder is not None and self.model.config.clip_dim is not None:
             with torch.no_grad():
                 embedding = self.encoder.encode_image(batch["image"])  # (B, D)
