@@ -56,8 +56,11 @@ def pixel_positions(height: int, width: int, device: torch.device | None = None)
         (height · width, 16) float32, row by row.
     """
     frequencies = math.pi / 2 * 2.0 ** torch.arange(POSITION_OCTAVES, device=device)
-    y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in (height, width))
-    y, x = (torch.cat([(u[:, None] * frequencies).sin(), (u[:, None] * frequencies).cos()], dim=1) for u in (y, x))
+    sides = []
+    for n in (height, width):
+        angles = ((2 * torch.arange(n, device=device) + 1) / n - 1)[:, None] * frequencies  # (n, octaves)
+        sides.append(torch.cat([angles.sin(), angles.cos()], dim=1))
+    y, x = sides
     return torch.cat([y[:, None].expand(-1, width, -1), x.expand(height, -1, -1)], dim=2).flatten(0, 1)
 
 

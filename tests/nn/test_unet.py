@@ -91,6 +91,13 @@ def test_convolutional_network_takes_any_size_and_shifts_with_its_input() -> Non
     torch.testing.assert_close(out[..., 40:48, 40:48], out[..., 48:56, 48:56], atol=1e-4, rtol=1e-4)
 
 
+def test_attention_positions_reach_every_attention_layer_if_asked_for() -> None:
+    assert all(layer.positions is None for layer in build(BASE).attentions())
+    layers = list(build(BASE.model_copy(update={"attention_positions": True})).attentions())
+    assert len(layers) == 4  # one going down, one in the middle, two going up
+    assert all(layer.positions is not None for layer in layers)
+
+
 @pytest.mark.parametrize("resample", ["block", "conv"])
 @pytest.mark.parametrize("scale_shift", [False, True])
 @pytest.mark.parametrize("down_padding", ["symmetric", "right_bottom"])

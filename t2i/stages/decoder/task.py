@@ -61,16 +61,15 @@ class DecoderTask(nn.Module):
         self.process.respace(options.sampling.steps)  # refuses what it cannot do before the first grid needs it
         self.parametrisation = Parametrisation(c.target, c.variance)
         self.tokenizer = c.tokenizer.build() if c.tokenizer is not None else None
+        self.reads_padding = c.text is None or c.text.attend_padding
 
     def condition(
         self, batch: Batch, text_keep: Tensor | None = None, clip_keep: Tensor | None = None, *, trim: bool = False
     ) -> Condition:
-        """The decoder's condition for a batch of captioned pictures; `trim` as in `tokenize`, where it may be."""
+        """The decoder's condition for a batch of captioned pictures; `trim` as in `tokenize`."""
         device = batch["image"].device
         tokens = mask = embedding = None
         if self.tokenizer is not None:
-            text = self.model.config.text
-            trim = trim and text is not None and not text.attend_padding
             tokens, mask = (upload(x, device) for x in tokenize(self.tokenizer, batch["caption"], trim=trim))  # (B, L)
         if self.encoder is not None and self.model.config.clip_dim is not None:
             with torch.no_grad():
@@ -85,7 +84,7 @@ class DecoderTask(nn.Module):
         streams = Streams(batch["seed"], "decoder")
         keep = upload(streams.uniform(2), device)  # (B, 2)
         text_keep, clip_keep = keep[:, 0] >= self.options.text_drop, keep[:, 1] >= self.options.clip_drop
-        condition = self.condition(batch, text_keep, clip_keep, trim=True)
+        condition = self.condition(batch, text_keep, clip_keep, trim=not self.reads_padding)
         step = streams.integers(self.process.num_steps)  # (B,)
         step = upload(shifted(step, self.process.num_steps, self.options.time_shift), device)
         noise = upload(streams.normal(*x_0.shape[1:]), device)  # (B, 3, S, S)
