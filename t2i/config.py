@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -132,7 +132,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 def _sentence(where: str, known: list[str], problem: ErrorDetails) -> str:
     where = where or "the whole file"
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         above, dot, name = where.rpartition(".")
         hint = did_you_mean(name, known, above + dot) or f", known keys: {', '.join(known)}"
         return f"unknown key {where!r}{hint}"
@@ -145,14 +145,15 @@ def _sentence(where: str, known: list[str], problem: ErrorDetails) -> str:
 
 def _locate(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[tuple[int | str, ...], list[str]]:
     """The place of a problem without pydantic's names of union branches, and the keys known there."""
-    owners, place = [model], []
+    owners: list[type] = [model]
+    place: list[int | str] = []
     for i, part in enumerate(location):
-        known = {name: field for owner in owners for name, field in owner.model_fields.items()}
-        inside = _models(known[part].annotation) if part in known else []
+        known = {name: kind for owner in owners for name, kind in _keys(owner).items()}
+        inside = _models(known[part]) if part in known else []
         if isinstance(part, int) or part in known or (i == len(location) - 1 and not _is_branch(part)):
             place.append(part)
         owners = inside or owners
-    return tuple(place), sorted({name for owner in owners for name in owner.model_fields})
+    return tuple(place), sorted({name for owner in owners for name in _keys(owner)})
 
 
 def _is_branch(part: int | str) -> bool:
@@ -160,7 +161,14 @@ def _is_branch(part: int | str) -> bool:
     return part in ("str", "int", "float", "bool", "none") or "[" in str(part)
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _keys(owner: type) -> dict[str, Any]:
+    """The keys of a model or dataclass, and what may stand under each."""
+    if issubclass(owner, BaseModel):
+        return {name: field.annotation for name, field in owner.model_fields.items()}
+    return get_type_hints(owner)
+
+
+def _models(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -96,12 +96,17 @@ def train(path: str | Path, overrides: list[str]) -> Result:
         task: Any = spec.task_class(model, encoder, run.task)
     check_pictures(run, model, encoder)
     fresh = find(run.train.out / "checkpoints", run.train.resume) is None
+    other_clip = False
     if run.init and fresh:
-        load_model(model, load_stage(find_stage(run.init), expect=run.stage).state_dict(), Path(run.init))
+        start: Any = load_stage(find_stage(run.init), expect=run.stage)
+        load_model(model, start.state_dict(), Path(run.init))
+        other_clip = getattr(start.config, "clip_mark", ()) != getattr(config, "clip_mark", ())
+        if other_clip:
+            log.warning("init=%s learned from another CLIP than %s", run.init, run.clip)
     loader = partial(Loader, run.data, captioned="caption" in task.keys)
     if hasattr(task, "prepare") and fresh:
         with closing(iter(loader(seed=run.train.seed, batch_size=64))) as batches:
-            task.prepare(islice(batches, CALIBRATION // 64))
+            task.prepare(islice(batches, CALIBRATION // 64), anew=other_clip)
     dtype = getattr(torch, run.save_dtype)
 
     def export(folder: Path, state: dict[str, Tensor]) -> None:
@@ -136,7 +141,7 @@ def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
     if reads_clip and encoder is None:
         instead = ", or model.clip_dim=null for one without" if run.stage == "decoder" else ""
         raise UsageError(f"a {run.stage} learns from a trained CLIP: name its folder, clip=FOLDER{instead}")
-    given = TokenizerConfig(**data["tokenizer"]) if data.get("tokenizer") else TokenizerConfig()
+    given: TokenizerConfig = getattr(run.model, "tokenizer", None) or TokenizerConfig()
     if encoder is not None:
         if not reads_clip and (run.stage != "decoder" or data["text"] is None):
             raise UsageError(f"clip={run.clip}: this {run.stage} learns nothing from a CLIP; leave it away")
@@ -146,8 +151,8 @@ def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
             of_clip |= {"clip_dim": encoder.dim, "clip_mark": encoder.mark()}
         if "text_width" in data:
             of_clip |= {"text_width": encoder.text_width, "context": tokenizer.context}
-        if data.get("tokenizer") and given.words:
-            of_clip["tokenizer"] = tokenizer.model_dump()
+        follows = tokenizer.model_dump()
+        _agree("model.tokenizer.", given.model_dump(), given.model_fields_set, follows, run.clip)
         _agree("model.", data, run.model.model_fields_set, of_clip, run.clip)
         data |= of_clip
     else:
@@ -166,9 +171,9 @@ def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
 
 def _agree(prefix: str, data: dict[str, Any], given: set[str], follows: dict[str, Any], where: object) -> None:
     """UsageError for a key that was given another value than the one that follows from elsewhere."""
-    for key in follows.keys() & given:
-        if data[key] != follows[key]:
-            raise UsageError(f"{prefix}{key}={data[key]} is {follows[key]} in {where}; leave it away")
+    for key, value in follows.items():
+        if key in given and data[key] != value:
+            raise UsageError(f"{prefix}{key}={data[key]} is {value} in {where}; leave it away")
 
 
 def check_pictures(run: Run, model: Any, encoder: ClipEncoder | None) -> None:
@@ -191,6 +196,8 @@ def check_pictures(run: Run, model: Any, encoder: ClipEncoder | None) -> None:
             side,
             encoder.image_size,
         )
+    if run.stage == "reader" and side != data.size:
+        raise UsageError(f"data.crop={side}: a reader learns the places of things in whole pictures; leave it away")
     if isinstance(config, UpsamplerConfig):
         if side % (step := lcm(config.magnification, config.unet.factor)):
             raise UsageError(f"{key}={side} must be a multiple of {step}, or the network cannot fold it")

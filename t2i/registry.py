@@ -94,8 +94,12 @@ def load_stage(folder: str | Path, expect: str | None = None) -> nn.Module:
         raise DataError(f"{folder}: config.json names no known stage (found {name!r})")
     if expect is not None and name != expect:
         raise DataError(f"{folder}: holds a {name}, expected a {expect}")
+    model_config = config.get("model", {})
+    elsewhere = model_config.get("pretrained") if isinstance(model_config, dict) else None  # null in what we save
+    if elsewhere is not None:
+        raise DataError(f"{folder}: config.json wants weights from elsewhere (pretrained={elsewhere!r})")
     with one_line(f"{folder}: config.json does not fit this version of t2i", DataError):
-        model = STAGES[name].model_class(parse(config.get("model", {}), STAGES[name].config_class, source="model"))
+        model = STAGES[name].model_class(parse(model_config, STAGES[name].config_class, source="model"))
     if problem := misfit(model.state_dict(), state):
         raise DataError(f"{folder}: weights do not fit config.json: the folder {problem}")
     model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})

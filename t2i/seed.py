@@ -13,7 +13,7 @@ from torch import Tensor
 
 def mix(*parts: int | str) -> int:
     """A 63-bit seed from any mixture of integers and names; different parts give unrelated streams."""
-    text = "\x1f".join(str(p) for p in parts).encode()
+    text = "\x1f".join(str(p) for p in parts).encode(errors="surrogatepass")  # file names may not be UTF-8
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 

@@ -169,7 +169,10 @@ def writable(folder: str | Path) -> Path:
 
 
 def writable_file(path: Path, name: str) -> None:
-    """Prove that a file can be written, before work begins; `name` is what the user calls it."""
+    """Prove that a file can be written, before work begins; `name` is what the user calls it.
+
+    Raises UsageError for a folder and where it cannot be written, DataError for a full disk.
+    """
     if path.is_dir():
         raise UsageError(f"{name} must be a file, {path} is a folder")
     writable(path.parent)

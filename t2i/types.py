@@ -52,13 +52,20 @@ class Condition:
             if any((v is None) != (values[0] is None) for v in values):
                 raise ValueError(f"conditions disagree on {f.name!r}: present in some, missing in others")
             if isinstance(values[0], Tensor):
-                joined[f.name] = torch.cat(values)
+                joined[f.name] = _cat(f.name, values)
             elif values[0] is not None:
                 joined[f.name] = tuple(
-                    (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
+                    (_cat(f.name, [k for k, _ in layer]), _cat(f.name, [v for _, v in layer]))
                     for layer in zip(*values, strict=True)
                 )
         return Condition(**joined)
+
+
+def _cat(name: str, values: Sequence[Tensor]) -> Tensor:
+    shapes = [tuple(v.shape[1:]) for v in values]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"conditions disagree on the shape of {name!r}: {shapes} per picture; captions of one length?")
+    return torch.cat(list(values))
 
 
 class Prediction(NamedTuple):

@@ -14,6 +14,7 @@ from t2i.data.loader import Loader
 from t2i.errors import DataError, UsageError
 from t2i.recipe import train
 from t2i.registry import load_stage, save_stage
+from t2i.stages.clip.model import ClipEncoder
 from t2i.train.loop import Result, fit
 from t2i.types import Batch
 
@@ -64,6 +65,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("decoder", ["model.clip_dim=999"], r"model.clip_dim=999 is 16 in .*; leave it away"),
         ("decoder", ["model.text.context=99"], r"model.text.context=99 is 12 in the tokenizer"),
         ("prior", ["model.text_width=7"], r"model.text_width=7 is 32 in .*; leave it away"),
+        ("decoder", ["model.tokenizer={kind: clip, context: 77}"], "model.tokenizer.kind=clip is words in"),
+        ("decoder", ["model.tokenizer.context=32"], r"model.tokenizer.context=32 is 12 in .*; leave it away"),
+        ("decoder", ["model.text=null", "model.tokenizer.context=12"], "a tokenizer needs a text transformer"),
+        ("decoder", ["task.sampling.guidence=3"], r"'task.sampling.guidence', did you mean 'task.sampling.guidance'\?"),
+        ("reader", ["data.crop=32"], "data.crop=32: a reader learns the places of things in whole pictures"),
         ("clip", ["model.architecture=ViT-L-15", "model.tokenizer={kind: clip}"], "did you mean 'ViT-L-"),
     ],
 )
@@ -179,6 +185,24 @@ def test_calibration_closes_its_loader_and_is_done_once(
     short_run(tmp_path, *small, "model.heads=2", "train.steps=2")
     assert at_start[1] == (begun, 0)
     assert torch.equal(load_stage(tmp_path).mean, statistics)
+
+
+def test_a_prior_that_starts_from_that_of_another_clip_measures_anew(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recipe, "CALIBRATION", 64)
+    few = ["configs/shapes/prior.yaml", "data.size=8", "model.width=32", "model.layers=1", "model.heads=2"]
+    few += ["save_dtype=float32"]
+    short_run(tmp_path / "a", *few, f"clip={clip}")
+    save_stage(tmp_path / "clip", "clip", ClipEncoder(load_stage(clip).config))  # as drawn at random
+    start = f"init={tmp_path / 'a'}"
+    short_run(tmp_path / "same", *few, f"clip={clip}", start, "train.seed=1")
+    assert "another CLIP" not in caplog.text
+    short_run(tmp_path / "new", *few, f"clip={tmp_path / 'clip'}", start)
+    assert "learned from another CLIP" in caplog.text
+    a, same, new = (load_stage(tmp_path / name).mean for name in ("a", "same", "new"))
+    assert torch.equal(same, a)
+    assert not torch.allclose(new, a, atol=1e-3)
 
 
 def test_accumulation_is_not_silently_another_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

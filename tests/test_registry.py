@@ -11,11 +11,13 @@ from torch import nn
 
 from t2i.data import shapes
 from t2i.errors import DataError, UsageError
+from t2i.nn.transformer import TextConfig
 from t2i.registry import STAGES, load_stage, save_stage, stage
 from t2i.seed import upload
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.prior.model import Prior
 from t2i.stages.reader.model import Reader, ReaderConfig
+from t2i.types import Condition
 
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "clip": small_clip,
@@ -136,6 +138,31 @@ def test_a_config_that_no_stage_can_be_built_from_is_one_line(tmp_path: Path, ch
     with pytest.raises(DataError, match=message) as caught:
         load_stage(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_brings_its_own_weights(tmp_path: Path) -> None:
+    """What is opened is this folder: no model hub, no other file, whatever its config says."""
+    save_stage(tmp_path, "clip", small_clip())
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["model"] |= {"architecture": "ViT-B-32", "pretrained": "/tmp/other.pt"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"wants weights from elsewhere \(pretrained='/tmp/other.pt'\)$"):
+        load_stage(tmp_path)
+
+
+def test_an_upsampler_that_would_ignore_a_setting_refuses_it() -> None:
+    config = small_upsampler(8, 32).config
+    text = TextConfig(width=32, layers=1, heads=1, vocab_size=20, context=8, attend_padding=False)
+    unet = config.unet.model_copy(update={"context_dim": 32, "attention": (2,), "head_channels": 8})
+    with pytest.raises(ValueError, match="attend_padding=False"):
+        type(config)(**(dict(config) | {"text": text, "unet": unet}))
+
+
+def test_conditions_of_sentences_of_other_lengths_do_not_join() -> None:
+    a, b = (Condition(sequence=torch.zeros(1, length, 4)) for length in (3, 6))
+    with pytest.raises(ValueError, match=r"disagree on the shape of 'sequence': \[\(3, 4\), \(6, 4\)\]"):
+        Condition.cat([a, b])
 
 
 def test_assertions_of_other_libraries_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

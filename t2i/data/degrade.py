@@ -49,9 +49,10 @@ class Degradation(Config):
         if len(streams) != len(x):
             raise ValueError(f"{len(x)} pictures need as many streams, got {len(streams)}")
         chance = streams.uniform(5)  # (B, 5)
-        sigma = self.sigma[0] + chance[:, 1] * (self.sigma[1] - self.sigma[0])
-        blurred = gaussian_blur(x, upload(sigma, x.device), self.kernel)
-        x = torch.where(upload(chance[:, 0] < self.blur, x.device)[:, None, None, None], blurred, x)
+        if self.blur:
+            sigma = self.sigma[0] + chance[:, 1] * (self.sigma[1] - self.sigma[0])
+            blurred = gaussian_blur(x, upload(sigma, x.device), self.kernel)
+            x = torch.where(upload(chance[:, 0] < self.blur, x.device)[:, None, None, None], blurred, x)
         noise = streams.normal(*x.shape[1:])
         if self.noise:
             x = (x + upload(self.noise * chance[:, 2, None, None, None] * noise, x.device).to(x)).clamp(-1, 1)

@@ -13,6 +13,7 @@ import signal
 import time
 import weakref
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -188,7 +189,7 @@ class Loader:
         new = {sample["key"]: sample for sample in bad if sample["key"] not in self.listed}
         if new and self.bad_log is not None:
             with open(self.bad_log, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in new.values())
+                file.writelines(json.dumps(sample) + "\n" for sample in new.values())
             self.listed |= new.keys()
         example = f", such as {bad[-1]['key']}" if bad else ""
         if failed is not None:
@@ -332,9 +333,13 @@ def _collate(samples: list[Sample]) -> Batch:
 
 
 def _keys_of(path: Path) -> set[str]:
-    """Samples that a run has listed before it was resumed."""
-    with open(path, encoding="utf-8") as file:
-        return {json.loads(line)["key"] for line in file if line.endswith("}\n")}
+    """Samples that a run has listed before it was resumed; a line that was cut off is passed over."""
+    keys = set()
+    with open(path, "rb") as file:
+        for line in file:
+            with suppress(ValueError, KeyError, TypeError):
+                keys.add(str(json.loads(line)["key"]))
+    return keys
 
 
 def _ignore_signals(_: int) -> None:

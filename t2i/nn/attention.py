@@ -109,8 +109,8 @@ class Attention(nn.Module):
 class ImageAttention(nn.Module):
     """Residual attention over the pixels of a feature map (ADM), text keys and values first (GLIDE, section 3.1).
 
-    With `positions` every pixel is told where it is, so that "left" can be looked up: a small network learns in tens of
-    thousands of pictures what it hardly finds out from the zeros that pad its convolutions.
+    With `positions` every pixel is told where it is, so that "left" can be looked up and need not be found out from the
+    zeros that pad the convolutions.
     """
 
     def __init__(

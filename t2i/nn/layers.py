@@ -34,7 +34,7 @@ def timestep_embedding(
         width: size of the result; an odd width gets a zero column.
         order: which half comes first; IDDPM and later put cosines first, DDPM sines.
         denominator_shift: 0 for IDDPM and later, 1 for DDPM.
-        longest: the period of the slowest sinusoid, over 2π.
+        longest: bound of the sinusoids' periods, over 2π; the slowest is a step of the series below it.
 
     Returns:
         (B, width) float32, whatever the autocast state.

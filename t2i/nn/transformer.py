@@ -145,7 +145,7 @@ class TextTransformer(nn.Module):
         return out
 
     def visible(self, mask: Tensor | None) -> Tensor | None:
-        """Which features may be attended to, (B, context) bool, or None for all; the first one always may."""
+        """Which features may be attended to, (B, L) bool, or None for all; the first one always may."""
         if self.config.attend_padding or mask is None:
             return None
         return mask | (torch.arange(mask.shape[1], device=mask.device) == 0)

@@ -37,6 +37,11 @@ def test_everything_off_changes_nothing():
     assert torch.equal(Degradation(blur=0.0)(x, Streams(range(6))), x)
 
 
+def test_without_blur_its_width_is_nothing():
+    small = torch.rand(2, 3, 8, 8)
+    assert torch.equal(Degradation(blur=0, kernel=21)(small, Streams(range(2))), small)
+
+
 def test_blur_hits_the_stated_share():
     x = pictures(400, 4)
     changed = (Degradation(blur=0.25)(x, Streams(range(400))) != x).flatten(1).any(1).float().mean()

@@ -471,6 +471,25 @@ def test_bad_samples_are_replaced_counted_and_listed(tmp_path, caplog):
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 3
 
 
+def test_names_that_are_not_utf8_are_names_too(tmp_path):
+    folder = spoiled(tmp_path, 1, 20)
+    name = os.fsencode(tmp_path / "a") + b"/caf\xe9.png"
+    with open(name, "wb") as file:
+        file.write(b"no picture")
+    with open(name[:-4] + b".txt", "w") as file:
+        file.write("coffee")
+    take(loader(folder, 11, bad_log=tmp_path / "bad.jsonl"), 4)
+    rows = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert sorted(os.fsencode(row["key"]) for row in rows) == [b"bad000", b"caf\xe9"]
+
+
+def test_a_list_of_bad_samples_that_was_cut_off_does_not_stop_a_run(tmp_path):
+    folder, path = spoiled(tmp_path, 1, 20), tmp_path / "bad.jsonl"
+    path.write_bytes('{"key": "a"}\n{"key": "b", "reason": "no{"key": "c"}\n[]\n{"key": "é'.encode()[:-1])
+    take(loader(folder, 7, bad_log=path), 6)
+    assert b'"bad000"' in path.read_bytes()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_bad_samples_stop_the_run(tmp_path, workers):
     data = loader(spoiled(tmp_path, 40, 60), 10, num_workers=workers)

@@ -10,7 +10,7 @@ from t2i.diffusion.sampling import Sampling
 from t2i.seed import Streams
 from t2i.stages.upsampler.model import Upsampler
 from t2i.stages.upsampler.sample import sample
-from t2i.stages.upsampler.task import UpsamplerOptions, UpsamplerTask
+from t2i.stages.upsampler.task import UpsamplerOptions, UpsamplerTask, psnr
 from t2i.types import Batch
 
 
@@ -54,6 +54,17 @@ def test_an_untrained_residual_upsampler_draws_the_enlarged_picture() -> None:
     low_res = F.avg_pool2d(edges(range(3))["image"], 4) / 2
     drawn = sample(model, low_res, Streams([1, 2, 3]), Sampling(steps=4))
     assert error(drawn, model.enlarge(low_res)) < 0.005
+
+
+def test_held_out_pictures_are_measured_in_decibels() -> None:
+    truth = torch.zeros(2, 3, 4, 4)
+    off = truth + torch.tensor([0.2, 0.02])[:, None, None, None]  # 20 log10(2 / error): 20 and 40 dB
+    assert abs(psnr(off, truth) - 30) < 1e-3
+    untrained = UpsamplerTask(upsampler(target="x0", residual=True, interpolation="bicubic").eval())
+    grey = edges(range(6))
+    measured = untrained.metrics(grey | {"image": grey["image"] / 2})  # no overshoot to clamp
+    assert abs(measured["psnr"] - measured["psnr_enlarged"]) < 0.1
+    assert 10 < measured["psnr"] < 40
 
 
 def test_a_trained_upsampler_draws_sharp_edges_at_any_size() -> None:

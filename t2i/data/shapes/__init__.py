@@ -103,9 +103,17 @@ def crops(
     return {"image": image, "window": torch.tensor(windows), **_texts(seeds, scenes, weights)}
 
 
-def draw(seeds: Sequence[int], size: int, crop: int | None = None, **options: Any) -> dict[str, Any]:
-    """`batch`, or `crops` where only a window of each picture is wanted; `options` are theirs."""
-    return batch(seeds, size, **options) if crop is None else crops(seeds, size, crop, **options)
+def draw(
+    seeds: Sequence[int],
+    size: int,
+    crop: int | None = None,
+    weights: Mapping[str, float] = WEIGHTS,
+    num_things: Mapping[int, float] = NUM_THINGS,
+) -> dict[str, Any]:
+    """`batch`, or `crops` where only a window of each picture is wanted."""
+    if crop is None:
+        return batch(seeds, size, weights=weights, num_things=num_things)
+    return crops(seeds, size, crop, weights=weights, num_things=num_things)
 
 
 def _texts(seeds: Sequence[int], scenes: Sequence[Scene], weights: Mapping[str, float]) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from t2i.data.shapes.scene import COLOURS, SHAPES, Scene, Thing, relations
 KINDS = ("short", "descriptive", "alt")
 WEIGHTS: Mapping[str, float] = {"short": 0.6, "descriptive": 0.25, "alt": 0.15}
 
+VERSION = 2
+"""Grows when a scene's sentences change, so that pictures rendered earlier are not mixed with others unawares."""
+
 _WORDS = """
 . , : a an the one two three four 2 3 4 and of with in on to is are it there this from by
 red orange yellow green blue purple violet pink brown black white grey gray beige pale slate

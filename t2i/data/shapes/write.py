@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from t2i.data.shapes import NUM_THINGS, draw
+from t2i.data.shapes.captions import VERSION
 from t2i.data.shapes.layout import check_num_things
 from t2i.errors import UsageError
 from t2i.images import to_pil
@@ -50,7 +51,7 @@ def write_shards(
         raise UsageError(f"count and shard_size must be at least 1, got {count} and {shard_size}")
     check_num_things(num_things)
     folder = writable(out)
-    settings = f"size {size}, crop {crop}, seed {seed}, shard_size {shard_size}"
+    settings = f"size {size}, crop {crop}, seed {seed}, shard_size {shard_size}, captions {VERSION}"
     if num_things != NUM_THINGS:
         settings += f", num_things {dict(sorted(num_things.items()))}"
     lengths = {}

@@ -60,6 +60,8 @@ class DecoderConfig(Config):
             raise ValueError(f"unet.context_dim={unet.context_dim} must equal text.width={self.text.width}")
         if self.clip_dim is not None and unet.context_dim is None:
             raise ValueError(f"clip_dim={self.clip_dim} needs a unet.context_dim for its tokens, got None")
+        if self.text is None and self.tokenizer is not None:
+            raise ValueError("a tokenizer needs a text transformer to read its tokens, got text=None")
         if self.text is not None and self.tokenizer is not None and "vocab_size" in self.text.model_fields_set:
             ours, theirs = (
                 (self.text.vocab_size, self.text.context),

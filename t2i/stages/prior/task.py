@@ -48,9 +48,9 @@ class PriorTask(nn.Module):
         self.parametrisation = Parametrisation(config.target, "fixed_small")
 
     @torch.no_grad()
-    def prepare(self, batches: Iterable[Batch]) -> None:
-        """Measure the embedding statistics on a few batches, once, before the first step."""
-        if not self.model.calibrated:
+    def prepare(self, batches: Iterable[Batch], *, anew: bool = False) -> None:
+        """Measure the embedding statistics on a few batches before the first step, if they are unknown or `anew`."""
+        if anew or not self.model.calibrated:
             self.model.calibrate(torch.cat([self.encoder.encode_image(batch["image"]) for batch in batches]))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

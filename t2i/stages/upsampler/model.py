@@ -59,6 +59,8 @@ class UpsamplerConfig(Config):
             raise ValueError(f"image_size={self.image_size} is not a multiple of low_size={self.low_size}")
         if unet.context_dim != (self.text.width if self.text is not None else None):
             raise ValueError(f"unet.context_dim={unet.context_dim} does not fit text={self.text}")
+        if self.text is not None and not self.text.attend_padding:
+            raise ValueError("text.attend_padding=False is not for upsamplers, whose text is GLIDE's")
         return self
 
     @property
