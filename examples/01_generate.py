@@ -28,7 +28,7 @@ def main() -> None:
         args.prompt,
         num_images_per_prompt=args.num,
         seed=args.seed,
-        guidance={"prior": 2.0, "decoder": 3.0},
+        guidance={"prior": 2.0, "decoder": 2.0},
         stop_after=args.stop_after,
     )
     for path, seed in zip(result.save(args.out / "picture.png"), result.seeds, strict=True):
