@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
-from t2i.diffusion.prediction import Target, Variance
+from t2i.diffusion.prediction import Parametrisation, Target, Variance
 from t2i.nn.transformer import TextConfig, TextTransformer
 from t2i.nn.unet import UNet, UNetConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -30,7 +30,7 @@ class DecoderConfig(Config):
         clip_scale: image embeddings are multiplied by it first; √D gives unit vectors unit variance.
         num_classes: size of a label table, or None.
         image_size: of the pictures it was trained on.
-        target, variance, schedule, num_steps, rescale_timesteps: see `t2i.diffusion`.
+        target, skip, variance, schedule, num_steps, rescale_timesteps: see `t2i.diffusion`.
         tokenizer: what `text` was trained with.
     """
 
@@ -43,6 +43,7 @@ class DecoderConfig(Config):
     num_classes: int | None = Field(default=None, ge=1)
     image_size: int = Field(default=64, ge=1)
     target: Target = "eps"
+    skip: float = Field(default=0.0, ge=0, le=1)
     variance: Variance = "learned_range"
     schedule: Literal["linear", "cosine"] = "cosine"
     num_steps: int = Field(default=1000, ge=1)
@@ -54,6 +55,7 @@ class DecoderConfig(Config):
         unet, wanted = self.unet, self.unet.in_channels * (2 if self.variance == "learned_range" else 1)
         if unet.out_channels != wanted:
             raise ValueError(f"variance {self.variance!r} needs unet.out_channels={wanted}, got {unet.out_channels}")
+        Parametrisation(self.target, self.variance, self.skip)  # refuses what does not go together
         if self.image_size % unet.factor:
             raise ValueError(f"image_size={self.image_size} is not a multiple of {unet.factor}, which the U-Net folds")
         if self.text is not None and unet.context_dim != self.text.width:

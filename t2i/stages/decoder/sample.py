@@ -41,7 +41,7 @@ def sample(
         null = model.null_condition(len(streams))
     device = next(model.parameters()).device
     x_T = streams.normal(c.unet.in_channels, c.image_size, c.image_size).to(device)  # (B, 3, S, S)
-    parametrisation = Parametrisation(c.target, c.variance)
+    parametrisation = Parametrisation(c.target, c.variance, c.skip)
     return draw(
         model,
         model.project(condition),

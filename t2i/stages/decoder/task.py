@@ -59,7 +59,7 @@ class DecoderTask(nn.Module):
         self.options = options
         self.process = process_of(model)
         self.process.respace(options.sampling.steps)  # refuses what it cannot do before the first grid needs it
-        self.parametrisation = Parametrisation(c.target, c.variance)
+        self.parametrisation = Parametrisation(c.target, c.variance, c.skip)
         self.tokenizer = c.tokenizer.build() if c.tokenizer is not None else None
         self.reads_padding = c.text is None or c.text.attend_padding
 
