@@ -151,8 +151,7 @@ def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
             of_clip |= {"clip_dim": encoder.dim, "clip_mark": encoder.mark()}
         if "text_width" in data:
             of_clip |= {"text_width": encoder.text_width, "context": tokenizer.context}
-        follows = tokenizer.model_dump()
-        _agree("model.tokenizer.", given.model_dump(), given.model_fields_set, follows, run.clip)
+        _agree("model.tokenizer.", given.model_dump(), given.model_fields_set, tokenizer.model_dump(), run.clip)
         _agree("model.", data, run.model.model_fields_set, of_clip, run.clip)
         data |= of_clip
     else:

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,16 @@ def writable_file(path: Path, name: str) -> None:
     if path.is_dir():
         raise UsageError(f"{name} must be a file, {path} is a folder")
     writable(path.parent)
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; what was cut off, or is something else, is passed over."""
+    rows = []
+    with open(path, "rb") as file:
+        for line in file:
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def write(path: Path, data: bytes) -> None:

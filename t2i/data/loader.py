@@ -13,7 +13,6 @@ import signal
 import time
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +28,7 @@ from t2i.data.shards import ShardSource
 from t2i.data.source import BadSample, Sample, Source
 from t2i.errors import DataError, UsageError, did_you_mean
 from t2i.seed import Streams, mix
+from t2i.storage import json_lines
 from t2i.types import Batch
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ class Loader:
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = self.num_enlarged = 0
-        self.listed = _keys_of(bad_log) if bad_log is not None and bad_log.exists() else set()
+        earlier = json_lines(bad_log) if bad_log is not None and bad_log.exists() else []
+        self.listed = {str(row["key"]) for row in earlier if "key" in row}  # before the run was resumed
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Micro-batches, b = batch_size/accumulate/world: `image` (b, 3, h, h) in [-1, 1], `caption`, `key`, `seed`."""
@@ -330,16 +331,6 @@ def _collate(samples: list[Sample]) -> Batch:
             else:
                 batch[key] = torch.tensor(values) if isinstance(values[0], int) else values
     return batch
-
-
-def _keys_of(path: Path) -> set[str]:
-    """Samples that a run has listed before it was resumed; a line that was cut off is passed over."""
-    keys = set()
-    with open(path, "rb") as file:
-        for line in file:
-            with suppress(ValueError, KeyError, TypeError):
-                keys.add(str(json.loads(line)["key"]))
-    return keys
 
 
 def _ignore_signals(_: int) -> None:

@@ -46,7 +46,6 @@ class Parametrisation:
             raise ValueError(
                 f"unknown variance {self.variance!r}; known: 'fixed_small', 'fixed_large', 'learned_range'"
             )
-
         if not 0 <= self.skip <= 1 or (self.skip and self.target != "x0"):
             raise ValueError(f"skip lies in 0…1 and is for target 'x0', got {self.skip} with {self.target!r}")
 

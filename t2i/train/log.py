@@ -138,17 +138,11 @@ class MetricsFile:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         if path.exists():
-            lines = path.read_bytes().splitlines()
-            storage.write(path, b"".join(line + b"\n" for line in lines if _step_of(line) <= step))
+            rows = storage.json_lines(path)
+            kept = [row for row in rows if isinstance(row.get("step"), int | float) and row["step"] <= step]
+            storage.write(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one line."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def _step_of(line: bytes) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

@@ -52,10 +52,9 @@ class DecoderConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        unet, wanted = self.unet, self.unet.in_channels * (2 if self.variance == "learned_range" else 1)
+        unet, wanted = self.unet, self.parametrisation.num_outputs(self.unet.in_channels)
         if unet.out_channels != wanted:
             raise ValueError(f"variance {self.variance!r} needs unet.out_channels={wanted}, got {unet.out_channels}")
-        Parametrisation(self.target, self.variance, self.skip)  # refuses what does not go together
         if self.image_size % unet.factor:
             raise ValueError(f"image_size={self.image_size} is not a multiple of {unet.factor}, which the U-Net folds")
         if self.text is not None and unet.context_dim != self.text.width:
@@ -72,6 +71,11 @@ class DecoderConfig(Config):
             if ours[0] < theirs[0] or ours[1] != theirs[1]:
                 raise ValueError(f"text has (vocab_size, context) {ours}, its tokenizer {theirs}")
         return self
+
+    @property
+    def parametrisation(self) -> Parametrisation:
+        """What the network's output means; ValueError for a skip that does not go with the target."""
+        return Parametrisation(self.target, self.variance, self.skip)
 
 
 class Decoder(nn.Module):

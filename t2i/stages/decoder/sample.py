@@ -6,7 +6,6 @@ B batch · L tokens · D width of CLIP embeddings
 import torch
 from torch import Tensor
 
-from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling, draw
 from t2i.seed import Streams
@@ -41,13 +40,12 @@ def sample(
         null = model.null_condition(len(streams))
     device = next(model.parameters()).device
     x_T = streams.normal(c.unet.in_channels, c.image_size, c.image_size).to(device)  # (B, 3, S, S)
-    parametrisation = Parametrisation(c.target, c.variance, c.skip)
     return draw(
         model,
         model.project(condition),
         model.project(null) if null is not None and sampling.guidance != 1 else None,
         process_of(model),
-        parametrisation,
+        c.parametrisation,
         sampling,
         x_T.contiguous(memory_format=torch.channels_last),
         streams,

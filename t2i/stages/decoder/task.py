@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from t2i.config import Config
 from t2i.diffusion.losses import LossKind, Weighting, training_losses
-from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.timesteps import shifted
 from t2i.seed import Streams, upload
@@ -59,7 +58,7 @@ class DecoderTask(nn.Module):
         self.options = options
         self.process = process_of(model)
         self.process.respace(options.sampling.steps)  # refuses what it cannot do before the first grid needs it
-        self.parametrisation = Parametrisation(c.target, c.variance, c.skip)
+        self.parametrisation = c.parametrisation
         self.tokenizer = c.tokenizer.build() if c.tokenizer is not None else None
         self.reads_padding = c.text is None or c.text.attend_padding
 
