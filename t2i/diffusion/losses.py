@@ -72,10 +72,10 @@ def training_losses(
 def snr_weight(
     process: Process, parametrisation: Parametrisation, step: Step, like: Tensor, weighting: Weighting
 ) -> Tensor:
-    """Weight of the squared error by the signal-to-noise ratio, (B,) or (1,): that of x_0, divided by SNR for eps, by
-    SNR + 1 for v (Hang et al. 2023) and by skip² SNR + 1 for x_0 with a skip."""
+    """Weight of the squared error by the signal-to-noise ratio, (B,) or (1,): that of x_0, divided by SNR for eps and
+    by SNR + 1 for v (Hang et al. 2023)."""
     snr = process.at("snr", step, like).flatten()
-    per_target = {"x0": parametrisation.skip**2 * snr + 1, "eps": snr, "v": snr + 1}
+    per_target = {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1}
     lowest = 1.0 if weighting == "clamped_snr" else 0.0
     return snr.clamp(lowest, _GAMMA) / per_target[parametrisation.target]
 

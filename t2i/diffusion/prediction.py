@@ -26,18 +26,10 @@ class Parametrisation:
     `target`: "eps" the noise (Ho et al. 2020), "x0" the clean data (DALL-E 2's prior) or "v" = sqrt(alpha_bar) eps -
     sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). `variance`: the posterior's, beta, or "learned_range", a second half
     of channels that interpolates between the logarithms of both (Nichol & Dhariwal 2021, eq. 15).
-
-    `skip`: with target "x0", x_t itself stands in for x_0 where the noise is well below `skip`, and the network only
-    corrects it (Karras et al. 2022, eq. 7): with sigma the standard deviation of the noise in x_t / sqrt(alpha_bar),
-
-        x_0 = (skip² x_t / sqrt(alpha_bar) + sigma sqrt(sigma² + skip²) output) / (sigma² + skip²)
-
-    so 0 is the clean data at every step and 1 is -v. A network whose width cannot carry every pixel keeps them so.
     """
 
     target: Target = "eps"
     variance: Variance = "learned_range"
-    skip: float = 0.0
 
     def __post_init__(self) -> None:
         if self.target not in ("eps", "x0", "v"):
@@ -46,8 +38,6 @@ class Parametrisation:
             raise ValueError(
                 f"unknown variance {self.variance!r}; known: 'fixed_small', 'fixed_large', 'learned_range'"
             )
-        if not 0 <= self.skip <= 1 or (self.skip and self.target != "x0"):
-            raise ValueError(f"skip lies in 0…1 and is for target 'x0', got {self.skip} with {self.target!r}")
 
     def num_outputs(self, channels: int) -> int:
         """How many channels a network for data of `channels` channels puts out."""
@@ -68,11 +58,8 @@ class Parametrisation:
 
     def target_of(self, process: Process, x_0: Tensor, noise: Tensor, step: Step) -> Tensor:
         """What the network should predict for x_t = `process.q_sample(x_0, step, noise)`."""
-        if self.target == "x0" and not self.skip:
-            return x_0.float()
         if self.target == "x0":
-            sigma, length = self._skip(process, step, x_0)
-            return (sigma * x_0.float() - self.skip**2 * noise.float()) / length
+            return x_0.float()
         if self.target == "eps":
             return noise.float()
         signal, sigma = process.at("sqrt_alpha_bar", step, x_0), process.at("sqrt_one_minus_alpha_bar", step, x_0)
@@ -103,10 +90,6 @@ class Parametrisation:
         elif self.target == "v":
             signal, sigma = process.at("sqrt_alpha_bar", step, x_t), process.at("sqrt_one_minus_alpha_bar", step, x_t)
             x_0 = signal * x_t - sigma * target
-        elif self.skip:
-            sigma, length = self._skip(process, step, x_t)
-            noisy = process.at("sqrt_recip_alpha_bar", step, x_t) * x_t  # x_0 + sigma noise
-            x_0 = (self.skip / length) ** 2 * noisy + sigma / length * target
         else:
             x_0 = target
         if processed is not None:
@@ -114,11 +97,6 @@ class Parametrisation:
         if clip:
             x_0 = x_0.clamp(-float(clip), float(clip))
         return Prediction(x_0, eps_from_x_0(process, x_t, x_0, step), self.log_variance(process, variance, x_t, step))
-
-    def _skip(self, process: Process, step: Step, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sigma and sqrt(sigma² + skip²)."""
-        sigma = process.at("sqrt_recip_alpha_bar_minus_1", step, like)
-        return sigma, (sigma**2 + self.skip**2).sqrt()
 
     def log_variance(self, process: Process, variance: Tensor | None, x_t: Tensor, step: Step) -> Tensor:
         """Log variance of p(x_{t-1} | x_t), broadcastable to x_t; `variance` are the learned channels, -1…1, if any."""

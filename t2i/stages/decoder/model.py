@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
-from t2i.diffusion.prediction import Parametrisation, Target, Variance
+from t2i.diffusion.prediction import Target, Variance
 from t2i.nn.transformer import TextConfig, TextTransformer
 from t2i.nn.unet import UNet, UNetConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -30,7 +30,7 @@ class DecoderConfig(Config):
         clip_scale: image embeddings are multiplied by it first; √D gives unit vectors unit variance.
         num_classes: size of a label table, or None.
         image_size: of the pictures it was trained on.
-        target, skip, variance, schedule, num_steps, rescale_timesteps: see `t2i.diffusion`.
+        target, variance, schedule, num_steps, rescale_timesteps: see `t2i.diffusion`.
         tokenizer: what `text` was trained with.
     """
 
@@ -43,7 +43,6 @@ class DecoderConfig(Config):
     num_classes: int | None = Field(default=None, ge=1)
     image_size: int = Field(default=64, ge=1)
     target: Target = "eps"
-    skip: float = Field(default=0.0, ge=0, le=1)
     variance: Variance = "learned_range"
     schedule: Literal["linear", "cosine"] = "cosine"
     num_steps: int = Field(default=1000, ge=1)
