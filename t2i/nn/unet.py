@@ -37,6 +37,7 @@ class UNetConfig(Config):
         resample: change resolution inside a residual block, or with one convolution.
         down_padding: of the strided convolution, when `resample` is "conv".
         patch_size: fold p x p pixels into channels before the first convolution and unfold after the last.
+        fine_channels: with folded pixels, width of a residual block at full resolution (`Fine`); 0 for none.
         dropout: in every residual block.
         norm_groups, norm_eps: of every group norm.
         time_order, time_denominator_shift: see `timestep_embedding`.
@@ -59,6 +60,7 @@ class UNetConfig(Config):
     resample: Literal["block", "conv"] = "block"
     down_padding: DownPadding = "symmetric"
     patch_size: int = Field(default=1, ge=1)
+    fine_channels: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     norm_groups: int = Field(default=32, ge=1)
     norm_eps: float = 1e-5
@@ -79,6 +81,13 @@ class UNetConfig(Config):
             raise ValueError(f"attention at factors {sorted(unknown)}, but the levels have factors {factors}")
         if bad := [w for w in self.widths if w % self.norm_groups]:
             raise ValueError(f"level widths {bad} are not multiples of norm_groups={self.norm_groups}")
+        if self.fine_channels and self.patch_size == 1:
+            raise ValueError(f"fine_channels={self.fine_channels} is for folded pixels, but patch_size=1")
+        if self.fine_channels % (self.widths[0] // self.norm_groups):
+            group = self.widths[0] // self.norm_groups
+            raise ValueError(
+                f"fine_channels={self.fine_channels} is not a multiple of {group}, the size of a norm's group"
+            )
         if self.context_dim is not None and not attends:
             raise ValueError(f"context_dim={self.context_dim} needs attention somewhere, and there is none")
         return self
@@ -122,6 +131,32 @@ class Middle(nn.Module):
         self.block1, self.attention, self.block2 = block1, attention, block2
 
 
+class Fine(nn.Module):
+    """One residual block at full resolution, for what p x p pixels in few channels are too narrow to carry.
+
+    It sees the features of every cell, unfolded, and the network's input again, and starts as nothing.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        c, width, p = config, config.fine_channels, config.patch_size
+        groups = width * c.norm_groups // c.widths[0]  # as many channels to a group as elsewhere
+        self.unfold = nn.Conv2d(c.widths[0], width * p * p, 1)
+        self.conv_in = nn.Conv2d(c.in_channels + c.image_channels, width, 3, padding=1)
+        self.block = ResBlock(
+            width, width, c.time_dim, scale_shift=c.scale_shift, norm_groups=groups, norm_eps=c.norm_eps
+        )
+        self.norm_out = GroupNorm(groups, width, eps=c.norm_eps)
+        self.conv_out = zero_module(nn.Conv2d(width, c.out_channels, 3, padding=1))
+        self.patch_size = p
+
+    def forward(self, features: Tensor, x: Tensor, time: Tensor) -> Tensor:
+        """(B, C, H/p, W/p), the input (B, C_in, H, W) and the time vector (B, D) → (B, out_channels, H, W)."""
+        h = F.pixel_shuffle(self.unfold(features), self.patch_size) + self.conv_in(x)  # (B, width, H, W)
+        out: Tensor = self.conv_out(self.norm_out(self.block(h, time), silu=True))
+        return out
+
+
 class UNet(nn.Module):
     """`unet(x_t, t, condition) → raw output`; see `UNetConfig`."""
 
@@ -153,6 +188,7 @@ class UNet(nn.Module):
         self.up: Any = nn.ModuleList(up[::-1])  # by level, finest first, like `down`
         self.norm_out = GroupNorm(config.norm_groups, width, eps=config.norm_eps)
         self.conv_out = zero_module(nn.Conv2d(width, config.out_channels * p * p, 3, padding=1))
+        self.fine = Fine(config) if config.fine_channels else None
 
     def _block(self, in_channels: int, out_channels: int, direction: Direction | None = None) -> ResBlock:
         c = self.config
@@ -241,12 +277,13 @@ class UNet(nn.Module):
             return self._run(module, x, next(keys_values) if keys_values is not None else None, condition.mask)
 
         x = x_t if condition.image is None else torch.cat([x_t, condition.image.to(x_t.dtype)], dim=1)
-        x = F.pixel_unshuffle(x, self.config.patch_size).to(self.conv_in.weight.dtype)
-        x = self._trunk(self.conv_in(x), block, attend)  # (B, C, H/p, W/p)
+        x = x.to(self.conv_in.weight.dtype)
+        h = self._trunk(self.conv_in(F.pixel_unshuffle(x, self.config.patch_size)), block, attend)  # (B, C, H/p, W/p)
+        h = self.norm_out(h.float(), silu=True)
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = (p.float() for p in self.conv_out.parameters())
-            x = F.conv2d(self.norm_out(x.float(), silu=True), weight, bias, padding=1)
-        return F.pixel_shuffle(x, self.config.patch_size)  # (B, out, H, W)
+            out = F.pixel_shuffle(F.conv2d(h, weight, bias, padding=1), self.config.patch_size)  # (B, out, H, W)
+        return out if self.fine is None else out + self._run(self.fine, h.to(x.dtype), x, time).float()
 
     def _trunk(
         self, x: Tensor, block: Callable[[nn.Module, Tensor], Tensor], attend: Callable[[nn.Module, Tensor], Tensor]

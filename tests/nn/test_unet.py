@@ -35,8 +35,9 @@ def text(dim: int = 16) -> Condition:
 
 
 @torch.no_grad()
-def test_a_new_network_predicts_zero() -> None:
-    assert (call(UNet(BASE)) == 0).all()
+@pytest.mark.parametrize("changes", [{}, {"patch_size": 4, "fine_channels": 16}])
+def test_a_new_network_predicts_zero(changes: dict[str, int]) -> None:
+    assert (call(UNet(BASE.model_copy(update=changes))) == 0).all()
 
 
 @torch.no_grad()
@@ -46,6 +47,24 @@ def test_patches_keep_the_size_and_the_orientation(patch_size: int) -> None:
     assert call(model).shape == (2, 6, 16, 16)
     x = torch.randn(1, 3, 16, 32)
     assert model(x, torch.tensor([3])).shape == (1, 6, 16, 32)
+
+
+@torch.no_grad()
+def test_fine_channels_add_to_the_folded_network_and_see_single_pixels() -> None:
+    config = CONV.model_copy(update={"patch_size": 4, "fine_channels": 16})
+    model, folded = build(config), build(config.model_copy(update={"fine_channels": 0}))
+    fine = {k: v for k, v in model.state_dict().items() if k.startswith("fine.")}
+    model.load_state_dict(folded.state_dict() | fine)
+    x, t = torch.nn.functional.pad(torch.randn(1, 3, 16, 16), (8, 8, 8, 8)), torch.tensor([3])
+    assert not torch.allclose(model(x, t), folded(x, t), atol=1e-3)
+    for module in (model.fine.unfold, model.conv_out):  # without what cells say, one pixel to the right is just that
+        for p in module.parameters():
+            p.zero_()
+    moved = model(x.roll(1, dims=3), t).roll(-1, dims=3)
+    torch.testing.assert_close(moved[..., 8:-8, 8:-8], model(x, t)[..., 8:-8, 8:-8], atol=1e-5, rtol=0)
+    for p in model.fine.conv_out.parameters():
+        p.zero_()
+    assert (model(x, t) == 0).all()
 
 
 @torch.no_grad()
@@ -101,8 +120,11 @@ def test_attention_positions_reach_every_attention_layer_if_asked_for() -> None:
 @pytest.mark.parametrize("resample", ["block", "conv"])
 @pytest.mark.parametrize("scale_shift", [False, True])
 @pytest.mark.parametrize("down_padding", ["symmetric", "right_bottom"])
-def test_variants_run_and_train(resample: str, scale_shift: bool, down_padding: str) -> None:
-    changes = {"resample": resample, "scale_shift": scale_shift, "down_padding": down_padding}
+@pytest.mark.parametrize("folding", [{}, {"patch_size": 2, "fine_channels": 8}])
+def test_variants_run_and_train(
+    resample: str, scale_shift: bool, down_padding: str, folding: dict[str, int]
+) -> None:  # fmt: skip
+    changes = {"resample": resample, "scale_shift": scale_shift, "down_padding": down_padding, **folding}
     model = build(BASE.model_copy(update=changes))
     out = call(model)
     assert out.shape == (2, 6, 16, 16)
@@ -153,6 +175,8 @@ def test_bfloat16_gives_nearly_the_same_in_float32() -> None:
         ({"attention": (8,)}, r"factors \[8\].*\[1, 2\]"),
         ({"channels": 40}, r"widths \[40, 80\].*32"),
         ({"attention": (), "mid_attention": False, "context_dim": 8}, "context_dim=8 needs attention"),
+        ({"fine_channels": 16}, "fine_channels=16 is for folded pixels, but patch_size=1"),
+        ({"fine_channels": 7, "patch_size": 2, "channels": 64}, "fine_channels=7 is not a multiple of 2"),
     ],
 )
 def test_bad_configs_are_refused(changes: dict[str, object], message: str) -> None:

@@ -58,8 +58,12 @@ def test_an_untrained_residual_upsampler_draws_the_enlarged_picture() -> None:
 
 def test_held_out_pictures_are_measured_in_decibels() -> None:
     truth = torch.zeros(2, 3, 4, 4)
-    off = truth + torch.tensor([0.2, 0.02])[:, None, None, None]  # 20 log10(2 / error): 20 and 40 dB
-    assert abs(psnr(off, truth) - 30) < 1e-3
+    for off, dB in (
+        ((0.2, 0.2), 20.0),
+        ((0.02, 0.02), 40.0),
+        ((0.2, 0.0), 23.0103),
+    ):  # 10 log10(4 / mean squared error)
+        assert abs(psnr(truth + torch.tensor(off)[:, None, None, None], truth) - dB) < 1e-3
     untrained = UpsamplerTask(upsampler(target="x0", residual=True, interpolation="bicubic").eval())
     grey = edges(range(6))
     measured = untrained.metrics(grey | {"image": grey["image"] / 2})  # no overshoot to clamp

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
-from t2i.diffusion.prediction import Target, Variance
+from t2i.diffusion.prediction import Parametrisation, Target, Variance
 from t2i.nn.transformer import TextConfig, TextTransformer
 from t2i.nn.unet import UNet, UNetConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -73,8 +73,8 @@ class DecoderConfig(Config):
 
     @property
     def parametrisation(self) -> Parametrisation:
-        """What the network's output means; ValueError for a skip that does not go with the target."""
-        return Parametrisation(self.target, self.variance, self.skip)
+        """What the network's output means."""
+        return Parametrisation(self.target, self.variance)
 
 
 class Decoder(nn.Module):

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
-from t2i.diffusion.prediction import Target, Variance
+from t2i.diffusion.prediction import Parametrisation, Target, Variance
 from t2i.nn.transformer import TextConfig, TextTransformer
 from t2i.nn.unet import UNet, UNetConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -48,7 +48,7 @@ class UpsamplerConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        unet, wanted = self.unet, self.unet.in_channels * (2 if self.variance == "learned_range" else 1)
+        unet, wanted = self.unet, self.parametrisation.num_outputs(self.unet.in_channels)
         if unet.out_channels != wanted:
             raise ValueError(f"variance {self.variance!r} needs unet.out_channels={wanted}, got {unet.out_channels}")
         if unet.image_channels == 0:
@@ -62,6 +62,11 @@ class UpsamplerConfig(Config):
         if self.text is not None and not self.text.attend_padding:
             raise ValueError("text.attend_padding=False is not for upsamplers, whose text is GLIDE's")
         return self
+
+    @property
+    def parametrisation(self) -> Parametrisation:
+        """What the network's output means."""
+        return Parametrisation(self.target, self.variance)
 
     @property
     def magnification(self) -> int:

@@ -6,7 +6,6 @@ B batch · h w pixels of the small picture · H W of the large one
 import torch
 from torch import Tensor
 
-from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling, draw
 from t2i.seed import Streams
@@ -44,13 +43,12 @@ def sample(
     condition = model.condition(low_res, tokens, mask)
     assert condition.image is not None
     x_T = streams.normal(model.config.unet.in_channels, *condition.image.shape[-2:]).to(low_res.device)
-    c = model.config
     return draw(
         model,
         model.project(condition),
         None,
         process_of(model),
-        Parametrisation(c.target, c.variance),
+        model.config.parametrisation,
         sampling,
         x_T.contiguous(memory_format=torch.channels_last),
         streams,

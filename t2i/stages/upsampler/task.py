@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from t2i.config import Config
 from t2i.data.degrade import Degradation
 from t2i.diffusion.losses import LossKind, Weighting, training_losses
-from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.sampling import Sampling
 from t2i.seed import Streams, upload
 from t2i.stages.upsampler.model import Upsampler
@@ -51,7 +50,7 @@ class UpsamplerTask(nn.Module):
         self.options = options
         self.process = process_of(model)
         self.process.respace(options.sampling.steps)  # refuses what it cannot do before the first grid needs it
-        self.parametrisation = Parametrisation(c.target, c.variance)
+        self.parametrisation = c.parametrisation
 
     def low_res(self, image: Tensor) -> Tensor:
         """Area average of a crop, rounded to 8 bits as in sampling, (B, 3, H, W) → (B, 3, h, w)."""
@@ -84,6 +83,7 @@ class UpsamplerTask(nn.Module):
 
 
 def psnr(image: Tensor, truth: Tensor) -> float:
-    """Mean over a batch of the peak signal-to-noise ratios in dB of pictures in [-1, 1], each (B, 3, H, W)."""
-    error = (image - truth).float().square().flatten(1).mean(dim=1)  # (B,)
-    return float((10 * torch.log10(4 / error.clamp(min=1e-10))).mean())
+    """Peak signal-to-noise ratio in dB of a batch (B, 3, H, W) in [-1, 1], of its mean squared error: the mean of the
+    pictures' own ratios would be that of empty crops."""
+    error = (image - truth).float().square().mean()
+    return float(10 * torch.log10(4 / error.clamp(min=1e-10)))
