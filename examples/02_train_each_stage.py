@@ -2,16 +2,19 @@
 
     python examples/02_train_each_stage.py --out runs/mine --minutes 5
     python examples/02_train_each_stage.py --out runs/mine --data photos/      (pictures with .txt captions beside them)
+    python examples/02_train_each_stage.py --stages clip,prior train.batch_size=32
 
 Every stage is `t2i train configs/shapes/<stage>.yaml` with overrides. The prior and the decoder learn from the CLIP
 model that was trained first; the upsamplers depend on nothing. Running the script again continues where it stopped.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from t2i.pipelines.dalle2 import DALLE2
 
+from t2i.errors import T2IError
 from t2i.recipe import train
 
 STAGES = ("clip", "prior", "decoder", "up256", "up1024")
@@ -22,11 +25,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mine"))
     parser.add_argument("--data", default="shapes", help="shapes, a folder of captioned pictures, or tar shards")
     parser.add_argument("--minutes", type=float, default=5.0, help="per stage")
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    parser.add_argument("--stages", default=",".join(STAGES), help="which of them, in this order")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every stage, such as train.steps=20")
     args = parser.parse_args()
 
-    for stage in args.stages:
+    for stage in args.stages.split(","):
         overrides = [
             f"train.out={args.out / stage}",
             f"train.max_minutes={args.minutes}",
@@ -50,4 +53,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except T2IError as error:
+        sys.exit(f"error: {error}")

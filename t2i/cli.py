@@ -15,7 +15,6 @@ import typer
 
 from t2i.errors import DataError, T2IError, UsageError
 
-_NO_PICTURES = "the prior draws embeddings, not pictures: stop after decoder or later"
 RECIPE_ARGUMENTS = {"prompt", "negative_prompt", "seed", "steps", "guidance", "sampler", "stop_after", "max_batch"}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -53,7 +52,7 @@ def generate(
         str | None, typer.Option(help="A bundled model by name, or a folder; shapes if not given.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Picture i uses seed + i; random, and told, if not given.")] = None,
-    num: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
+    num: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
     steps: Annotated[
         str | None, typer.Option(help="N for all stages, or stage=N,stage=N; also spacings such as ddim50.")
     ] = None,
@@ -90,17 +89,14 @@ def generate(
         }  # fmt: skip
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out must end in .png, got {out}")
-    if stop_after == "prior":
-        raise UsageError(_NO_PICTURES)
     writable_file(out, "--out")
     from t2i.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(model or "shapes", device=device or "auto", dtype=dtype or "auto")
     if from_ is not None:
         _warn_of_changes(recipe, pipe)
+    pipe.check_pictures(arguments["stop_after"])
     result = pipe(**arguments)
-    if not result.images:
-        raise UsageError(_NO_PICTURES)
     which = range(len(result)) if picture is None else [picture]
     for i, path in zip(which, result.save(out, which), strict=True):
         typer.echo(f"{path}  seed {result.seeds[i]}")
@@ -133,14 +129,14 @@ def assemble(
         raise UsageError(f"expected stage=folder, got {' '.join(stages)}")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
-    from t2i.storage import writable
+    from t2i.storage import output_folder
 
-    writable(out)
-    import torch
+    with output_folder(out):
+        import torch
 
-    from t2i.pipelines.dalle2 import DALLE2
+        from t2i.pipelines.dalle2 import DALLE2
 
-    DALLE2.assemble(pairs).save_pretrained(out, getattr(torch, dtype))
+        DALLE2.assemble(pairs).save_pretrained(out, getattr(torch, dtype))
     typer.echo(f"{out}: {', '.join(pairs)}")
 
 
@@ -161,10 +157,10 @@ def shapes(
     from t2i.data.shapes import NUM_THINGS
     from t2i.data.shapes.write import write_shards
 
-    given = dict(NUM_THINGS) if num_things is None else by_stage("num-things", num_things, float)
     try:
-        counts = {int(number): weight for number, weight in given.items()}
-    except (ValueError, AttributeError):
+        pairs = (part.split("=") for part in num_things.split(",")) if num_things is not None else NUM_THINGS.items()
+        counts = {int(number): float(weight) for number, weight in pairs}
+    except ValueError:
         raise UsageError(f"--num-things: expected such as 1=1,2=3, got {num_things!r}") from None
     write_shards(out, count=count, size=size, crop=crop, seed=seed, shard_size=shard_size, num_things=counts)
 
@@ -249,10 +245,16 @@ def main() -> None:
     """Run a command; every expected error is one line on stderr and an exit code, an interrupt is exit code 130."""
     warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except T2IError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         typer.echo(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
         sys.exit(DataError.exit_code)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()  # of the option parser; several lines are the help that was asked for
+        typer.echo(message if "\n" in message else f"error: {message}", err=True)
+        sys.exit(UsageError.exit_code)

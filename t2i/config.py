@@ -127,14 +127,17 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     problems = [(*_locate(problem["loc"], model), problem) for problem in error.errors()]
     places = {place for place, _, _ in problems}
     deepest = [p for p in problems if not any(place[: len(p[0])] == p[0] and place != p[0] for place in places)]
-    return list(dict.fromkeys(_sentence(".".join(map(str, place)), known, p) for place, known, p in deepest))
+    return list(dict.fromkeys(_sentence(".".join(map(str, place)), known, model, p) for place, known, p in deepest))
 
 
-def _sentence(where: str, known: list[str], problem: ErrorDetails) -> str:
+def _sentence(where: str, known: list[str], model: type[BaseModel], problem: ErrorDetails) -> str:
     where = where or "the whole file"
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         above, dot, name = where.rpartition(".")
+        deeper = [key for key in _all_keys(model) if key.rpartition(".")[2] == name]
         hint = did_you_mean(name, known, above + dot) or f", known keys: {', '.join(known)}"
+        if deeper and not above:
+            hint = f", did you mean {' or '.join(map(repr, deeper))}?"
         return f"unknown key {where!r}{hint}"
     if problem["type"] == "missing":
         return f"missing key {where!r}"
@@ -166,6 +169,15 @@ def _keys(owner: type) -> dict[str, Any]:
     if issubclass(owner, BaseModel):
         return {name: field.annotation for name, field in owner.model_fields.items()}
     return get_type_hints(owner)
+
+
+def _all_keys(owner: type, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a model and of all inside it, outermost first."""
+    keys = _keys(owner)
+    yield from (prefix + name for name in keys)
+    for name, kind in keys.items():
+        for inside in _models(kind):
+            yield from _all_keys(inside, f"{prefix}{name}.")
 
 
 def _models(annotation: Any) -> list[type]:

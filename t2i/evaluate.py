@@ -12,7 +12,6 @@ from t2i import storage
 from t2i.assets import asset
 from t2i.data import shapes
 from t2i.data.loader import VAL_SCENES
-from t2i.errors import UsageError
 from t2i.images import from_pil
 from t2i.metrics.compose import Prompt, Share, mean, prompts, score, summary
 from t2i.pipeline import Output, Pipeline
@@ -50,9 +49,8 @@ def compose(
     reader = load_reader(pipe.device)
     asked = [prompt for prompt in prompts() for _ in range(num)]
     texts = [prompt.text for prompt in prompts()]
+    pipe.check_pictures((call or {}).get("stop_after"))
     drawn: Output = pipe(texts, num_images_per_prompt=num, seed=seed, **(call or {}))  # type: ignore[operator]
-    if not drawn.images:
-        raise UsageError("no pictures to read: stop after decoder or later")
     readings = [found for part in _batches(drawn) for found in reader.read(part)]
     verdicts = [score(prompt, found) for prompt, found in zip(asked, readings, strict=True)]
     shares = summary([(prompt, right) for prompt, (right, _) in zip(asked, verdicts, strict=True)])

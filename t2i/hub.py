@@ -24,8 +24,8 @@ def resolve(name_or_folder: str | Path) -> Path:
         return folder
     known = index()
     name = str(name_or_folder)
-    bundled = asset("weights", name)
-    if name in known and (bundled / "model_index.json").is_file():
+    bundled = asset("weights", name.removeprefix("weights/"))
+    if bundled.name in known and (bundled / "model_index.json").is_file():
         return bundled
     if name in known and not folder.is_dir():
         raise DataError(f"the files of the bundled model {name!r} are missing from {bundled.parent}")

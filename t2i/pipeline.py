@@ -245,6 +245,12 @@ class Pipeline:
             values |= dict(given) if isinstance(given, Mapping) else dict.fromkeys(guided, given)
         return {name: check(name, value) for name, value in values.items()}
 
+    def check_pictures(self, stop_after: str | None = None) -> None:
+        """UsageError if a call that ends with this stage would draw no picture."""
+        last = stop_after or list(self.parts)[-1]
+        if last in self.parts and self.places[last] == "prior":
+            raise UsageError("the prior draws embeddings, not pictures: stop after decoder or later")
+
     def check_prompts(
         self, prompt: str | Sequence[str], tokenizer: Tokenizer, *others: Tokenizer, negative: bool = False
     ) -> tuple[list[str], list[bool]]:

@@ -21,7 +21,7 @@ from t2i.registry import Stage, load_stage, one_line, save_stage, stage
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.model import DecoderConfig
 from t2i.stages.upsampler.model import UpsamplerConfig
-from t2i.storage import writable
+from t2i.storage import output_folder
 from t2i.text.tokenizers import TokenizerConfig
 from t2i.train.checkpoint import find, load_model
 from t2i.train.loop import Result, fit
@@ -80,10 +80,18 @@ def train(path: str | Path, overrides: list[str]) -> Result:
     """Train the stage that a config file describes. See `t2i.train.loop.fit` for what is left in `train.out`."""
     run = load_run(path, overrides)
     spec = stage(run.stage)
-    writable(run.train.out)
+    with output_folder(run.train.out):
+        return _train(str(path), run, spec)
+
+
+def _train(path: str, run: Run, spec: Stage) -> Result:
     torch.manual_seed(run.train.seed)
     encoder = load_clip(run.clip) if run.clip else None
     config = complete(run, spec, encoder)
+    if run.stage == "clip" and run.train.batch_size == run.train.accumulate:
+        raise UsageError(
+            "CLIP tells a picture's caption from the others of its micro-batch: train.batch_size is too small"
+        )
     if run.stage == "clip" and run.train.accumulate > 1:
         log.warning(
             "train.accumulate=%d: CLIP tells a picture's caption only from others of its micro-batch, so this is not "
@@ -91,14 +99,14 @@ def train(path: str | Path, overrides: list[str]) -> Result:
             run.train.accumulate,
             run.train.batch_size,
         )
-    with one_line(str(path), UsageError):
+    with one_line(path, UsageError):
         model = spec.model_class(config)
         task: Any = spec.task_class(model, encoder, run.task)
     check_pictures(run, model, encoder)
     fresh = find(run.train.out / "checkpoints", run.train.resume) is None
     other_clip = False
     if run.init and fresh:
-        start: Any = load_stage(find_stage(run.init), expect=run.stage)
+        start: Any = load_stage(run.init, expect=run.stage)
         load_model(model, start.state_dict(), Path(run.init))
         other_clip = getattr(start.config, "clip_mark", ()) != getattr(config, "clip_mark", ())
         if other_clip:
@@ -116,16 +124,9 @@ def train(path: str | Path, overrides: list[str]) -> Result:
     return fit(task, loader, run.train, run.optim, export=export, resolved=resolved)
 
 
-def find_stage(path: str) -> Path:
-    """A stage folder by path, or under the bundled `weights/`."""
-    local = Path(path)
-    parts = local.parts[1:] if local.parts[:1] == ("weights",) else local.parts
-    return local if local.is_dir() or not asset("weights", *parts).is_dir() else asset("weights", *parts)
-
-
 def load_clip(path: str) -> ClipEncoder:
     """The frozen CLIP that a stage learns from."""
-    encoder = load_stage(find_stage(path), expect="clip").requires_grad_(False)
+    encoder = load_stage(path, expect="clip").requires_grad_(False)
     assert isinstance(encoder, ClipEncoder)
     return encoder
 

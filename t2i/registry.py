@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from t2i.assets import asset
 from t2i.config import Config, parse
 from t2i.errors import DataError, T2IError, UsageError, did_you_mean
 from t2i.storage import load_folder, misfit, save_folder
@@ -83,11 +84,19 @@ def save_stage(
     save_folder(folder, config, model.state_dict() if state is None else state, dtype)
 
 
+def find_stage(folder: str | Path) -> Path:
+    """A stage's folder by path, or by its path below the bundled `weights/`, such as `weights/shapes/clip`."""
+    folder = Path(folder)
+    bundled = asset("weights", *folder.parts[1:] if folder.parts[:1] == ("weights",) else folder.parts)
+    return folder if folder.is_dir() or not bundled.is_dir() else bundled
+
+
 def load_stage(folder: str | Path, expect: str | None = None) -> nn.Module:
-    """The model of a stage folder, in float32 on the CPU, in evaluation mode.
+    """The model of a stage folder (see `find_stage`), in float32 on the CPU, in evaluation mode.
 
     Raises DataError for a missing, truncated or foreign folder and for weights that do not fit their config.
     """
+    folder = find_stage(folder)
     config, state = load_folder(folder)
     name = str(config.get("stage", ""))
     if name not in STAGES:

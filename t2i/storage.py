@@ -165,7 +165,23 @@ def writable(folder: str | Path) -> Path:
             raise UsageError(f"{folder} is a file, expected a folder") from None
         except NotADirectoryError as error:
             raise UsageError(f"cannot create {folder}: {error.strerror}") from None
+        except FileNotFoundError:  # such as /proc
+            raise UsageError(f"cannot write to {folder}") from None
     return folder
+
+
+@contextmanager
+def output_folder(folder: str | Path) -> Iterator[Path]:
+    """`writable(folder)`, and away again if it was made for work that failed before it left anything there."""
+    is_new = not Path(folder).exists()
+    folder = writable(folder)
+    try:
+        yield folder
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def writable_file(path: Path, name: str) -> None:

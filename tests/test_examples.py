@@ -58,6 +58,6 @@ def test_02_knows_every_word_of_your_own_captions_and_trains_one_stage_alone(tmp
         Image.new("RGB", (70, 64), (100 * i, 50, 0)).save(tmp_path / "photos" / f"{i}.png")
         (tmp_path / "photos" / f"{i}.txt").write_text("my aunt's teapot")
     out = tmp_path / "mine"
-    run("02", "--out", out, "--data", tmp_path / "photos", "--minutes", 1, *SMALL, "--stages", "clip", cwd=tmp_path)
+    run("02", "--out", out, "--data", tmp_path / "photos", "--minutes", 1, "--stages", "clip", *SMALL, cwd=tmp_path)
     assert json.loads((out / "clip" / "config.json").read_text())["model"]["tokenizer"]["kind"] == "clip"
     assert not (out / "pipeline").exists(), "a chain needs a prior and a decoder"

@@ -71,8 +71,6 @@ class DataConfig(Config):
             raise ValueError(f"caption weights must be positive, got {self.captions}")
         if self.num_things:
             check_num_things(self.num_things)
-            if all(source.src != "shapes" for source in self.sources):
-                raise ValueError(f"num_things weighs scenes of the shapes world, which source={self.source!r} is not")
         return self
 
     @property
@@ -311,7 +309,8 @@ def _open(src: str, config: DataConfig, split: str, captioned: bool) -> Source |
         source: Source = FolderSource(src, config.size, config.crop, config.captions, captioned)
     else:
         source = ShardSource(src, config.size, config.crop, config.captions, captioned)
-    log.info("%s: %d samples from %s", src, len(source), type(source).__name__)
+    if split == "train":
+        log.info("%s: %d samples from %s", src, len(source), type(source).__name__)
     held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
     if all(held) or not any(held):  # training comes first
         return source if split == "train" else None

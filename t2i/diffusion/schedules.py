@@ -96,9 +96,7 @@ def _sections(spec: str, num_steps: int) -> list[int]:
     for i, count in enumerate(map(int, parts)):
         size = num_steps // len(parts) + (i < num_steps % len(parts))
         if count > size:
-            raise ValueError(
-                f"{spec!r} asks for {count} steps where only {size} of {num_steps} are: at most {size} there"
-            )
+            raise ValueError(f"{spec!r} asks for {count} steps, but there are at most {size}")
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         positions = accumulate(repeat(stride, count - 1), initial=0.0)
         kept += [start + round(p) for p in positions]  # Python rounds halves to even, as the released samplers do

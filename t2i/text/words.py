@@ -17,7 +17,8 @@ _PIECES = re.compile(r"\w+|[^\w\s]")
 class WordTokenizer:
     """Lower-cased words and punctuation marks; implements `t2i.types.Tokenizer`.
 
-    Ids: 0 padding, 1 start, 2 end, 3 unknown, then the words in the order given.
+    Ids: 0 padding, 1 start, 2 end, 3 unknown, then the words in the order given. Punctuation that is not in the
+    vocabulary is passed over.
 
     Args:
         words: the vocabulary, without repetition.
@@ -53,17 +54,20 @@ class WordTokenizer:
             raise ValueError(f"expected a list of captions, got one string {captions!r}")
         tokens = torch.full((len(captions), self.context), PAD)
         for row, caption in zip(tokens, captions, strict=True):
-            ids = [self._ids.get(word, UNKNOWN) for word in split(caption)[: self.context - 2]]
+            ids = [self._ids.get(word, UNKNOWN) for word in self._split(caption)[: self.context - 2]]
             row[: len(ids) + 2] = torch.tensor([START, *ids, END])
         return tokens, tokens != PAD
 
     def unknown(self, caption: str) -> list[str]:
         """Words of `caption` that the vocabulary lacks, in order of appearance."""
-        return [word for word in split(caption) if word not in self._ids]
+        return [word for word in self._split(caption) if word not in self._ids]
 
     def truncated(self, caption: str) -> bool:
         """Whether `caption` has more words than fit between start and end."""
-        return len(split(caption)) > self.context - 2
+        return len(self._split(caption)) > self.context - 2
+
+    def _split(self, caption: str) -> list[str]:
+        return [piece for piece in split(caption) if piece in self._ids or piece[0].isalnum() or piece[0] == "_"]
 
 
 def split(caption: str) -> list[str]:

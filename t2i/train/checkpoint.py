@@ -78,6 +78,8 @@ def find(folder: Path, resume: str) -> Path | None:
             raise UsageError(f"{folder} already holds checkpoints: choose another out, or resume: auto")
         return None
     path = Path(resume)
+    if resume != "auto" and not path.exists():
+        raise UsageError(f"resume: {resume} does not exist")
     is_own = folder.resolve() in (path.resolve(), *path.resolve().parents)
     if resume != "auto" and (is_own or not _steps(folder)):
         if (path / "manifest.json").exists():

@@ -24,7 +24,9 @@ def test_empty_and_unknown():
     tokens, mask = tokenizer(["", "a mauve cube"])
     assert tokens.tolist() == [[START, END, PAD, PAD, PAD], [START, 4, UNKNOWN, 6, END]]
     assert mask.sum(1).tolist() == [2, 5]
-    assert tokenizer.unknown("a Mauve cube & two teapots") == ["mauve", "&", "two", "teapots"]
+    assert tokenizer.unknown("a Mauve cube & two teapots") == ["mauve", "two", "teapots"]
+    plain, shouted = (tokenizer([caption])[0].tolist() for caption in ("a red cube", "“A Red CUBE!!”"))
+    assert plain == shouted, "marks that the vocabulary lacks say nothing"
     assert tokenizer.unknown("a red cube") == []
 
 
