@@ -221,7 +221,13 @@ def test_files_may_hold_crops_already(tmp_path: Path) -> None:
         (tmp_path / f"{i}.txt").write_text("red")
     unet = f"{{{SMALL}, attention: [], mid_attention: false, image_channels: 3, patch_size: 4}}"
     crops = [f"data.source={tmp_path}", "data.size=16", "data.crop=null", f"model.unet={unet}"]
-    crops += ["model.variance=learned_range", "task.kind=hybrid", "model.target=eps", "task.weighting=uniform"]
+    crops += [
+        "model.variance=learned_range",
+        "task.kind=hybrid",
+        "model.target=eps",
+        "model.residual=false",
+        "task.weighting=uniform",
+    ]
     short_run(tmp_path / "out", "configs/shapes/up256.yaml", *crops)
     assert load_stage(tmp_path / "out", expect="upsampler").config.low_size == 64
 

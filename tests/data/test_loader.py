@@ -588,8 +588,6 @@ def test_shapes_have_as_many_things_as_weighed():
     for wrong in ({5: 1}, {1: -1, 2: 2}, {1: 0}):
         with pytest.raises(ValueError, match="num_things must weigh 1 to 4"):
             DataConfig(num_things=wrong)
-    with pytest.raises(ValueError, match="scenes of the shapes world, which source='photos' is not"):
-        DataConfig(source="photos", num_things={1: 1})
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_extremes() -> None:
         ("ddim51", r"ddim51.*1000 steps.*50, 53"),
         ("ddimx", "ddimx"),
         ("1001", "1001.*at most 1000"),
-        ("10,600", "600 steps where only 500"),
+        ("10,600", "600 steps, but there are at most 500"),
         ("fast", "'fast'.*fast27"),
         ("0", "cannot read"),
         ("", "cannot read"),

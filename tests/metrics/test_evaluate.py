@@ -3,7 +3,7 @@
 import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +14,15 @@ from t2i.data import shapes
 from t2i.errors import UsageError
 from t2i.images import to_pil
 from t2i.metrics.compose import TASKS, prompts
-from t2i.pipeline import Output
+from t2i.pipeline import Output, Pipeline
 
 
 class Drawer:
     """Renders what a prompt asks for; with `colour`, everything in that one colour."""
 
     device = torch.device("cpu")
+    places = parts = MappingProxyType({"prior": "prior", "decoder": "decoder"})
+    check_pictures = Pipeline.check_pictures
 
     def __init__(self, colour: str | None = None) -> None:
         self.colour = colour
@@ -28,8 +30,6 @@ class Drawer:
 
     def __call__(self, texts: list[str], *, num_images_per_prompt: int, seed: int, **call: Any) -> Output:
         self.calls.append(call)
-        if call.get("stop_after") == "prior":
-            return Output([], [], texts, {})
         wanted = {p.text: p for p in prompts()}
         scenes = []
         for i, text in enumerate(t for t in texts for _ in range(num_images_per_prompt)):
@@ -86,5 +86,5 @@ def test_several_pictures_per_prompt(drawer: Drawer, tmp_path: Path) -> None:
 
 
 def test_no_pictures_is_an_error(drawer: Drawer) -> None:
-    with pytest.raises(UsageError, match="no pictures"):
+    with pytest.raises(UsageError, match="not pictures: stop after decoder"):
         evaluate.compose("drawer", out=None, num=1, seed=0, device="cpu", call={"stop_after": "prior"})

@@ -221,9 +221,14 @@ def test_resume_choices(tmp_path):
     run = tmp_path / "run" / "checkpoints"
     assert checkpoint.find(run, "auto") is None
     assert checkpoint.find(run, "none") is None
-    with pytest.raises(UsageError, match="nowhere holds no checkpoint"):
+    with pytest.raises(UsageError, match="nowhere does not exist"):
         checkpoint.find(run, str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="empty holds no checkpoint"):
+        checkpoint.find(run, str(tmp_path / "empty"))
     path = saved(run, 7)
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        checkpoint.find(run, str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="already holds checkpoints"):
         checkpoint.find(run, "none")
     other = tmp_path / "other"
