@@ -1,4 +1,4 @@
-"""The command line: `t2i generate | train | assemble | data | eval | info`.
+"""The command line: `t2i generate | train | assemble | convert | data | eval | info`.
 
 Nothing heavy is imported before a command runs.
 
@@ -15,7 +15,8 @@ import typer
 
 from t2i.errors import DataError, T2IError, UsageError
 
-RECIPE_ARGUMENTS = {"prompt", "negative_prompt", "seed", "steps", "guidance", "sampler", "stop_after", "max_batch"}
+ALWAYS = {"seed", "steps", "guidance", "sampler", "stop_after", "max_batch"}
+"""Arguments that every recipe holds."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write training data.")
@@ -41,24 +42,29 @@ def _t2i(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Text to picture: DALL-E 2's chain, every stage trainable on its own."""
+    """Text to picture: DDPM to DALL-E 2, every stage trainable on its own."""
 
 
 @app.command()
 def generate(
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
+    subjects: Annotated[
+        list[str] | None, typer.Argument(metavar="WHAT...", help="Sentences, or classes by number or name.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="PNG to write; several pictures get a number each.")] = Path("out.png"),
     model: Annotated[
-        str | None, typer.Option(help="A bundled model by name, or a folder; shapes if not given.")
+        str | None, typer.Option(help="A model by name (t2i info lists them), or a folder; shapes if not given.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Picture i uses seed + i; random, and told, if not given.")] = None,
-    num: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
+    num: Annotated[int, typer.Option(min=1, help="Pictures per sentence or class.")] = 1,
     steps: Annotated[
         str | None, typer.Option(help="N for all stages, or stage=N,stage=N; also spacings such as ddim50.")
     ] = None,
     guidance: Annotated[str | None, typer.Option(help="S for all guided stages, or stage=S,stage=S.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm_solver_pp_2m, or stage=NAME.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to move away from.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture to change (models that inpaint and edit).")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where --image is drawn anew; the rest stays.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much --image may change without --mask, 0 to 1.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Last stage to run, such as decoder.")] = None,
     from_: Annotated[
         Path | None,
@@ -67,37 +73,46 @@ def generate(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto if not given.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")] = None,
 ) -> None:
-    """Draw pictures of sentences and write them as PNGs that know how they were made."""
+    """Draw pictures and write them as PNGs that know how they were made."""
     from t2i.storage import writable_file
 
-    picture = None
+    given = {
+        "negative_prompt": negative, "seed": seed, "stop_after": stop_after,
+        "steps": by_stage("steps", steps, _int_or_text), "guidance": by_stage("guidance", guidance, float),
+        "sampler": by_stage("sampler", sampler, str),
+    }  # fmt: skip
+    recipe = None
     if from_ is not None:
-        if prompts or any(x is not None for x in (seed, steps, guidance, sampler, negative, stop_after)) or num != 1:
+        if subjects or num != 1 or any(x is not None for x in (image, mask, strength, *given.values())):
             raise UsageError("--from repeats a picture exactly; give no prompt and no other setting of it")
         recipe = _recipe(from_)
-        arguments, picture = recipe["arguments"], recipe["picture"]
         model, device, dtype = model or recipe["model"], device or recipe["device"], dtype or recipe["dtype"]
         if not model:
             raise UsageError(f"{from_}: its pipeline was never saved; name the folder of its model with --model")
-    elif not prompts:
-        raise UsageError('no prompt given; try: t2i generate "a red cube"')
-    else:
-        arguments = {
-            "prompt": prompts, "negative_prompt": negative, "num_images_per_prompt": num, "seed": seed,
-            "steps": by_stage("steps", steps, _int_or_text), "guidance": by_stage("guidance", guidance, float),
-            "sampler": by_stage("sampler", sampler, str), "stop_after": stop_after,
-        }  # fmt: skip
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out must end in .png, got {out}")
     writable_file(out, "--out")
+    task, pictures = _task(image, mask, strength)
     from t2i.pipeline import Pipeline
+    from t2i.train.log import to_stderr
 
+    to_stderr()  # a model that is not here yet says that it is downloaded
     pipe = Pipeline.from_pretrained(model or "shapes", device=device or "auto", dtype=dtype or "auto")
-    if from_ is not None:
-        _warn_of_changes(recipe, pipe)
-    pipe.check_pictures(arguments["stop_after"])
-    result = pipe(**arguments)
-    which = range(len(result)) if picture is None else [picture]
+    if recipe is not None:
+        _check_repeatable(recipe, pipe, from_)
+        result, which = pipe(**recipe["arguments"]), [recipe["picture"]]
+    else:
+        if pipe.subject == "prompt" and not subjects:
+            raise UsageError('no prompt given; try: t2i generate "a red cube"')
+        draw = getattr(pipe, task, None)
+        if draw is None:
+            raise UsageError(f"this model cannot {task}; GLIDE's can")
+        pipe.check_pictures(stop_after)
+        chosen = {key: value for key, value in given.items() if value is not None} | {pipe.number: num}
+        if negative is not None and pipe.subject != "prompt":
+            raise UsageError("--negative is for models that read sentences")
+        result = draw(*pictures, **chosen, **{pipe.subject: subjects or None})
+        which = list(range(len(result)))
     for i, path in zip(which, result.save(out, which), strict=True):
         typer.echo(f"{path}  seed {result.seeds[i]}")
 
@@ -121,6 +136,7 @@ def assemble(
     stages: Annotated[
         list[str], typer.Argument(metavar="STAGE=FOLDER...", help="Such as clip=runs/clip prior=runs/prior.")
     ],
+    kind: Annotated[str, typer.Option(help="Of the pipeline: dalle2, ddpm, adm or glide.")] = "dalle2",
     dtype: Annotated[str, typer.Option(help="Of the written weights: float32, bfloat16 or float16.")] = "bfloat16",
 ) -> None:
     """Chain stages that were trained on their own into a pipeline folder."""
@@ -134,10 +150,34 @@ def assemble(
     with output_folder(out):
         import torch
 
-        from t2i.pipelines.dalle2 import DALLE2
+        from t2i.pipeline import pipeline_class
 
-        DALLE2.assemble(pairs).save_pretrained(out, getattr(torch, dtype))
+        pipeline_class(kind).assemble(pairs).save_pretrained(out, getattr(torch, dtype))
     typer.echo(f"{out}: {', '.join(pairs)}")
+
+
+@app.command()
+def convert(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="A .pt, .ckpt or .safetensors file, or a diffusers folder.")
+    ],
+    out: Annotated[Path, typer.Option(help="Stage folder to write.")],
+    network: Annotated[str | None, typer.Option(help="Name of the network that it must be, such as adm-64.")] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="What weights of an unknown network do not show."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the written weights; as in the file if not given.")] = None,
+) -> None:
+    """Turn published weights (DDPM, IDDPM, ADM, GLIDE) into a stage folder. No code in a file is ever run."""
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UsageError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
+    import torch
+
+    from t2i.convert import convert_files
+
+    done = convert_files(files, out, network=network, given=given or (), dtype=getattr(torch, dtype) if dtype else None)
+    typer.echo(f"{out}: a {done.stage}, {done.name}, {done.parameters / 1e6:.1f} M parameters")
 
 
 @data_app.command()
@@ -187,6 +227,27 @@ def compose(
     typer.echo(run(model, out=out, num=num, seed=seed, device=device, call=chosen))
 
 
+@eval_app.command()
+def bpd(
+    model: Annotated[str, typer.Option(help="A model by name or folder, or the folder of a decoder.")] = "shapes",
+    data: Annotated[str, typer.Option(help="shapes, a folder of pictures, or shards.")] = "shapes",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results, with the terms of every step.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Pictures, at most.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 8,
+    steps: Annotated[str | None, typer.Option(help="Such as 100, quicker and looser; all if not given.")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Also pictures that training does not hold out.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the order of pictures and of their noise.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Bits per dimension of pictures under a model's decoder: an upper bound of what they cost to store."""
+    from t2i.evaluate import bpd as run
+
+    chosen = None if steps is None else _int_or_text(steps)
+    typer.echo(
+        run(model, data=data, out=out, num=num, batch=batch, steps=chosen, whole=whole, seed=seed, device=device)
+    )
+
+
 @app.command()
 def info(
     model: Annotated[str | None, typer.Argument(help="A model by name or folder; none lists the known ones.")] = None,
@@ -197,13 +258,28 @@ def info(
     typer.echo(describe(model))
 
 
+def _task(image: Path | None, mask: Path | None, strength: float | None) -> tuple[str, list[Any]]:
+    """The method of a pipeline that is asked for, and the pictures that it is given."""
+    if image is None:
+        if mask is not None or strength is not None:
+            raise UsageError("--mask and --strength are for an --image")
+        return "__call__", []
+    if mask is not None and strength is not None:
+        raise UsageError("give --mask, to draw a part anew, or --strength, to change the whole")
+    from t2i.images import open_image, open_mask
+
+    if mask is not None:
+        return "inpaint", [open_image(image), open_mask(mask)]
+    return "edit", [open_image(image)] if strength is None else [open_image(image), strength]
+
+
 def _recipe(path: Path) -> dict[str, Any]:
     """The recipe in a PNG, if it has the form that `Output.recipe_of` gives it."""
     from t2i.images import read_recipe
 
     recipe = read_recipe(path)
     arguments, picture = recipe.get("arguments"), recipe.get("picture")
-    seeds = arguments.get("seed") if isinstance(arguments, dict) and set(arguments) == RECIPE_ARGUMENTS else None
+    seeds = arguments.get("seed") if isinstance(arguments, dict) and arguments.keys() >= ALWAYS else None
     if (
         not isinstance(seeds, list)
         or not isinstance(picture, int)
@@ -211,13 +287,19 @@ def _recipe(path: Path) -> dict[str, Any]:
         or not all(isinstance(recipe.get(key), str) for key in ("model", "weights", "torch", "device", "dtype"))
     ):
         raise DataError(f"{path}: its recipe is not one of this version of t2i")
+    if task := recipe.get("task"):
+        raise UsageError(f"{path} was made from another picture ({task}); a recipe alone does not repeat that")
     return recipe
 
 
-def _warn_of_changes(recipe: dict[str, Any], pipe: Any) -> None:
-    """Say why a repeated picture may not be the same."""
+def _check_repeatable(recipe: dict[str, Any], pipe: Any, path: Path | None) -> None:
+    """DataError if a recipe is for another kind of model; say why a repeated picture may not be the same."""
+    import inspect
+
     import torch
 
+    if not recipe["arguments"].keys() <= inspect.signature(pipe.__call__).parameters.keys():
+        raise DataError(f"{path}: its recipe is not one of this version of t2i")
     if recipe["weights"] != pipe.weights:
         warnings.warn("these are not the weights that drew this picture, so it will be another", stacklevel=2)
     if recipe["torch"] != torch.__version__:

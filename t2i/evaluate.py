@@ -1,9 +1,14 @@
-"""`t2i eval`: a pipeline draws, a reader that knows nothing of it looks, and the share of right pictures is counted."""
+"""`t2i eval`.
+
+compose    a pipeline draws, a reader that knows nothing of it looks, and the share of right pictures is counted
+bpd        pictures are told to a decoder, which says how many bits they cost
+"""
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,11 +16,15 @@ from torch import Tensor
 from t2i import storage
 from t2i.assets import asset
 from t2i.data import shapes
-from t2i.data.loader import VAL_SCENES
+from t2i.data.loader import VAL_SCENES, DataConfig, Loader, NothingHeldOutError
+from t2i.diffusion.sampling import Sampling
+from t2i.errors import UsageError
 from t2i.images import from_pil
+from t2i.metrics import bpd as likelihood
 from t2i.metrics.compose import Prompt, Share, mean, prompts, score, summary
 from t2i.pipeline import Output, Pipeline
-from t2i.registry import load_stage
+from t2i.registry import find_stage, load_stage, one_line
+from t2i.stages.decoder.task import DecoderOptions, DecoderTask
 from t2i.stages.reader.model import Detection, Reader
 from t2i.stages.reader.task import accuracy, listed
 
@@ -68,6 +77,79 @@ def compose(
         }
         storage.write(out, json.dumps(result, indent=1).encode() + b"\n")
     return table(shares, trust)
+
+
+def bpd(
+    model: str,
+    *,
+    data: str = "shapes",
+    out: Path | None = None,
+    num: int = 64,
+    batch: int = 8,
+    steps: str | int | None = None,
+    whole: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+) -> str:
+    """Bits per dimension of pictures under the decoder of a model.
+
+    Args:
+        model: a pipeline that has a decoder, by name or folder, or the folder of a decoder.
+        data: shapes, a folder or shards; the pictures of it that training holds out or, if that is none, all.
+        out: JSON file for the results, with the terms of every step.
+        num: pictures, at most; none of a folder counts twice. batch: of them at once.
+        steps: of the process, spaced as for sampling; all of them if None, as papers do.
+        whole: take pictures that training does not hold out, too.
+        seed: order of the pictures, and their noise.
+
+    Returns a table to print. Raises UsageError for a model without a decoder or without the CLIP of its decoder, and
+    for data without what the decoder is told; DataError for unusable data.
+    """
+    if out is not None:
+        storage.writable_file(out, "--out")
+    task, on = _decoder_task(model, device)
+    with one_line(f"steps of {model}", UsageError):
+        process = task.process if steps is None else task.process.respace(steps)
+    config = DataConfig(source=data, size=task.model.config.image_size, num_workers=0)
+    load = partial(Loader, config, seed=seed, batch_size=min(batch, num), captioned=task.tokenizer is not None)
+    try:
+        loader = load(split="train" if whole else "val")
+    except NothingHeldOutError:
+        whole, loader = True, load(split="train")
+    bits = likelihood.measure(task, process, likelihood.pictures(loader, num, task.keys, on))
+    result = likelihood.summary(bits, process)
+    if out is not None:
+        named = {"model": model, "data": data, "held_out": not whole, "seed": seed}
+        storage.write(out, json.dumps({**named, **result}, indent=1).encode() + b"\n")
+    return likelihood.table(result, f"{'' if whole else 'held-out '}pictures of {data}")
+
+
+class _Alone(Pipeline):
+    """A decoder that is not part of a chain."""
+
+    kind = "decoder"
+    drawing = ("decoder",)
+    places: ClassVar = {"decoder": "decoder"}
+    defaults: ClassVar = {}
+
+
+def _decoder_task(model: str, device: str) -> tuple[DecoderTask, torch.device]:
+    """What tells a decoder about pictures, and where it is."""
+    folder = find_stage(model)
+    alone = (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+    pipe = _Alone.assemble({"decoder": folder}).to(device) if alone else Pipeline.from_pretrained(model, device=device)
+    by_kind: dict[str, Any] = {pipe.places[name]: part for name, part in pipe.parts.items()}
+    if "decoder" not in by_kind:
+        raise UsageError(
+            f"{model}: no decoder among {', '.join(pipe.parts)}, and only that knows the cost of a picture"
+        )
+    decoder, clip = by_kind["decoder"], by_kind.get("clip")
+    if decoder.config.clip_dim is not None and clip is None:
+        raise UsageError(f"{model}: this decoder reads embeddings of a CLIP; name the model that holds both")
+    if decoder.config.text is not None and decoder.config.tokenizer is None:
+        raise UsageError(f"{model}: its decoder reads text, but its config.json names no tokenizer")
+    with one_line(model, UsageError):
+        return DecoderTask(decoder, clip, DecoderOptions(sampling=Sampling(steps=1))), pipe.device
 
 
 def load_reader(device: torch.device | str = "cpu") -> Reader:

@@ -1,36 +1,175 @@
-"""From the name of a model to a folder on this machine."""
+"""From the name of a model to a folder on this machine; a published one is downloaded and converted on first use."""
 
-from pathlib import Path
+import json
+import logging
+import os
+import shutil
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
+from t2i import __version__
 from t2i.assets import asset
-from t2i.errors import DataError, UsageError, did_you_mean
+from t2i.download import download, locked
+from t2i.errors import DataError, T2IError, UsageError, did_you_mean
+from t2i.storage import load_config, writable, write
+
+log = logging.getLogger(__name__)
+
+OFFLINE = ("T2I_OFFLINE", "HF_HUB_OFFLINE")
+"""Environment variables that forbid downloads."""
 
 
-def index() -> dict[str, dict]:
-    """Every model known by name, from `weights/index.yaml`."""
-    return yaml.safe_load(asset("weights", "index.yaml").read_text())["models"]
+def index() -> dict[str, dict[str, Any]]:
+    """Every model known by name, from `weights/index.yaml`; published ones have `parts`, bundled ones do not."""
+    return _tables()["models"]
 
 
-def resolve(name_or_folder: str | Path) -> Path:
-    """A pipeline's folder, from a bundled name or a path. A path wins over a name and never touches the network.
+def checkpoint(name: str) -> dict[str, Any]:
+    """What `weights/index.yaml` knows of a published file; UsageError with the nearest name if nothing."""
+    rows = _tables()["checkpoints"]
+    if name not in rows:
+        raise UsageError(f"unknown checkpoint {name!r}{did_you_mean(name, rows)}")
+    return rows[name]
 
-    Raises UsageError, with the nearest known name, when there is neither; DataError when a bundled model's files are
-    not there.
-    """
+
+def parts(model: str) -> dict[str, list[dict[str, Any]]]:
+    """The checkpoints of a published model by place; a noised CLIP has two."""
+    listed = index()[model]["parts"].items()
+    return {place: [checkpoint(n) for n in ([names] if isinstance(names, str) else names)] for place, names in listed}
+
+
+def megabytes(model: str) -> float:
+    """What the files of a published model weigh, about."""
+    return sum(row["megabytes"] for rows in parts(model).values() for row in rows)
+
+
+def cached(model: str) -> Path:
+    """Where a published model lies once it is converted: below T2I_CACHE, or `t2i` in the user's cache folder."""
+    below = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("T2I_CACHE") or Path(below, "t2i")).expanduser() / "models" / model
+
+
+def find(name_or_folder: str | Path) -> Path | None:
+    """As `resolve`, but None for a published model that is not on this machine."""
     folder = Path(name_or_folder)
     if (folder / "model_index.json").is_file():
         return folder
-    known = index()
-    name = str(name_or_folder)
-    bundled = asset("weights", name.removeprefix("weights/"))
-    if bundled.name in known and (bundled / "model_index.json").is_file():
-        return bundled
-    if name in known and not folder.is_dir():
-        raise DataError(f"the files of the bundled model {name!r} are missing from {bundled.parent}")
+    known, name = index(), str(name_or_folder)
+    published = "parts" in known.get(name, {})
+    local = cached(name) if published else asset("weights", name.removeprefix("weights/"))
+    if (published or local.name in known) and (local / "model_index.json").is_file():
+        return local
     if folder.is_dir():
         raise UsageError(f"{folder}: no model_index.json in this folder, so it is not a pipeline")
+    if published:
+        return None
+    if name in known:
+        raise DataError(f"the files of the bundled model {name!r} are missing from {local}")
+    whole = {key.rpartition("/")[2]: key for key in known}.get(name, name)  # adm-64 is openai/adm-64
     raise UsageError(
-        f"unknown model {name!r}{did_you_mean(name, known)}: neither a folder nor one of {', '.join(known)}"
+        f"unknown model {name!r}{did_you_mean(whole, known)}: neither a folder nor one that t2i info lists"
     )
+
+
+def resolve(name_or_folder: str | Path) -> Path:
+    """A pipeline's folder, from a path, the name of a bundled model, or that of a published one.
+
+    A path wins over a name, and only the first use of a published model touches the network. What an interrupted first
+    use downloaded and converted is not done again.
+
+    Raises:
+        UsageError: there is neither, with the nearest known name; or the cache folder cannot be written.
+        DataError: files of a bundled model are missing, or those of a published one cannot be had.
+    """
+    return find(name_or_folder) or _install(str(name_or_folder))
+
+
+def offline() -> bool:
+    """Whether the environment forbids downloads."""
+    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE)
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a tenth of the time
+    return yaml.load(asset("weights", "index.yaml").read_text(), Loader=loader)
+
+
+def _install(model: str) -> Path:
+    """Download and convert every part of a published model; `model_index.json` comes last."""
+    entry, folder = index()[model], cached(model)
+    if offline() and not all(_here(row, folder) for rows in _missing(model).values() for row in rows):
+        raise DataError(f"{model} is not on this machine, and {' or '.join(OFFLINE)} forbids to download it")
+    try:
+        writable(folder)
+    except T2IError as error:
+        raise type(error)(f"{error} (T2I_CACHE names another folder for downloads)") from None
+    with locked(folder / ".lock"):
+        if (folder / "model_index.json").is_file():  # another process was faster
+            return folder
+        missing = _missing(model)
+        if not offline():
+            size = sum(row["megabytes"] for rows in missing.values() for row in rows) / 1000
+            log.info("%s: downloading about %.1f GB to %s, licence %s", model, size, folder, entry["licence"])
+        for place, rows in missing.items():
+            _convert(rows, folder, place)
+        content = {"_class_name": entry["pipeline"], "_t2i_version": __version__}
+        content |= {place: ["t2i", load_config(folder / place)["stage"]] for place in entry["parts"]}
+        content["settings"] = entry.get("settings", {})
+        write(folder / "model_index.json", json.dumps(content, indent=2).encode() + b"\n")
+    return folder
+
+
+def _missing(model: str) -> dict[str, list[dict[str, Any]]]:
+    """The parts of a published model that are not converted yet."""
+    return {place: rows for place, rows in parts(model).items() if not (cached(model) / place).is_dir()}
+
+
+def _convert(rows: list[dict[str, Any]], folder: Path, place: str) -> None:
+    """Fill `folder / place`; the downloaded files go then, since the stage holds the same numbers."""
+    from t2i.convert import convert_files
+
+    files = [
+        _from_hub(row["hub"]) if "hub" in row else download(row["url"], _file(row, folder), md5=row.get("md5"))
+        for row in rows
+    ]
+    unfinished = folder / f"{place}.part"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    convert_files(files, unfinished, network=rows[0]["config"])
+    os.replace(unfinished, folder / place)
+    for row in rows:
+        if "url" in row:
+            _file(row, folder).unlink()
+
+
+def _file(row: dict[str, Any], folder: Path) -> Path:
+    return folder / PurePosixPath(row.get("file") or urlsplit(row["url"]).path).name
+
+
+def _here(row: dict[str, Any], folder: Path) -> bool:
+    """Whether a checkpoint needs no network; the cache of Hugging Face's own client may hold a repository."""
+    return "hub" in row or _file(row, folder).is_file()
+
+
+def _from_hub(repository: str) -> Path:
+    """The folder of a diffusers repository in the cache of Hugging Face's client: its config and its weights."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    fetch = partial(hf_hub_download, repository, local_files_only=offline())
+    try:
+        config = fetch("config.json")
+        try:
+            fetch("diffusion_pytorch_model.safetensors")
+        except EntryNotFoundError:
+            fetch("diffusion_pytorch_model.bin")
+        return Path(config).parent
+    except LocalEntryNotFoundError:
+        why = f"and {' or '.join(OFFLINE)} forbids to download it" if offline() else "and the Hub cannot be reached"
+        raise DataError(f"{repository} is not in the cache of Hugging Face, {why}") from None
+    except Exception as error:  # its HTTP client raises others than it promises
+        raise DataError(f"{repository}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
@@ -45,6 +46,14 @@ def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
         raise DataError(f"{name} is damaged: {error}") from None
 
 
+def open_mask(path: Path) -> Image.Image:
+    """A mask as it is stored; DataError as in `open_image`. `square_mask` says whether it is one."""
+    open_image(path)
+    with Image.open(path) as mask:
+        mask.load()
+        return mask.copy()
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode and orientation → upright RGB without EXIF; transparent pixels become white, 16-bit grey is scaled."""
     image = ImageOps.exif_transpose(image)  # always a copy
@@ -64,6 +73,38 @@ def from_pil(image: Image.Image, size: int | None = None) -> Tensor:
         image = centre_square(resize_short(image, size), size)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W) uint8
     return pixels.float() / 127.5 - 1
+
+
+def square(image: Image.Image, size: int) -> Tensor:
+    """(3, size, size) in [-1, 1] of a square PIL picture; UsageError for anything else."""
+    if not isinstance(image, Image.Image):
+        raise UsageError(f"expected a PIL picture, got {type(image).__name__}")
+    if image.width != image.height:
+        raise UsageError(f"the picture must be square, got {image.width} × {image.height}")
+    return from_pil(image, size)
+
+
+def square_mask(mask: Image.Image, of: Image.Image, size: int) -> Tensor:
+    """(1, size, size), 1 where a mask is white and 0 where it is black; UsageError if it does not fit picture `of`."""
+    if not isinstance(mask, Image.Image) or mask.mode not in ("1", "L"):
+        got = f"mode {mask.mode}" if isinstance(mask, Image.Image) else type(mask).__name__
+        raise UsageError(f"a mask is a PIL picture of one channel, mode 1 or L, got {got}")
+    if mask.size != of.size:
+        raise UsageError(f"the mask has {mask.width} × {mask.height} pixels, the picture {of.width} × {of.height}")
+    white = torch.from_numpy(np.array(mask.convert("L").resize((size, size), Image.Resampling.NEAREST))) > 127
+    return white[None].float()
+
+
+def pasted(x: Tensor, known: Tensor, fresh: Tensor, blend: float = 0.0) -> Tensor:
+    """New pictures where a mask is 1, the old one elsewhere; around its edge, over `blend` pixels, something of both.
+
+    (B, 3, S, S), (3, S, S), (1, S, S) → (B, 3, S, S)
+    """
+    share = fresh[None]
+    if blend > 0:
+        reach = round(blend)
+        share = F.avg_pool2d(F.pad(share, (reach,) * 4, mode="replicate"), 2 * reach + 1, stride=1)
+    return share * x + (1 - share) * known
 
 
 def to_pil(x: Tensor) -> list[Image.Image]:

@@ -4,98 +4,44 @@ The stories themselves are in `pipelines/`, one readable file per paper.
 """
 
 import json
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i import __version__
+from t2i.call import (
+    Call,
+    Callback,
+    Output,
+    Plan,
+    Progress,
+    by_stage,
+    check_guidance,
+    check_sampler,
+    chunks,
+    seeds_of,
+    whole,
+)
+from t2i.diffusion.sampling import Sampling
+from t2i.diffusion.schedules import respaced_steps
 from t2i.errors import DataError, NonFiniteError, UsageError, did_you_mean
 from t2i.hub import resolve
-from t2i.images import save_png, to_pil
+from t2i.images import to_pil
+from t2i.precision import device_of, dtype_of
 from t2i.registry import load_stage, save_stage
 from t2i.storage import fingerprint, read_json, write
-from t2i.types import Prediction, StepCallback, Tokenizer
+from t2i.types import Prediction, StepCallback
 
-MAX_PROMPT = 2000  # characters
-DTYPES = ("float32", "bfloat16", "float16")
-
-KINDS = {"dalle2": "DALLE2"}
+KINDS = {"dalle2": "DALLE2", "ddpm": "DDPM", "adm": "ADM", "glide": "GLIDE"}
 """Pipelines by the name in `model_index.json`: module of `t2i.pipelines` → class."""
-
-
-class Progress(NamedTuple):
-    """What a callback sees after a step: `preview()` is the model's present guess as PIL pictures.
-
-    `step` counts from 1 to `num_steps` again for every chunk of a batch, and in a prior for every candidate.
-    """
-
-    stage: str
-    step: int
-    num_steps: int
-    preview: Callable[[], list[Image]]
-
-
-@dataclass
-class Output:
-    """Pictures and everything needed to make them again.
-
-    `embeddings` (N, D) are the CLIP image embeddings; `timings` are seconds by stage; `truncated[i]` tells that the
-    prompt was longer than the model reads; `recipe` repeats the call, with one prompt, negative prompt and seed per
-    picture.
-    """
-
-    images: list[Image]
-    seeds: list[int]
-    prompts: list[str]
-    recipe: dict[str, Any]
-    embeddings: Tensor | None = None
-    timings: dict[str, float] = field(default_factory=dict)
-    truncated: list[bool] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Image:
-        return self.images[i]
-
-    def __iter__(self) -> Iterator[Image]:
-        return iter(self.images)
-
-    def recipe_of(self, i: int) -> dict[str, Any]:
-        """The call that draws picture `i` exactly: of the group of `max_batch` pictures that it was drawn in, since
-        float sums depend on a batch's size; `picture` is its place there."""
-        arguments = self.recipe["arguments"]
-        i, size = range(len(self.seeds))[i], arguments["max_batch"]
-        first = i - i % size
-        group = {
-            key: arguments[key] and arguments[key][first : first + size]
-            for key in ("prompt", "negative_prompt", "seed")
-        }
-        if len(group["prompt"]) == 1:
-            group["prompt"] = group["prompt"][0]
-        return {**self.recipe, "arguments": {**arguments, **group}, "picture": i - first}
-
-    def save(self, path: str | Path, which: Sequence[int] | None = None) -> list[Path]:
-        """Write PNGs with their recipes: `path` for one picture, `name-0.png`, `name-1.png` … for several.
-
-        `which` are the pictures to write, all of them if None.
-        """
-        path = Path(path)
-        which = range(len(self)) if which is None else which
-        paths = [path] if len(which) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in which]
-        for i, target in zip(which, paths, strict=True):
-            save_png(self.images[i], target, self.recipe_of(i))
-        return paths
 
 
 class Pipeline:
@@ -112,12 +58,24 @@ class Pipeline:
     """
 
     kind: ClassVar[str]
+    subject: ClassVar[str]
+    """Name of the argument that says what to draw."""
+    number: ClassVar[str]
+    """Name of the argument that says how many pictures of each."""
     drawing: ClassVar[tuple[str, ...]]
     """Names of the stages that draw, in order."""
     places: ClassVar[dict[str, str]]
     """Every place in the chain, in order, and the kind of stage that fills it."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Places that may be empty although later ones are filled."""
     defaults: ClassVar[dict[str, dict[str, Any]]]
     """What `steps`, `guidance` and `sampler` of every stage are unless a model says otherwise."""
+    steering: ClassVar[tuple[str, ...]] = ()
+    """Parts that draw nothing and have a guidance: classifiers, CLIP."""
+    temperature: ClassVar[dict[str, float]] = {}
+    """Factor of the initial noise of a stage, where it is not 1."""
+    passes: ClassVar[dict[str, int]] = {}
+    """How often a stage samples for one chunk, where it is not once."""
 
     def __init__(
         self, parts: Mapping[str, nn.Module], settings: Mapping[str, Mapping[str, Any]], source: str = ""
@@ -144,13 +102,13 @@ class Pipeline:
             UsageError: no such name, folder, device or dtype. DataError: a part is missing, truncated or does not fit.
         """
         folder = resolve(name_or_folder)
-        device, dtype = _device(device), _dtype(dtype)
+        device, dtype = device_of(device), dtype_of(dtype)
         path = folder / "model_index.json"
         index = read_json(path)
         kind = str(index.get("_class_name")) if isinstance(index, dict) else f"a {type(index).__name__}"
         if kind not in KINDS:
             raise DataError(f"{path}: unknown kind of pipeline {kind!r}; known: {', '.join(KINDS)}")
-        cls: type[Pipeline] = getattr(import_module(f"t2i.pipelines.{kind}"), KINDS[kind])
+        cls = pipeline_class(kind)
         settings = index.pop("settings", None)
         stages = {name: folder / name for name, value in index.items() if isinstance(value, list)}
         try:
@@ -179,7 +137,7 @@ class Pipeline:
 
     def to(self, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> Self:
         """Move every stage; "auto" as in `from_pretrained`."""
-        self.device, self.dtype = _device(device), _dtype(dtype)
+        self.device, self.dtype = device_of(device), dtype_of(dtype)
         for part in self.parts.values():
             part.to(self.device).to(memory_format=torch.channels_last)
         return self
@@ -199,8 +157,8 @@ class Pipeline:
         if dtype is None:
             self.source, self.weights = str(folder.resolve()), fingerprint(folder)
 
-    def __call__(self, prompt: str | Sequence[str], **arguments: Any) -> "Output":
-        """Draw; every kind of pipeline says what else it takes."""
+    def __call__(self, *subject: Any, **arguments: Any) -> Output:
+        """Draw; every kind of pipeline says what it takes."""
         raise TypeError(f"{type(self).__name__} does not draw; open a model with Pipeline.from_pretrained")
 
     @classmethod
@@ -211,7 +169,7 @@ class Pipeline:
             if name not in places:
                 raise UsageError(f"unknown stage {name!r}{did_you_mean(name, places)}; stages are {', '.join(places)}")
         last = max(places.index(name) for name in (cls.drawing[0], *names))
-        chain = places[: last + 1]
+        chain = [name for name in places[: last + 1] if name in names or name not in cls.optional]
         if missing := [name for name in chain if name not in names]:
             raise UsageError(f"the chain {' → '.join(chain)} lacks {', '.join(missing)}")
         return chain
@@ -230,20 +188,98 @@ class Pipeline:
 
     # -- what a call needs ---------------------------------------------------------------------------------------------
 
-    def choose(self, what: str, given: Any, check: Callable[[str, Any], Any]) -> dict[str, Any]:
-        """Per-stage values of `steps`, `guidance` or `sampler`: defaults, overridden by one value for all or a dict by
-        stage."""
-        stages = [name for name in self.drawing if name in self.parts]
-        for name in given if isinstance(given, Mapping) else ():
-            if name not in stages:
-                raise UsageError(
-                    f"{what}: unknown stage {name!r}{did_you_mean(name, stages)}; stages are {', '.join(stages)}"
-                )
-        values = {name: self.settings[what].get(name) for name in stages}
-        if given is not None:
-            guided = [name for name in stages if what != "guidance" or values[name] is not None]
-            values |= dict(given) if isinstance(given, Mapping) else dict.fromkeys(guided, given)
-        return {name: check(name, value) for name, value in values.items()}
+    def plan(
+        self,
+        steps: Any = None,
+        guidance: Any = None,
+        sampler: Any = None,
+        stop_after: str | None = None,
+        drawing: Sequence[str] | None = None,
+    ) -> Plan:
+        """How every stage up to `stop_after` samples; `drawing` are those of the task, `self.drawing` if None."""
+        stages = [stage for stage in drawing or self.drawing if stage in self.parts]
+        if stop_after is not None and stop_after not in stages:
+            hint = did_you_mean(stop_after, stages)
+            raise UsageError(f"stop_after: unknown stage {stop_after!r}{hint}; stages are {', '.join(stages)}")
+        steering = [part for part in self.steering if part in self.parts]
+        defaults, guided = self.settings, self.defaults["guidance"]
+        num_steps = by_stage("steps", steps, stages, defaults["steps"], self._check_steps)
+        samplers = by_stage("sampler", sampler, stages, defaults["sampler"], check_sampler)
+        scales = by_stage(
+            "guidance",
+            guidance,
+            [*stages, *steering],
+            defaults["guidance"],
+            lambda name, value: check_guidance(name, value, guided, default=float(name in stages)),
+        )
+        last = len(stages) - 1 if stop_after is None else stages.index(stop_after)
+        heat = self.temperature
+        return Plan(
+            {
+                s: Sampling(num_steps[s], samplers[s], scales[s], temperature=heat.get(s, 1.0))
+                for s in stages[: last + 1]
+            },
+            {part: scales[part] for part in steering},
+        )
+
+    def begin(
+        self,
+        rows: dict[str, list[Any]],
+        seed: Any,
+        plan: Plan,
+        *,
+        max_batch: int = 8,
+        callback: Callback | None = None,
+        progress: bool = True,
+    ) -> Call:
+        """A call over rows of equal length, with its progress bar."""
+        count, max_batch = len(next(iter(rows.values()))), whole("max_batch", max_batch)
+        bar = tqdm(disable=not progress, unit="step", leave=False)
+        call = Call(rows, seeds_of(seed, count), *plan, max_batch, callback, bar)
+        bar.total = sum(
+            len(self.chunks(call, stage)) * self._num_steps(stage, chosen.steps) * self.passes.get(stage, 1)
+            for stage, chosen in plan.sampling.items()
+        )
+        return call
+
+    def each(self, call: Call, stage: str, fn: Callable[..., Tensor], inputs: Tensor | None = None) -> Tensor:
+        """Run `fn(call, stage, rows, on_step, inputs)` of one stage over all rows, a chunk at a time."""
+        on_step = self.watch(stage, call.bar, call.callback)
+        with self.running(stage, call.timings):
+            done = [
+                fn(call, stage, rows, on_step, None if inputs is None else inputs[rows])
+                for rows in self.chunks(call, stage)
+            ]
+        return check_finite(stage, torch.cat(done).float())
+
+    def chunks(self, call: Call, stage: str) -> list[slice]:
+        """Rows that a stage draws at once: `max_batch`, or fewer where its U-Net works on more than 64 × 64 places."""
+        config = self._config(stage)
+        places = config.image_size // config.unet.patch_size if hasattr(config, "unet") else 1
+        return chunks(len(call.seeds), call.max_batch, call.max_batch * 64**2 // places**2)
+
+    def recipe(self, call: Call, **more: Any) -> dict[str, Any]:
+        """Everything that decides the pictures, as JSON, row by row; `more` arguments of the call."""
+        guided = [stage for stage in self.defaults["guidance"] if stage in call.sampling]
+        arguments = {
+            **{name: None if set(values) <= {None, ""} else values for name, values in call.rows.items()},
+            "seed": call.seeds,
+            "steps": {stage: chosen.steps for stage, chosen in call.sampling.items()},
+            "guidance": {stage: call.sampling[stage].guidance for stage in guided} | call.steering,
+            "sampler": {stage: chosen.sampler for stage, chosen in call.sampling.items()},
+            "stop_after": list(call.sampling)[-1],
+            "max_batch": call.max_batch,
+            **more,
+        }
+        return {
+            "t2i": __version__,
+            "torch": torch.__version__,
+            "model": self.source,
+            "weights": self.weights,
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "arguments": arguments,
+        }
 
     def check_pictures(self, stop_after: str | None = None) -> None:
         """UsageError if a call that ends with this stage would draw no picture."""
@@ -251,29 +287,21 @@ class Pipeline:
         if last in self.parts and self.places[last] == "prior":
             raise UsageError("the prior draws embeddings, not pictures: stop after decoder or later")
 
-    def check_prompts(
-        self, prompt: str | Sequence[str], tokenizer: Tokenizer, *others: Tokenizer, negative: bool = False
-    ) -> tuple[list[str], list[bool]]:
-        """Prompts as a list, and which of them are longer than the tokeniser reads; warns about words that it or
-        another does not know.
+    def _config(self, stage: str) -> Any:
+        return self.parts[stage].config
 
-        Negative prompts may be empty.
-        """
-        what = "negative prompt" if negative else "prompt"
-        if not isinstance(prompt, str | Sequence):
-            raise UsageError(f"a {what} must be a string or a list of them, got {type(prompt).__name__}")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise UsageError(f"no {what} given")
-        for text in prompts:
-            _check_text(what, text, may_be_empty=negative)
-            if unknown := [word for reader in (tokenizer, *others) for word in reader.unknown(text)]:
-                warnings.warn(f"the model does not know: {', '.join(dict.fromkeys(unknown))}", stacklevel=3)
-        truncated = [tokenizer.truncated(text) for text in prompts]
-        for text, cut in zip(prompts, truncated, strict=True):
-            if cut:
-                warnings.warn(f"only the first {tokenizer.context - 2} tokens are read of: {text[:60]}…", stacklevel=3)
-        return prompts, truncated
+    def _num_steps(self, stage: str, spec: int | str) -> int:
+        return len(respaced_steps(spec, self._config(stage).num_steps))
+
+    def _check_steps(self, stage: str, value: Any) -> int | str:
+        try:
+            if isinstance(value, bool) or not isinstance(value, Integral | str):
+                raise ValueError(f"expected a whole number or a spacing such as 'ddim50', got {value!r}")
+            value = value if isinstance(value, str) else int(value)
+            self._num_steps(stage, value)
+        except ValueError as error:
+            raise UsageError(f"steps of {stage}: {error}") from error
+        return value
 
     @contextmanager
     def running(self, stage: str, timings: dict[str, float]) -> Iterator[None]:
@@ -285,7 +313,7 @@ class Pipeline:
             torch.cuda.synchronize(self.device)
         timings[stage] = timings.get(stage, 0.0) + perf_counter() - start
 
-    def watch(self, stage: str, bar: tqdm, callback: Callable[[Progress], None] | None) -> StepCallback:
+    def watch(self, stage: str, bar: tqdm, callback: Callback | None) -> StepCallback:
         """A sampler's callback that advances the bar and calls the user's function."""
         bar.set_description(stage)
 
@@ -297,39 +325,16 @@ class Pipeline:
         return on_step
 
 
+def pipeline_class(kind: str) -> type[Pipeline]:
+    """The class of a kind of pipeline; UsageError for an unknown one."""
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind of pipeline {kind!r}{did_you_mean(kind, KINDS)}; known: {', '.join(KINDS)}")
+    cls: type[Pipeline] = getattr(import_module(f"t2i.pipelines.{kind}"), KINDS[kind])
+    return cls
+
+
 def check_finite(stage: str, x: Tensor) -> Tensor:
     """`x`, or NonFiniteError that names the stage."""
     if not torch.isfinite(x).all():
         raise NonFiniteError(f"stage {stage!r} produced values that are not finite; try dtype='float32'")
     return x
-
-
-def _check_text(what: str, text: object, *, may_be_empty: bool) -> None:
-    if not isinstance(text, str):
-        raise UsageError(f"a {what} must be a string, got {type(text).__name__}")
-    if not text.strip() and not may_be_empty:
-        raise UsageError(f"the {what} is empty")
-    if len(text) > MAX_PROMPT:
-        raise UsageError(f"the {what} has {len(text):,} characters; the limit is {MAX_PROMPT:,}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"the {what} is not valid UTF-8: {text[:60]!a}") from None
-
-
-def _device(device: str | torch.device) -> torch.device:
-    """A device that works on this machine."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError):  # unknown, not compiled in, not a device
-        raise UsageError(f"torch has no device {str(device)!r} on this machine; use auto, cpu or cuda") from None
-    return torch.device(device)
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    name = str(dtype).removeprefix("torch.")
-    if name not in ("auto", *DTYPES):
-        raise UsageError(f"unknown dtype {name!r}{did_you_mean(name, DTYPES)}; use auto, {', '.join(DTYPES)}")
-    return torch.float32 if name == "auto" else getattr(torch, name)

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict, create_model
+from pydantic import ConfigDict, create_model, model_validator
 from torch import Tensor
 
 from t2i.assets import asset
 from t2i.config import Config, load, parse
-from t2i.data.loader import DataConfig, Loader
+from t2i.data.loader import DataConfig, Loader, class_names
 from t2i.data.shapes import WORDS
-from t2i.errors import UsageError
+from t2i.errors import UsageError, did_you_mean
 from t2i.registry import Stage, load_stage, one_line, save_stage, stage
+from t2i.stages.classifier.model import ClassifierConfig
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.model import DecoderConfig
+from t2i.stages.noised_clip.model import NoisedClipConfig
 from t2i.stages.upsampler.model import UpsamplerConfig
 from t2i.storage import output_folder
 from t2i.text.tokenizers import TokenizerConfig
@@ -30,6 +32,7 @@ from t2i.train.settings import TrainConfig
 
 log = logging.getLogger(__name__)
 
+CONTRASTIVE = ("clip", "noised_clip")
 CALIBRATION = 512  # pictures that a task may look at before its first step
 
 
@@ -37,13 +40,15 @@ class Run(Config):
     """A training run, as a YAML file says it.
 
     Attributes:
-        stage: clip, prior, decoder, upsampler or reader.
+        stage: clip, noised_clip, prior, decoder, upsampler, classifier or reader.
+        preset: name of a published network, whose `model` this is but for what is given there.
         clip: folder of the frozen CLIP that the stage learns from, if it does; a path, or one under `weights/`.
-        init: folder of a trained stage to start from, instead of random weights.
+        init: folder of a trained stage to start from, instead of random weights; see `fitted`.
         save_dtype: of the exported weights.
     """
 
     stage: str
+    preset: str | None = None
     clip: str | None = None
     init: str | None = None
     save_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -52,6 +57,19 @@ class Run(Config):
     data: DataConfig = DataConfig()
     train: TrainConfig
     optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """`model` over its preset."""
+        if (name := data.get("preset")) is None:
+            return data
+        known = stage(data["stage"]).presets
+        if name not in known:
+            raise ValueError(
+                f"unknown preset {name!r}{did_you_mean(name, known)}; {data['stage']}s are {', '.join(known)}"
+            )
+        return data | {"model": _over(known[name].model_dump(mode="json"), data.get("model") or {})}
 
 
 def load_run(path: str | Path, overrides: list[str]) -> Run:
@@ -67,6 +85,14 @@ def load_run(path: str | Path, overrides: list[str]) -> Run:
         "task": (spec.options_class, spec.options_class()),
     }
     return load(find_config(path), overrides, create_model("Run", __base__=Run, **fields))
+
+
+def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, key by key at every depth."""
+    merged = {
+        k: _over(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in changes.items()
+    }
+    return base | merged
 
 
 def find_config(path: str | Path) -> Path:
@@ -88,11 +114,11 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
     torch.manual_seed(run.train.seed)
     encoder = load_clip(run.clip) if run.clip else None
     config = complete(run, spec, encoder)
-    if run.stage == "clip" and run.train.batch_size == run.train.accumulate:
+    if run.stage in CONTRASTIVE and run.train.batch_size == run.train.accumulate:
         raise UsageError(
             "CLIP tells a picture's caption from the others of its micro-batch: train.batch_size is too small"
         )
-    if run.stage == "clip" and run.train.accumulate > 1:
+    if run.stage in CONTRASTIVE and run.train.accumulate > 1:
         log.warning(
             "train.accumulate=%d: CLIP tells a picture's caption only from others of its micro-batch, so this is not "
             "training on batches of %d",
@@ -107,7 +133,7 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
     other_clip = False
     if run.init and fresh:
         start: Any = load_stage(run.init, expect=run.stage)
-        load_model(model, start.state_dict(), Path(run.init))
+        load_model(model, fitted(start.state_dict(), model), Path(run.init))
         other_clip = getattr(start.config, "clip_mark", ()) != getattr(config, "clip_mark", ())
         if other_clip:
             log.warning("init=%s learned from another CLIP than %s", run.init, run.clip)
@@ -122,6 +148,20 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
 
     resolved = run.model_dump(mode="json") | {"model": config.model_dump(mode="json")}
     return fit(task, loader, run.train, run.optim, export=export, resolved=resolved)
+
+
+def fitted(start: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+    """Weights to start from, and what `model` has beyond them and that starts as nothing: channels of a masked picture
+    after those of x_t (GLIDE, section 3.2), and a `Fine` block."""
+    wanted, unet = model.state_dict(), getattr(getattr(model, "config", None), "unet", None)
+    out = start | {key: value for key, value in wanted.items() if key.startswith("unet.fine.") and key not in start}
+    for key, folded in (("unet.conv_in.weight", True), ("unet.fine.conv_in.weight", False)):
+        missing = wanted[key].shape[1] - out[key].shape[1] if key in wanted and key in out else 0
+        if missing > 0 and unet is not None:
+            seen = unet.in_channels * (unet.patch_size**2 if folded else 1)  # channels of x_t
+            nothing = out[key].new_zeros(out[key].shape[0], missing, *out[key].shape[2:])
+            out[key] = torch.cat([out[key][:, :seen], nothing, out[key][:, seen:]], dim=1)
+    return out
 
 
 def load_clip(path: str) -> ClipEncoder:
@@ -157,6 +197,8 @@ def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
         data |= of_clip
     else:
         tokenizer = given
+    if data.get("num_classes") is not None:
+        data |= classes(run)
     if tokenizer.kind == "words" and not tokenizer.words:
         tokenizer = tokenizer.model_copy(update={"words": tuple(WORDS)})
     if "tokenizer" in data and (data.get("text") is not None):
@@ -167,6 +209,14 @@ def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
             _agree("model.text.", data["text"], given_text, follows, "the tokenizer")
             data["text"] |= follows
     return parse(data, spec.config_class, source="model")
+
+
+def classes(run: Run) -> dict[str, Any]:
+    """What follows for a network over classes from the data: their names. UsageError if they are not as many."""
+    names, num = class_names(run.data), run.model.num_classes  # type: ignore[attr-defined]
+    if names and len(names) != num:
+        raise UsageError(f"model.num_classes={num}, but {run.data.source} has {len(names)} classes")
+    return {"class_names": names} if hasattr(run.model, "class_names") else {}
 
 
 def _agree(prefix: str, data: dict[str, Any], given: set[str], follows: dict[str, Any], where: object) -> None:
@@ -180,7 +230,7 @@ def check_pictures(run: Run, model: Any, encoder: ClipEncoder | None) -> None:
     """Refuse sides of pictures that a stage would train on without complaint, or trip over, and not be what it says."""
     data, config = run.data, model.config
     key, side = ("data.size", data.size) if data.crop is None else ("data.crop", data.crop)
-    if isinstance(config, DecoderConfig) and side != config.image_size:
+    if isinstance(config, DecoderConfig | ClassifierConfig | NoisedClipConfig) and side != config.image_size:
         raise UsageError(f"{key}={side} must equal model.image_size={config.image_size}")
     if isinstance(model, ClipEncoder):
         if config.architecture is None and side != model.image_size:

@@ -1,6 +1,6 @@
 """The trainable stages by name, and how each is saved and loaded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,7 +13,7 @@ from torch import nn
 from t2i.assets import asset
 from t2i.config import Config, parse
 from t2i.errors import DataError, T2IError, UsageError, did_you_mean
-from t2i.storage import load_folder, misfit, save_folder
+from t2i.storage import MAX_SHARD_SIZE, load_folder, misfit, save_folder
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ class Stage:
         return self._get("task", self.options)
 
     @property
+    def presets(self) -> Mapping[str, Config]:
+        """Published networks of this stage by name, where there are any."""
+        try:
+            return self._get("presets", "PRESETS")
+        except ModuleNotFoundError:
+            return {}
+
+    @property
     def task_class(self) -> Callable[..., nn.Module]:
         return self._get("task", self.task)
 
@@ -52,6 +60,8 @@ STAGES = {
     "decoder": Stage("decoder", "DecoderConfig", "Decoder", "DecoderTask", "DecoderOptions"),
     "upsampler": Stage("upsampler", "UpsamplerConfig", "Upsampler", "UpsamplerTask", "UpsamplerOptions"),
     "reader": Stage("reader", "ReaderConfig", "Reader", "ReaderTask", "ReaderOptions"),
+    "classifier": Stage("classifier", "ClassifierConfig", "Classifier", "ClassifierTask", "ClassifierOptions"),
+    "noised_clip": Stage("noised_clip", "NoisedClipConfig", "NoisedClip", "NoisedClipTask", "NoisedClipOptions"),
 }
 
 
@@ -78,10 +88,12 @@ def save_stage(
     model: nn.Module,
     state: dict[str, torch.Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
-    """Write `config.json` and safetensors; `state` replaces the model's own weights, for example by their average."""
+    """Write `config.json` and safetensors, of `max_shard_size` bytes at most; `state` replaces the model's own weights,
+    for example by their average."""
     config = {"stage": name, "model": model.config.model_dump(mode="json")}  # type: ignore[union-attr, operator]
-    save_folder(folder, config, model.state_dict() if state is None else state, dtype)
+    save_folder(folder, config, model.state_dict() if state is None else state, dtype, max_shard_size)
 
 
 def find_stage(folder: str | Path) -> Path:

@@ -117,6 +117,8 @@ class Tokenizer(Protocol):
     """Sentences to integer tokens of a fixed length."""
 
     context: int
+    room: int
+    """Tokens of a caption that fit, beside those that mark its start and end."""
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B sentences → tokens (B, context) int64, mask (B, context) bool, True on real tokens."""
@@ -125,7 +127,7 @@ class Tokenizer(Protocol):
         """Words of `caption` that the vocabulary lacks, in order of appearance."""
 
     def truncated(self, caption: str) -> bool:
-        """Whether `caption` is longer than what fits between start and end."""
+        """Whether `caption` has more tokens than `room`."""
 
 
 class Task(Protocol):

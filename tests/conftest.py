@@ -4,12 +4,15 @@ import sys
 
 import pytest
 import torch
-from t2i.pipelines.dalle2 import DALLE2
 
+from t2i.nn.encoder import EncoderConfig
 from t2i.nn.transformer import TextConfig
 from t2i.nn.unet import UNetConfig
+from t2i.pipelines.dalle2 import DALLE2
+from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.clip.model import ClipConfig, ClipEncoder
 from t2i.stages.decoder.model import Decoder, DecoderConfig
+from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
 from t2i.stages.prior.model import Prior, PriorConfig
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -81,6 +84,22 @@ def small_upsampler(low_size: int, image_size: int) -> Upsampler:
     )
     config = UpsamplerConfig(unet=unet, low_size=low_size, image_size=image_size, target="v", schedule="cosine")
     return shaken(Upsampler(config)).eval()
+
+
+def small_classifier(num_classes: int = 5) -> Classifier:
+    torch.manual_seed(4)
+    encoder = EncoderConfig(channels=32, multipliers=(1, 1), num_blocks=1, attention=(2,), head_channels=16)
+    return shaken(Classifier(ClassifierConfig(encoder=encoder, num_classes=num_classes, image_size=32))).eval()
+
+
+def small_noised_clip() -> NoisedClip:
+    torch.manual_seed(5)
+    tower = TowerConfig(width=32, layers=2, heads=2)
+    tokenizer = TokenizerConfig(words=WORDS, context=CONTEXT)
+    config = NoisedClipConfig(
+        embed_dim=16, image_size=32, patch_size=8, vision=tower, text=tower, tokenizer=tokenizer, scale=20.0
+    )
+    return NoisedClip(config).eval()
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:

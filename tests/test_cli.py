@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from t2i.pipelines.dalle2 import DALLE2
 from torch import Tensor
 
 from t2i import __version__
 from t2i.cli import by_stage, main
 from t2i.images import read_recipe, save_png
+from t2i.pipelines.dalle2 import DALLE2
 from t2i.types import Batch
 
 ROOT = Path(__file__).resolve().parent.parent

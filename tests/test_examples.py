@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from manifests import shapes
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +42,16 @@ def test_01_generate(tmp_path: Path) -> None:
     out = run("01", "a red cube", "--num", 1, "--stop-after", "decoder", "--out", tmp_path, cwd=tmp_path)
     assert "repeated exactly: True" in out
     assert (tmp_path / "picture.png").is_file()
+
+
+def test_07_load_published_checkpoint(tmp_path: Path) -> None:
+    """Weights with the real keys and shapes of DDPM's CIFAR-10 network, and with values that mean nothing."""
+    assert "openai/glide" in run("07", cwd=tmp_path)
+    weights = {key: 0.02 * torch.randn(shape) for key, shape in shapes("ddpm/cifar10 (pesser)").items()}
+    torch.save(weights, tmp_path / "model-790000.ckpt")
+    out = run("07", tmp_path / "model-790000.ckpt", "--num", 2, "--steps", 2, "--out", tmp_path / "out", cwd=tmp_path)
+    assert "a decoder, ddpm-cifar10, 35.7 M parameters" in out
+    assert Image.open(tmp_path / "out" / "picture-1.png").size == (32, 32)
 
 
 SMALL = ["train.steps=1", "train.batch_size=2", "train.num_samples=2", "data.num_workers=0", "train.val_every=0"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_clip, small_decoder, small_prior, small_upsampler
+from conftest import small_classifier, small_clip, small_decoder, small_noised_clip, small_prior, small_upsampler
 from torch import nn
 
 from t2i.data import shapes
@@ -25,6 +25,8 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "decoder": small_decoder,
     "upsampler": lambda: small_upsampler(8, 32),
     "reader": lambda: Reader(ReaderConfig(widths=(8, 8, 16), blocks=(0, 1, 1))).eval(),
+    "classifier": small_classifier,
+    "noised_clip": small_noised_clip,
 }
 
 
@@ -37,6 +39,7 @@ def batch(count: int = 4) -> dict:
     return {
         "image": torch.rand(count, 3, 32, 32, generator=generator) * 2 - 1,
         "caption": ["a red cube", "a blue sphere", "a cube", "a green cube and a red sphere"][:count],
+        "label": torch.arange(count),
         "seed": list(range(count)),
         "key": [str(i) for i in range(count)],
     }

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -227,3 +228,22 @@ storage.save_folder({str(tmp_path)!r}, {{"v": 2}}, {{"w": torch.zeros(100_000)}}
     assert done.returncode != 0
     assert f"DataError: no space left to write {tmp_path}/model.safetensors" in done.stderr
     assert same(storage.load_folder(tmp_path)[1], state())
+
+
+def test_a_fingerprint_sees_large_files_in_pieces(tmp_path: Path) -> None:
+    stage = tmp_path / "decoder"
+    stage.mkdir()
+    (stage / "config.json").write_text("{}")
+    path = stage / "model.safetensors"
+    with open(path, "wb") as file:
+        file.truncate(2**26 + 1)  # takes no space on disk
+    before = storage.fingerprint(tmp_path)
+    assert before == storage.fingerprint(tmp_path)
+    with open(path, "r+b") as file:
+        file.seek(2**26)
+        file.write(b"x")
+    assert storage.fingerprint(tmp_path) != before
+    path.write_bytes(b"x" * 100)
+    small = storage.fingerprint(tmp_path)
+    path.write_bytes(b"x" * 50 + b"y" + b"x" * 49)
+    assert len({before, small, storage.fingerprint(tmp_path)}) == 3

@@ -16,6 +16,8 @@ from torch import nn
 
 from t2i import storage
 from t2i.data.loader import DataConfig, Loader
+from t2i.diffusion.timesteps import LossSecondMoment, draw_steps
+from t2i.nn.contrastive import contrastive_loss
 from t2i.seed import Streams, mix
 from t2i.train import OptimConfig, Result, TrainConfig, fit
 
@@ -38,8 +40,9 @@ class TinyTask:
 
     keys = ("image", "seed")
 
-    def __init__(self, dropout: float = 0.1, nan_at: int | None = None) -> None:
+    def __init__(self, dropout: float = 0.1, nan_at: int | None = None, memory: bool = False) -> None:
         torch.manual_seed(0)
+        self.memory = LossSecondMoment(2) if memory else None  # of two levels of noise: none, and the usual
         self.model = Net()
         self.model.drop.p = dropout
         self.nan_at, self.calls = nan_at, 0
@@ -47,8 +50,15 @@ class TinyTask:
 
     def loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         x = batch["image"]
-        noise = Streams(batch["seed"], "tiny").normal(*x.shape[1:])
-        error = (self.model(x + 0.5 * noise) - x).square().mean((1, 2, 3))
+        streams = Streams(batch["seed"], "tiny")
+        memory = self.memory if self.model.training else None
+        level = torch.ones(len(x), dtype=torch.long)
+        if self.memory is not None:
+            level = draw_steps(streams, 2, x.device, memory=memory)
+        noise = 0.5 * level[:, None, None, None] * streams.normal(*x.shape[1:])
+        error = (self.model(x + noise) - x).square().mean((1, 2, 3))
+        if memory is not None:
+            error = memory.weigh(level, error)
         if self.model.training:
             self.seen += batch["seed"]
             self.calls += 1
@@ -125,8 +135,8 @@ def curve(out: Path, name: str = "loss") -> list[float]:
 class SlowTask(TinyTask):
     """Sleeps in every step, and can kill or signal its own process."""
 
-    def __init__(self, dropout: float, kill_at: int, signal_at: int) -> None:
-        super().__init__(dropout)
+    def __init__(self, dropout: float, kill_at: int, signal_at: int, memory: bool = False) -> None:
+        super().__init__(dropout, memory=memory)
         self.kill_at, self.signal_at = kill_at, signal_at
 
     def loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -144,8 +154,6 @@ class SlowTask(TinyTask):
 
 def contrast(folder: Path, rank: int, world: int) -> None:
     """This process's part of a contrastive step: losses and hits of its rows, and a weight's mean gradient."""
-    from t2i.stages.clip.task import contrastive_loss  # slow to import, and nothing that the other processes need
-
     torch.set_num_threads(1)
     if world > 1:
         address = f"file://{folder / 'rendezvous'}"
@@ -176,4 +184,5 @@ def child(
         os.setpgrp()
         multiprocessing.set_start_method("fork", force=True)  # not the way this process came about
         changes["loader"] = partial(Loader, DataConfig(source=folder, size=8, num_workers=2))
-    run(out, SlowTask(changes.pop("dropout", 0.1), kill_at, signal_at), **changes)
+    task = SlowTask(changes.pop("dropout", 0.1), kill_at, signal_at, changes.pop("memory", False))
+    run(out, task, **changes)

@@ -1,6 +1,8 @@
 """A folder of pictures with captions beside them: `cats/a.jpg` and `cats/a.txt`, at any depth.
 
-Several lines in a `.txt` are several captions, one of which is drawn each time; an empty file means no caption.
+Several lines in a `.txt` are several captions, one of which is drawn each time; an empty file means no caption. Where
+every picture lies in a folder of its class, as in ImageNet's training set, its label is the place of that folder's name
+among their sorted names.
 """
 
 import os
@@ -47,6 +49,8 @@ class FolderSource:
             )
         self.files = found
         self.keys = [str(Path(file).with_suffix("")) for file in found]
+        tops = [Path(file).parts[0] if len(Path(file).parts) > 1 else None for file in found]
+        self.classes = tuple(sorted({top for top in tops if top is not None})) if None not in tops else ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -66,7 +70,10 @@ class FolderSource:
         except OSError as error:
             raise BadSample("unreadable file", f"{path}: {error.strerror}") from None
         caption = pick_caption({"text": lines_of(text)}, self.captions, rng)
-        return {**decode(data, self.size, self.crop, rng), "caption": caption, "key": self.keys[index]}
+        sample = {**decode(data, self.size, self.crop, rng), "caption": caption, "key": self.keys[index]}
+        if self.classes:
+            sample["label"] = self.classes.index(Path(self.files[index]).parts[0])
+        return sample
 
 
 def _scan(root: Path) -> tuple[list[str], int]:

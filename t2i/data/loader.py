@@ -284,7 +284,25 @@ class ShapesSource:
         seeds = [seed | VAL_SCENES if self.split == "val" else seed & ~VAL_SCENES for seed in seeds]
         crop = None if config.crop == config.size else config.crop
         drawn = shapes.draw(seeds, config.size, crop, weights=weights, num_things=counts)
-        return [{name: drawn[name][i] for name in ("image", "caption", "key", "scene")} for i in range(len(seeds))]
+        names = ("image", "caption", "key", "scene", "label")
+        return [{name: drawn[name][i] for name in names} for i in range(len(seeds))]
+
+
+def class_names(config: DataConfig) -> tuple[str, ...]:
+    """What labels stand for: the classes of the shapes world, or the folders that pictures lie in; empty where labels
+    are numbers only, or there are none.
+
+    Raises UsageError for sources whose labels mean different things, DataError as the sources do.
+    """
+    from t2i.data import shapes
+
+    found: set[tuple[str, ...]] = set()
+    for source in config.sources:
+        opened = _open(source.src, config.model_copy(update={"val_fraction": 0.0}), "train", captioned=False)
+        found.add(shapes.CLASSES if isinstance(opened, ShapesSource) else getattr(opened, "classes", ()))
+    if len(found) > 1:
+        raise UsageError(f"the sources of {config.source} have different classes")
+    return found.pop()
 
 
 class _Subset:

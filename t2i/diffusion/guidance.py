@@ -117,6 +117,13 @@ def score_guided(
     return guided
 
 
+def input_gradient(score: Callable[..., Tensor], x_t: Tensor, *others: Tensor) -> Tensor:
+    """∇ Σ score(x_t, *others) at x_t, float32, of x_t's shape: also where gradients are off, and without autocast."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x_t.device.type, enabled=False):
+        x, *rest = (tensor.detach().clone() for tensor in (x_t.float(), *others))  # not those of an inference mode
+        return torch.autograd.grad(score(x.requires_grad_(), *rest).sum(), x)[0]
+
+
 def _std(x: Tensor) -> Tensor:
     """Standard deviation of each sample, (B, 1, …)."""
     return x.std(dim=tuple(range(1, x.ndim)), keepdim=True)

@@ -66,6 +66,14 @@ class Process:
         betas = 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
         return Process(betas, [self.positions[i] for i in kept], self.original_num_steps, self.rescale_timesteps)
 
+    def first(self, num_steps: int) -> "Process":
+        """The process over the `num_steps` steps nearest to the data: what is left of a run that starts half-way.
+        Raises ValueError if it has fewer."""
+        if not 1 <= num_steps <= self.num_steps:
+            raise ValueError(f"cannot take the first {num_steps} of {self.num_steps} steps")
+        betas, kept = self.betas[:num_steps], self.positions[:num_steps]
+        return Process(betas, kept, self.original_num_steps, self.rescale_timesteps)
+
     @property
     def timesteps(self) -> Tensor:
         """(T,) what the network sees at each step: int64 positions, or float32 when rescaled to 0…1000."""

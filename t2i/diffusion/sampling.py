@@ -1,18 +1,20 @@
-"""One way to ask any stage for samples: how many steps, by which sampler, how strongly guided.
+"""One way to ask any stage for samples: how many steps, by which sampler, how strongly guided, and what else steers it.
 
 B batch · C channels
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from t2i.diffusion.guidance import ClassifierFree
+from t2i.diffusion.guidance import ClassifierFree, score_guided
+from t2i.diffusion.inpaint import noised_start
 from t2i.diffusion.prediction import Model, Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import SAMPLERS
-from t2i.types import Condition, NoiseSource, StepCallback
+from t2i.types import Condition, Denoiser, NoiseSource, StepCallback
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,37 @@ class Sampling:
             raise ValueError(f"eta and rescale lie in 0…1, guidance and temperature are not negative, got {self}")
 
 
+@dataclass(frozen=True)
+class Steering:
+    """What changes a run beside its condition: nothing, unless given.
+
+    Args:
+        clip: bound of x_0 at every step, see `Parametrisation.predict`.
+        processed: changes x_0 before that, such as `inpaint.keep_known`.
+        gradient: (x_t (B, C, …), t (B,)) → ∇ log p(y | x_t) of a classifier or of CLIP, see `score_guided`; it moves
+            x_0 after both.
+        gradient_scale: factor of it.
+        wrap: (denoise, process) → a denoiser around all that, such as `inpaint.replaced`.
+        start: (B, C, …) data to begin from instead of noise, see `inpaint.noised_start`.
+        strength: 0…1, the share of the steps that `start` goes through.
+    """
+
+    clip: bool | float = True
+    processed: Callable[[Tensor], Tensor] | None = None
+    gradient: Callable[[Tensor, Tensor], Tensor] | None = None
+    gradient_scale: float = 1.0
+    wrap: Callable[[Denoiser, Process], Denoiser] | None = None
+    start: Tensor | None = None
+    strength: float = 1.0
+
+    def around(self, denoise: Denoiser, process: Process, sampler: str) -> Denoiser:
+        """A denoiser steered by `gradient`, in the form of the sampler, and by `wrap`."""
+        if self.gradient is not None:
+            form: Literal["ddpm", "ddim"] = "ddpm" if sampler == "ddpm" else "ddim"
+            denoise = score_guided(denoise, self.gradient, self.gradient_scale, process, form)
+        return denoise if self.wrap is None else self.wrap(denoise, process)
+
+
 def draw(
     model: Model,
     condition: Condition,
@@ -54,7 +87,7 @@ def draw(
     x_T: Tensor,
     noise: NoiseSource,
     *,
-    clip: bool | float = True,
+    steering: Steering = Steering(),
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Run a sampler from standard normal x_T (B, C, …) to x_0, with guidance where `sampling` asks for it.
@@ -62,11 +95,16 @@ def draw(
     Args:
         process: the whole training process; it is respaced here.
         noise: where the samplers that draw fresh noise take it from.
-        clip: bound of x_0 at every step, see `Parametrisation.predict`.
+        steering: what else there is to say; where it has a `start`, x_T is the noise added to that.
     """
     if sampling.guidance != 1 and null is None:
         raise ValueError(f"guidance {sampling.guidance} needs an unconditional condition")
-    process = process.respace(sampling.steps)
+    process, x_t = process.respace(sampling.steps), x_T * sampling.temperature
+    if steering.start is not None:
+        x_t, left = noised_start(process, steering.start, steering.strength, x_t)
+        if left is None:
+            return x_t
+        process = left
     denoise = ClassifierFree(
         model,
         condition,
@@ -74,10 +112,12 @@ def draw(
         process,
         parametrisation,
         sampling.guidance,
-        clip=clip,
+        clip=steering.clip,
+        processed=steering.processed,
         interval=sampling.interval,
         rescale=sampling.rescale,
     )
     sampler: Callable[..., Tensor] = SAMPLERS[sampling.sampler]
     extra = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
-    return sampler(denoise, x_T * sampling.temperature, process, noise=noise, callback=callback, **extra)
+    steered = steering.around(denoise, process, sampling.sampler)
+    return sampler(steered, x_t, process, noise=noise, callback=callback, **extra)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from t2i.nn.layers import POSITION_OCTAVES, GroupNorm, pixel_positions, zero_module
+from t2i.nn.layers import POSITION_OCTAVES, GroupNorm, fit, pixel_positions, zero_module
 from t2i.types import KeysValues
 
 MATMUL_MAX_KEYS = 128
@@ -61,14 +61,16 @@ class Attention(nn.Module):
         width: D of x; divisible by `num_heads`.
         num_heads: number of heads.
         context_dim: width of the context tokens, or None for plain self-attention.
+        key_bias: keys have a bias, too. Without context it moves all scores of a query alike, and so changes nothing.
     """
 
-    def __init__(self, width: int, num_heads: int, context_dim: int | None = None) -> None:
+    def __init__(self, width: int, num_heads: int, context_dim: int | None = None, *, key_bias: bool = True) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"attention width {width} cannot be split into {num_heads} heads")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=key_bias)
+        self.qv_bias = None if key_bias else nn.Parameter(torch.zeros(2 * width))
         self.context = nn.Linear(context_dim, 2 * width) if context_dim is not None else None
         self.proj = nn.Linear(width, width)
 
@@ -85,8 +87,18 @@ class Attention(nn.Module):
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """The keys and values that tokens x (B, L, D) show to others, two of (B, N, L, d)."""
-        k, v = rearrange(self.qkv(x), "b l (three n d) -> three b n l d", three=3, n=self.num_heads)[1:]
-        return k, v
+        return self._split(x)[1:]
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x, (B, N, L, d) each."""
+        x = fit(x, self.qkv.weight)
+        if self.qv_bias is None:
+            rows = self.qkv(x)
+        else:
+            q, v = self.qv_bias.chunk(2)
+            rows = F.linear(x, self.qkv.weight, torch.cat([q, torch.zeros_like(q), v]))
+        q, k, v = rearrange(rows, "b l (three n d) -> three b n l d", three=3, n=self.num_heads)
+        return q, k, v
 
     def forward(
         self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None, *, causal: bool = False
@@ -99,7 +111,7 @@ class Attention(nn.Module):
             mask: True where valid, over the context if there is one (x is then all visible), else over x.
             causal: tokens of x see the context and the tokens of x up to their own place.
         """
-        q, k, v = rearrange(self.qkv(x), "b l (three n d) -> three b n l d", three=3, n=self.num_heads)
+        q, k, v = self._split(x)
         if context is not None:
             k, v = torch.cat([context[0].to(k.dtype), k], 2), torch.cat([context[1].to(v.dtype), v], 2)
             mask = None if mask is None else F.pad(mask, (0, x.shape[1]), value=True)

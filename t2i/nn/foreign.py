@@ -7,12 +7,16 @@ Legend: C channels · D width · N heads · d head width · L level · R residua
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from t2i.config import Config
+from t2i.nn.encoder import EncoderConfig
 from t2i.nn.transformer import TextConfig
 from t2i.nn.unet import UNetConfig
 
@@ -21,13 +25,54 @@ RowOrder = Literal["legacy", "new"]
 "new" has all queries, then all keys, then all values. Shapes agree, so a checkpoint must state its order."""
 
 
-class Entry(NamedTuple):
-    """One module of a foreign checkpoint, or one bare tensor if `bare`; `fix` brings its tensors into our layout."""
+Shape = tuple[int, ...]
 
-    foreign: str
+
+class Entry(NamedTuple):
+    """One module of ours and where its tensors stand in a foreign checkpoint.
+
+    `foreign` names the module there, or several whose rows follow each other here (separate q, k, v). `kernel` is the
+    number of axes of size 1 that end its weight there and not here (a linear layer stored as a 1 × 1 convolution);
+    `fix` then brings rows into our order. `bare` tensors have no `.weight` and `.bias`.
+    """
+
+    foreign: str | tuple[str, ...]
     ours: str
     fix: Callable[[Tensor], Tensor] | None = None
+    kernel: int = 0
     bare: bool = False
+
+    def tensors(self, wanted: Mapping[str, Shape]) -> Iterator[tuple[list[str], str, Shape]]:
+        """(foreign keys, our key, shape of each of the foreign tensors) of everything that `wanted` has of it."""
+        names = (self.foreign,) if isinstance(self.foreign, str) else self.foreign
+        for suffix in [""] if self.bare else [".weight", ".bias"]:
+            if (shape := wanted.get(self.ours + suffix)) is not None:
+                axes = (1,) * self.kernel if suffix == ".weight" else ()
+                yield [name + suffix for name in names], self.ours + suffix, (shape[0] // len(names), *shape[1:], *axes)
+
+
+def shapes_of(model: Callable[[], nn.Module]) -> dict[str, Shape]:
+    """Keys and shapes of a module, which is built without memory."""
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in model().state_dict().items()}
+
+
+def foreign_shapes(entries: Iterable[Entry], wanted: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Keys and shapes of the foreign checkpoint that fits a module of the keys and shapes `wanted`."""
+    return {key: shape for entry in entries for keys, _, shape in entry.tensors(wanted) for key in keys}
+
+
+def misfit(expected: Mapping[str, Shape], given: Mapping[str, Shape]) -> list[str]:
+    """How a foreign checkpoint differs from the expected one, as lines such as `lacks 'out.2.bias'`; empty if it does
+    not."""
+    problems = [f"lacks {key!r}" for key in expected if key not in given]
+    problems += [f"has the unknown {key!r}" for key in given if key not in expected]
+    problems += [
+        f"has {key!r} of shape {given[key]}, expected {shape}"
+        for key, shape in expected.items()
+        if key in given and given[key] != shape
+    ]
+    return problems
 
 
 def rekey(state: Mapping[str, Tensor], entries: Iterable[Entry], model: Callable[[], nn.Module]) -> dict[str, Tensor]:
@@ -36,58 +81,75 @@ def rekey(state: Mapping[str, Tensor], entries: Iterable[Entry], model: Callable
     Args:
         state: the foreign weights.
         entries: what they are called there and here.
-        model: builds the module that the result is for; called without memory, to learn its keys and shapes.
+        model: builds the module that the result is for.
 
     Returns:
         A state dict that loads strictly into `model()`.
 
     Raises:
-        ValueError: naming every key that is missing, unexpected or of another shape.
+        ValueError: naming keys that are missing, unknown or of another shape.
     """
-    with torch.device("meta"):
-        wanted = {key: tuple(value.shape) for key, value in model().state_dict().items()}
-    entries, missing, out = list(entries), [], {}
+    entries, wanted = list(entries), shapes_of(model)
+    problems = misfit(foreign_shapes(entries, wanted), {key: tuple(value.shape) for key, value in state.items()})
+    if problems:
+        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise ValueError(f"the checkpoint does not fit the config: it {'; '.join(problems[:6])}{more}")
+    out: dict[str, Tensor] = {}
     for entry in entries:
-        # A module without bias lacks that key on both sides; one of ours without a source is found below.
-        for suffix in [""] if entry.bare else [".weight", ".bias"]:
-            source, target = entry.foreign + suffix, entry.ours + suffix
-            if source in state:
-                out[target] = entry.fix(state[source]) if entry.fix else state[source]
-            elif target in wanted:
-                missing.append(source)
-    used = {e.foreign + s for e in entries for s in ("", ".weight", ".bias")}
-    problems = {
-        "missing": missing,
-        "unexpected": sorted(set(state) - used),
-        "without a source": sorted(set(wanted) - set(out)) if not missing else [],
-        "unknown to the model": sorted(set(out) - set(wanted)),
-        "of another shape": [
-            f"{k} {tuple(v.shape)} != {wanted[k]}"
-            for k, v in out.items()
-            if k in wanted and tuple(v.shape) != wanted[k]
-        ],
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{what}: {', '.join(keys[:8])}" for what, keys in problems.items() if keys)
-        raise ValueError(f"the checkpoint does not fit the config. {listed}")
+        for sources, target, _ in entry.tensors(wanted):
+            value = torch.cat([state[key] for key in sources]) if len(sources) > 1 else state[sources[0]]
+            value = value.reshape(*value.shape[: value.ndim - entry.kernel]) if value.ndim > 1 else value
+            out[target] = entry.fix(value) if entry.fix else value
+    assert out.keys() == wanted.keys(), f"no foreign name for {sorted(wanted.keys() - out.keys())}"
     return out
 
 
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A published network, and how one of its files names what is in it.
+
+    Attributes:
+        stage: the stage that runs it.
+        name: of the network, as in `weights/index.yaml`.
+        config: its whole configuration, with what no weight file shows.
+        model: builds it from that.
+        entries: its modules there and here.
+    """
+
+    stage: str
+    name: str
+    config: Config
+    model: Callable[[Any], nn.Module]
+    entries: tuple[Entry, ...]
+
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """Modules, and bare tensors, of the file."""
+        return frozenset(
+            name for e in self.entries for name in ((e.foreign,) if isinstance(e.foreign, str) else e.foreign)
+        )
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Keys and shapes of the file."""
+        return foreign_shapes(self.entries, shapes_of(lambda: self.model(self.config)))
+
+    def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `rekey`."""
+        return rekey(state, self.entries, lambda: self.model(self.config))
+
+
 def rows_by_part(num_parts: int, num_heads: int, order: RowOrder = "legacy") -> Callable[[Tensor], Tensor]:
-    """A function that turns the rows of a fused projection into part-major order and drops the axis of a 1-D kernel:
-    (N·parts·d, D[, 1]) → (parts·N·d, D)."""
+    """A function that turns the rows of a fused projection into part-major order, (N·parts·d, …) → (parts·N·d, …)."""
 
     def fix(x: Tensor) -> Tensor:
-        x = x.squeeze(-1) if x.ndim == 3 else x
-        if order == "new":
-            return x
-        return rearrange(x, "(n p d) ... -> (p n d) ...", n=num_heads, p=num_parts)
+        return x if order == "new" else rearrange(x, "(n p d) ... -> (p n d) ...", n=num_heads, p=num_parts)
 
     return fix
 
 
-def flat_unet(config: UNetConfig, order: RowOrder, ours: str = "unet.") -> Iterator[Entry]:
-    """Every module of a flat U-Net checkpoint (lineage of IDDPM, ADM, GLIDE) with its name here."""
+def flat_encoder(config: EncoderConfig, order: RowOrder, ours: str) -> Iterator[Entry]:
+    """Every module of the half that goes down and of the middle, as `flat_unet`; a classifier has no other."""
     num_levels, num_blocks = len(config.multipliers), config.num_blocks
     yield from (Entry(f"time_embed.{i}", f"{ours}time.{i}") for i in (0, 2))
     yield Entry("input_blocks.0.0", f"{ours}conv_in")
@@ -102,6 +164,12 @@ def flat_unet(config: UNetConfig, order: RowOrder, ours: str = "unet.") -> Itera
     if config.mid_attention:
         yield from _attention(config, order, config.widths[-1], "middle_block.1", f"{ours}mid.attention")
     yield from _block(f"middle_block.{2 if config.mid_attention else 1}", f"{ours}mid.block2")
+
+
+def flat_unet(config: UNetConfig, order: RowOrder, ours: str = "unet.") -> Iterator[Entry]:
+    """Every module of a flat U-Net checkpoint (lineage of IDDPM, ADM, GLIDE) with its name here."""
+    num_levels, num_blocks = len(config.multipliers), config.num_blocks
+    yield from flat_encoder(config, order, ours)
     for level in range(num_levels):
         first = (num_levels - 1 - level) * (num_blocks + 1)
         names = [f"output_blocks.{first + i}" for i in range(num_blocks + 1)]
@@ -113,7 +181,7 @@ def flat_unet(config: UNetConfig, order: RowOrder, ours: str = "unet.") -> Itera
     yield Entry("out.2", f"{ours}conv_out")
 
 
-def _level(config: UNetConfig, order: RowOrder, level: int, ours: str, names: Sequence[str]) -> Iterator[Entry]:
+def _level(config: EncoderConfig, order: RowOrder, level: int, ours: str, names: Sequence[str]) -> Iterator[Entry]:
     for i, name in enumerate(names):
         yield from _block(f"{name}.0", f"{ours}.blocks.{i}")
         if 2**level in config.attention:
@@ -132,16 +200,16 @@ def _block(foreign: str, ours: str) -> Iterator[Entry]:
     yield from (Entry(f"{foreign}.{theirs}", f"{ours}.{name}") for theirs, name in names.items())
 
 
-def _attention(config: UNetConfig, order: RowOrder, width: int, foreign: str, ours: str) -> Iterator[Entry]:
+def _attention(config: EncoderConfig, order: RowOrder, width: int, foreign: str, ours: str) -> Iterator[Entry]:
     heads = config.heads(width)
     yield Entry(f"{foreign}.norm", f"{ours}.norm")
-    yield Entry(f"{foreign}.qkv", f"{ours}.attention.qkv", rows_by_part(3, heads, order))
-    yield Entry(f"{foreign}.proj_out", f"{ours}.attention.proj", rows_by_part(1, 1, "new"))
+    yield Entry(f"{foreign}.qkv", f"{ours}.attention.qkv", rows_by_part(3, heads, order), kernel=1)
+    yield Entry(f"{foreign}.proj_out", f"{ours}.attention.proj", kernel=1)
     if config.context_dim is not None:
-        yield Entry(f"{foreign}.encoder_kv", f"{ours}.attention.context", rows_by_part(2, heads, order))
+        yield Entry(f"{foreign}.encoder_kv", f"{ours}.attention.context", rows_by_part(2, heads, order), kernel=1)
 
 
-def _resampler(config: UNetConfig, foreign: str, ours: str, conv: str) -> Iterator[Entry]:
+def _resampler(config: EncoderConfig, foreign: str, ours: str, conv: str) -> Iterator[Entry]:
     if config.resample == "block":
         yield from _block(foreign, ours)
     else:

@@ -22,6 +22,11 @@ def zero_module(module: M) -> M:
     return module
 
 
+def fit(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` in the dtype of a weight that it is about to meet, unless autocast sees to that."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+
+
 def timestep_embedding(
     t: Tensor, width: int, *, order: TimeOrder = "cos_sin", denominator_shift: int = 0, longest: float = 10000.0
 ) -> Tensor:
@@ -79,3 +84,25 @@ class GroupNorm(nn.GroupNorm):
                 assert shift is not None
                 y = y * (1 + scale.float()[:, :, None, None]) + shift.float()[:, :, None, None]
             return (F.silu(y) if silu else y).to(x.dtype)
+
+
+def masked(known: tuple[Tensor, Tensor] | None, num: int, size: tuple[int, int], device: torch.device | str) -> Tensor:
+    """What a network that inpaints sees beside x_t: the picture where it is known, and the mask (GLIDE, section 3.2).
+
+    Args:
+        known: pictures (B, 3, H, W) and masks (B, 1, H, W), 1 where known; None for nothing known in `num` pictures of
+            `size` (H, W).
+
+    Returns:
+        (B, 4, H, W)
+
+    Raises:
+        ValueError: if the mask is not of the picture's size.
+    """
+    if known is None:
+        return torch.zeros(num, 4, *size, device=device)
+    image, mask = known
+    if mask.shape != (len(image), 1, *image.shape[2:]):
+        raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit pictures of shape {tuple(image.shape)}")
+    mask = mask.to(image.dtype)
+    return torch.cat([image * mask, mask], dim=1)

@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 from t2i.config import Config
 from t2i.nn.attention import Attention
-from t2i.nn.layers import timestep_embedding
+from t2i.nn.layers import fit, timestep_embedding
 from t2i.types import KeysValues
 
 
 class TransformerConfig(Config):
-    """Shape of a `Transformer`: `mlp_ratio` is the hidden width of the MLP over `width`, `causal` hides
-    later tokens."""
+    """Shape of a `Transformer`: `mlp_ratio` is the hidden width of the MLP over `width`, `causal` hides later tokens,
+    `key_bias` as in `Attention`."""
 
     width: int = Field(default=512, ge=1)
     layers: int = Field(default=16, ge=0)
     heads: int = Field(default=8, ge=1)
     mlp_ratio: float = Field(default=4.0, gt=0)
     causal: bool = False
+    key_bias: bool = True
     norm_eps: float = 1e-5
 
 
@@ -47,7 +48,7 @@ class TransformerBlock(nn.Module):
         width, hidden = config.width, int(config.width * config.mlp_ratio)
         self.causal = config.causal
         self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
-        self.attention = Attention(width, config.heads)
+        self.attention = Attention(width, config.heads, key_bias=config.key_bias)
         self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
@@ -60,12 +61,13 @@ class TransformerBlock(nn.Module):
         scales = {self.attention.qkv: width**-0.5, first: (2 * width) ** -0.5}
         for linear, std in (scales | {self.attention.proj: branch_std, last: branch_std}).items():
             nn.init.normal_(linear.weight, std=std)
-            nn.init.zeros_(linear.bias)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, context: KeysValues | None = None) -> Tensor:
         """(B, L, D) → (B, L, D)."""
         x = x + self.attention(self.norm1(x), context, mask, causal=self.causal)
-        return x + self.mlp(self.norm2(x))
+        return x + self.mlp(fit(self.norm2(x), self.attention.proj.weight))
 
 
 class Transformer(nn.Module):
@@ -141,8 +143,7 @@ class TextTransformer(nn.Module):
         x = self.tokens(tokens) + self.positions[:length]  # (B, L, D)
         if mask is not None:
             x = torch.where(mask[..., None], x, self.padding[:length])
-        out: Tensor = self.norm(self.transformer(x, self.visible(mask)))
-        return out
+        return fit(self.norm(self.transformer(x, self.visible(mask))), self.tokens.weight)
 
     def visible(self, mask: Tensor | None) -> Tensor | None:
         """Which features may be attended to, (B, L) bool, or None for all; the first one always may."""

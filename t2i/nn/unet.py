@@ -1,86 +1,36 @@
 """The one U-Net: DDPM's shape, ADM's blocks, and three ports for conditions (Dhariwal & Nichol 2021; GLIDE 2021).
 
-Legend: B batch · C channels · H W pixels · L tokens · D width · p patch size · N heads · d head width.
+Legend: B batch · C channels · H W pixels · D width · p patch size.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, Literal, Self
+from collections.abc import Iterator
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from t2i.config import Config
 from t2i.nn.attention import ImageAttention
-from t2i.nn.layers import GroupNorm, TimeOrder, timestep_embedding, zero_module
-from t2i.nn.resblock import ConvResample, Direction, DownPadding, ResBlock
-from t2i.types import Condition, KeysValues
+from t2i.nn.encoder import Encoder, EncoderConfig
+from t2i.nn.layers import GroupNorm, zero_module
+from t2i.nn.resblock import ResBlock
+from t2i.types import Condition
 
 
-class UNetConfig(Config):
-    """Everything that decides the shape and the numerics of a `UNet`.
+class UNetConfig(EncoderConfig):
+    """Everything that decides the shape and the numerics of a `UNet`: those of its way down, and
 
     Attributes:
-        in_channels, out_channels: of x_t and of the raw output.
-        image_channels: channels of `Condition.image`, concatenated after x_t.
-        channels, multipliers: level L has int(channels · multipliers[L]) channels; fractions are allowed.
-        num_blocks: residual blocks per level going down; one more going up.
-        attention: attend at these down-sampling factors of the U-Net's own grid (1, 2, 4 …).
-        mid_attention: attend in the middle; without it and with no `attention` the net takes any size.
-        num_heads, head_channels: give exactly one of the two.
-        attention_positions: tell every attention layer where its pixels are; the published networks do not.
-        context_dim: width of `Condition.sequence`, whose keys and values join every attention layer.
-        scale_shift: the time vector modulates the second norm of a block, rather than being added before it.
-        resample: change resolution inside a residual block, or with one convolution.
-        down_padding: of the strided convolution, when `resample` is "conv".
-        patch_size: fold p x p pixels into channels before the first convolution and unfold after the last.
+        out_channels: of the raw output.
         fine_channels: with folded pixels, width of a residual block at full resolution (`Fine`); 0 for none.
-        dropout: in every residual block.
-        norm_groups, norm_eps: of every group norm.
-        time_order, time_denominator_shift: see `timestep_embedding`.
-        checkpointing: recompute every block in the backward pass instead of keeping its activations.
     """
 
-    in_channels: int = Field(default=3, ge=1)
     out_channels: int = Field(default=6, ge=1)
-    image_channels: int = Field(default=0, ge=0)
-    channels: int = Field(default=128, ge=1)
-    multipliers: tuple[float, ...] = (1, 2, 3, 4)
-    num_blocks: int = Field(default=2, ge=1)
-    attention: tuple[int, ...] = (2, 4, 8)
-    mid_attention: bool = True
-    num_heads: int | None = None
-    head_channels: int | None = None
-    attention_positions: bool = False
-    context_dim: int | None = None
-    scale_shift: bool = True
-    resample: Literal["block", "conv"] = "block"
-    down_padding: DownPadding = "symmetric"
-    patch_size: int = Field(default=1, ge=1)
     fine_channels: int = Field(default=0, ge=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    norm_groups: int = Field(default=32, ge=1)
-    norm_eps: float = 1e-5
-    time_order: TimeOrder = "cos_sin"
-    time_denominator_shift: int = 0
-    checkpointing: bool = False
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        attends = bool(self.attention) or self.mid_attention
-        if attends and (self.num_heads is None) == (self.head_channels is None):
-            raise ValueError(
-                f"give one of num_heads and head_channels, got num_heads={self.num_heads}, "
-                f"head_channels={self.head_channels}"
-            )
-        factors = [2**level for level in range(len(self.multipliers))]
-        if unknown := set(self.attention) - set(factors):
-            raise ValueError(f"attention at factors {sorted(unknown)}, but the levels have factors {factors}")
-        if bad := [w for w in self.widths if w % self.norm_groups]:
-            raise ValueError(f"level widths {bad} are not multiples of norm_groups={self.norm_groups}")
+    def _check_fine(self) -> Self:
         if self.fine_channels and self.patch_size == 1:
             raise ValueError(f"fine_channels={self.fine_channels} is for folded pixels, but patch_size=1")
         if self.fine_channels % (self.widths[0] // self.norm_groups):
@@ -88,47 +38,7 @@ class UNetConfig(Config):
             raise ValueError(
                 f"fine_channels={self.fine_channels} is not a multiple of {group}, the size of a norm's group"
             )
-        if self.context_dim is not None and not attends:
-            raise ValueError(f"context_dim={self.context_dim} needs attention somewhere, and there is none")
         return self
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of every level, finest first."""
-        return tuple(int(m * self.channels) for m in self.multipliers)
-
-    @property
-    def time_dim(self) -> int:
-        """Width of the time embedding and of `Condition.vector`."""
-        return 4 * self.channels
-
-    @property
-    def factor(self) -> int:
-        """Height and width of x_t must be multiples of this."""
-        return int(self.patch_size * 2 ** (len(self.multipliers) - 1))
-
-    def heads(self, width: int) -> int:
-        """Number of attention heads at a level of `width` channels."""
-        return self.num_heads or width // (self.head_channels or width)
-
-
-class Level(nn.Module):
-    """One resolution of one side of the U-Net: residual blocks, attention after each or none, then a resampler."""
-
-    def __init__(self, blocks: list[ResBlock], attentions: list[ImageAttention], resample: nn.Module | None) -> None:
-        super().__init__()
-        assert len(attentions) in (0, len(blocks))
-        self.blocks: Any = nn.ModuleList(blocks)
-        self.attentions: Any = nn.ModuleList(attentions)
-        self.resample = resample
-
-
-class Middle(nn.Module):
-    """Residual block, attention (optional), residual block, at the coarsest resolution."""
-
-    def __init__(self, block1: ResBlock, attention: ImageAttention | None, block2: ResBlock) -> None:
-        super().__init__()
-        self.block1, self.attention, self.block2 = block1, attention, block2
 
 
 class Fine(nn.Module):
@@ -157,186 +67,48 @@ class Fine(nn.Module):
         return out
 
 
-class UNet(nn.Module):
+class UNet(Encoder):
     """`unet(x_t, t, condition) → raw output`; see `UNetConfig`."""
 
+    config: UNetConfig
+
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        widths, p = config.widths, config.patch_size
-        self.time = nn.Sequential(
-            nn.Linear(config.channels, config.time_dim), nn.SiLU(), nn.Linear(config.time_dim, config.time_dim)
-        )
-        self.conv_in = nn.Conv2d((config.in_channels + config.image_channels) * p * p, widths[0], 3, padding=1)
-        skips, width = [widths[0]], widths[0]
-        down, up = [], []
+        super().__init__(config)
+        widths, skips = config.widths, [config.widths[0]]
         for level, w in enumerate(widths):
-            ins = [width] + [w] * (config.num_blocks - 1)
-            down.append(self._level(level, ins, w, "down" if level < len(widths) - 1 else None))
             skips += [w] * (config.num_blocks + (level < len(widths) - 1))
-            width = w
-        self.mid = Middle(
-            self._block(width, width),
-            self._attention(width) if config.mid_attention else None,
-            self._block(width, width),
-        )
+        up, width = [], widths[-1]
         for level, w in reversed(list(enumerate(widths))):
             ins = [before + skips.pop() for before in [width] + [w] * config.num_blocks]
             up.append(self._level(level, ins, w, "up" if level > 0 else None))
             width = w
-        self.down: Any = nn.ModuleList(down)
         self.up: Any = nn.ModuleList(up[::-1])  # by level, finest first, like `down`
         self.norm_out = GroupNorm(config.norm_groups, width, eps=config.norm_eps)
-        self.conv_out = zero_module(nn.Conv2d(width, config.out_channels * p * p, 3, padding=1))
+        self.conv_out = zero_module(nn.Conv2d(width, config.out_channels * config.patch_size**2, 3, padding=1))
         self.fine = Fine(config) if config.fine_channels else None
 
-    def _block(self, in_channels: int, out_channels: int, direction: Direction | None = None) -> ResBlock:
-        c = self.config
-        return ResBlock(
-            in_channels,
-            out_channels,
-            c.time_dim,
-            scale_shift=c.scale_shift,
-            direction=direction,
-            dropout=c.dropout,
-            norm_groups=c.norm_groups,
-            norm_eps=c.norm_eps,
-        )
-
-    def _attention(self, width: int) -> ImageAttention:
-        c = self.config
-        return ImageAttention(
-            width,
-            c.heads(width),
-            c.context_dim,
-            norm_groups=c.norm_groups,
-            norm_eps=c.norm_eps,
-            positions=c.attention_positions,
-        )
-
-    def _level(self, level: int, ins: list[int], width: int, direction: Direction | None) -> Level:
-        resample: nn.Module | None = None
-        if direction is not None and self.config.resample == "block":
-            resample = self._block(width, width, direction)
-        elif direction is not None:
-            resample = ConvResample(width, direction, self.config.down_padding)
-        attends = 2**level in self.config.attention
-        return Level([self._block(i, width) for i in ins], [self._attention(width) for _ in ins if attends], resample)
-
     def attentions(self) -> Iterator[ImageAttention]:
-        """Every attention layer, in the order of the forward pass and of `Condition.context`."""
-        for level in self.down:
-            yield from level.attentions
-        if self.mid.attention is not None:
-            yield self.mid.attention
+        yield from super().attentions()
         for level in reversed(self.up):
             yield from level.attentions
 
-    def project(self, condition: Condition) -> Condition:
-        """The same condition with keys and values of `sequence` for every attention layer, to be reused at every step.
-
-        Raises:
-            ValueError: if `sequence` is missing although the net attends to one, or has another width.
-        """
-        sequence, dim = condition.sequence, self.config.context_dim
-        if dim is None:
-            if sequence is not None:
-                raise ValueError(f"a sequence of width {sequence.shape[-1]} is given, but the network attends to none")
-            return condition
-        if sequence is None or sequence.shape[-1] != dim:
-            raise ValueError(
-                f"expected a sequence of width {dim}, got {'none' if sequence is None else sequence.shape[-1]}"
-            )
-        return replace(condition, context=tuple(a.attention.project(sequence) for a in self.attentions()))
-
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """One evaluation of the network.
-
-        Args:
-            x_t: (B, in_channels, H, W), H and W multiples of `config.factor`.
-            t: (B,) original timesteps, integer or fractional.
-            condition: what the config asks for; `sequence` is projected here unless `project` has done it before.
+        """One evaluation of the network, with the arguments and errors of `Encoder.forward`.
 
         Returns:
             (B, out_channels, H, W), float32 even if the network or its autocast is not.
-
-        Raises:
-            ValueError: for sizes or conditions that do not fit the config.
         """
-        condition = condition or Condition()
-        self._check_inputs(x_t, condition)
-        if condition.context is None:
-            condition = self.project(condition)
-        keys_values = iter(condition.context) if condition.context is not None else None
-        time = self._time_vector(t, condition.vector)  # (B, D)
-
-        def block(module: nn.Module, x: Tensor) -> Tensor:
-            return self._run(module, x, time)
-
-        def attend(module: nn.Module, x: Tensor) -> Tensor:
-            return self._run(module, x, next(keys_values) if keys_values is not None else None, condition.mask)
-
-        x = x_t if condition.image is None else torch.cat([x_t, condition.image.to(x_t.dtype)], dim=1)
-        x = x.to(self.conv_in.weight.dtype)
-        h = self._trunk(self.conv_in(F.pixel_unshuffle(x, self.config.patch_size)), block, attend)  # (B, C, H/p, W/p)
-        h = self.norm_out(h.float(), silu=True)
+        x, run = self._begin(x_t, t, condition)
+        *skips, h = self._encode(x, run)
+        for level in reversed(self.up):
+            for i, module in enumerate(level.blocks):
+                h = run.block(module, torch.cat([h, skips.pop()], dim=1))
+                if level.attentions:
+                    h = run.attend(level.attentions[i], h)
+            if level.resample is not None:
+                h = run.block(level.resample, h)
+        h = self.norm_out(h.float(), silu=True)  # (B, C, H/p, W/p)
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = (p.float() for p in self.conv_out.parameters())
             out = F.pixel_shuffle(F.conv2d(h, weight, bias, padding=1), self.config.patch_size)  # (B, out, H, W)
-        return out if self.fine is None else out + self._run(self.fine, h.to(x.dtype), x, time).float()
-
-    def _trunk(
-        self, x: Tensor, block: Callable[[nn.Module, Tensor], Tensor], attend: Callable[[nn.Module, Tensor], Tensor]
-    ) -> Tensor:
-        """Down, middle and up; every output going down is kept and concatenated after x going up."""
-        skips = [x]
-        for level in self.down:
-            for i, module in enumerate(level.blocks):
-                x = block(module, x)
-                if level.attentions:
-                    x = attend(level.attentions[i], x)
-                skips.append(x)
-            if level.resample is not None:
-                x = block(level.resample, x)
-                skips.append(x)
-        x = block(self.mid.block1, x)
-        if self.mid.attention is not None:
-            x = attend(self.mid.attention, x)
-        x = block(self.mid.block2, x)
-        for level in reversed(self.up):
-            for i, module in enumerate(level.blocks):
-                x = block(module, torch.cat([x, skips.pop()], dim=1))
-                if level.attentions:
-                    x = attend(level.attentions[i], x)
-            if level.resample is not None:
-                x = block(level.resample, x)
-        return x
-
-    def _time_vector(self, t: Tensor, vector: Tensor | None) -> Tensor:
-        c = self.config
-        embedding = timestep_embedding(t, c.channels, order=c.time_order, denominator_shift=c.time_denominator_shift)
-        time = self.time(embedding.to(self.conv_in.weight.dtype))
-        return F.silu(time if vector is None else time + vector.to(time.dtype))
-
-    def _run(self, module: nn.Module, *args: Tensor | KeysValues | None) -> Tensor:
-        out: Any = (
-            checkpoint(module, *args, use_reentrant=False)
-            if self.config.checkpointing and torch.is_grad_enabled()
-            else module(*args)
-        )
-        return out
-
-    def _check_inputs(self, x_t: Tensor, condition: Condition) -> None:
-        c = self.config
-        if x_t.shape[1] != c.in_channels:
-            raise ValueError(f"x_t has {x_t.shape[1]} channels, the network takes {c.in_channels}")
-        if x_t.shape[2] % c.factor or x_t.shape[3] % c.factor:
-            raise ValueError(f"height and width must be multiples of {c.factor}, got {tuple(x_t.shape[2:])}")
-        channels = 0 if condition.image is None else condition.image.shape[1]
-        if channels != c.image_channels:
-            raise ValueError(f"the condition image has {channels} channels, the network takes {c.image_channels}")
-        if condition.vector is not None and condition.vector.shape[-1] != c.time_dim:
-            raise ValueError(f"the condition vector has width {condition.vector.shape[-1]}, expected {c.time_dim}")
-        num_layers = sum(1 for _ in self.attentions())
-        if condition.context is not None and len(condition.context) != num_layers:
-            raise ValueError(f"keys and values for {len(condition.context)} layers, the network has {num_layers}")
+        return out if self.fine is None else out + run.run(self.fine, h.to(x.dtype), x, run.time).float()

@@ -8,16 +8,19 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from t2i.config import Config
+from t2i.errors import UsageError
 from t2i.text.words import WordTokenizer
 from t2i.types import Tokenizer
 
 
 class TokenizerConfig(Config):
-    """`words` splits into the given words (`t2i.text.words`); `clip` is CLIP's byte-pair encoding, 49,408 entries."""
+    """`words` splits into the given words (`t2i.text.words`); `clip` is CLIP's byte-pair encoding, 49,408 entries;
+    `gpt2` is GPT-2's as GLIDE uses it, 50,257 entries, by its name on the hub or from a folder: `source`."""
 
-    kind: Literal["words", "clip"] = "words"
+    kind: Literal["words", "clip", "gpt2"] = "words"
     context: int = Field(default=64, ge=2)
     words: tuple[str, ...] = ()
+    source: str = "gpt2"
 
     @field_validator("words")
     @classmethod
@@ -26,10 +29,15 @@ class TokenizerConfig(Config):
 
     @property
     def vocab_size(self) -> int:
-        return len(self.words) + WordTokenizer.num_special if self.kind == "words" else 49408
+        if self.kind == "words":
+            return len(self.words) + WordTokenizer.num_special
+        return 49408 if self.kind == "clip" else 50257
 
     def build(self) -> Tokenizer:
-        return WordTokenizer(self.words, self.context) if self.kind == "words" else ClipTokenizer(self.context)
+        """Raises UsageError if `source` holds no GPT-2 tokeniser, or cannot be reached."""
+        if self.kind == "words":
+            return WordTokenizer(self.words, self.context)
+        return ClipTokenizer(self.context) if self.kind == "clip" else GPT2Tokenizer(self.context, self.source)
 
 
 def tokenize(tokenizer: Tokenizer, captions: Sequence[str], *, trim: bool = False) -> tuple[Tensor, Tensor]:
@@ -52,7 +60,7 @@ class ClipTokenizer:
     def __init__(self, context: int = 77) -> None:
         from open_clip import SimpleTokenizer
 
-        self.context = context
+        self.context, self.room = context, context - 2
         self._tokenizer = SimpleTokenizer(context_length=context)
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -65,4 +73,56 @@ class ClipTokenizer:
         return []
 
     def truncated(self, caption: str) -> bool:
-        return len(self._tokenizer.encode(caption)) > self.context - 2
+        return len(self._tokenizer.encode(caption)) > self.room
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte-pair encoding as GLIDE reads it: lower-cased, without start and end, filled up with 50256.
+
+    Args:
+        context: tokens of every row; what is beyond is cut.
+        source: a folder of transformers' GPT-2 tokeniser, or its name on the hub.
+
+    Raises:
+        UsageError: it is neither.
+    """
+
+    filler = 50256
+
+    def __init__(self, context: int = 128, source: str = "gpt2") -> None:
+        from transformers import GPT2Tokenizer as Gpt2
+
+        self.context = self.room = context
+        try:
+            try:
+                self._tokenizer = Gpt2.from_pretrained(source, local_files_only=True)
+            except OSError:  # neither a folder nor fetched before
+                self._tokenizer = Gpt2.from_pretrained(source)
+            if len(self._tokenizer) < 256:  # an empty folder gives an empty vocabulary
+                raise ValueError("no vocabulary")
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(
+                f"GPT-2's tokeniser is neither in the folder {source!r} nor found by that name on the hub; it is "
+                "fetched once with network access, or read from a folder of its vocab.json and merges.txt"
+            ) from error
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B sentences → tokens (B, context) int64, mask (B, context), True on real tokens."""
+        tokens = torch.full((len(captions), self.context), self.filler)
+        mask = torch.zeros_like(tokens, dtype=torch.bool)
+        for i, caption in enumerate(captions):
+            ids = self._encode(caption)[: self.context]
+            tokens[i, : len(ids)], mask[i, : len(ids)] = torch.tensor(ids, dtype=torch.long), True
+        return tokens, mask
+
+    def unknown(self, caption: str) -> list[str]:
+        """Nothing: bytes spell every word."""
+        return []
+
+    def truncated(self, caption: str) -> bool:
+        """Whether `caption` has more tokens than `context`."""
+        return len(self._encode(caption)) > self.context
+
+    def _encode(self, caption: str) -> list[int]:
+        ids: list[int] = self._tokenizer(caption.lower())["input_ids"]
+        return ids

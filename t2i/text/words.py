@@ -36,7 +36,7 @@ class WordTokenizer:
         strange = [w for w in words if split(w) != [w]]
         if strange:
             raise ValueError(f"not single lower-case words: {', '.join(map(repr, strange[:5]))}")
-        self.context = context
+        self.context, self.room = context, context - 2
         self.vocabulary = tuple(words)
         self._ids = {word: _FIRST + i for i, word in enumerate(self.vocabulary)}
         if len(self._ids) != len(self.vocabulary):
@@ -54,7 +54,7 @@ class WordTokenizer:
             raise ValueError(f"expected a list of captions, got one string {captions!r}")
         tokens = torch.full((len(captions), self.context), PAD)
         for row, caption in zip(tokens, captions, strict=True):
-            ids = [self._ids.get(word, UNKNOWN) for word in self._split(caption)[: self.context - 2]]
+            ids = [self._ids.get(word, UNKNOWN) for word in self._split(caption)[: self.room]]
             row[: len(ids) + 2] = torch.tensor([START, *ids, END])
         return tokens, tokens != PAD
 
@@ -64,7 +64,7 @@ class WordTokenizer:
 
     def truncated(self, caption: str) -> bool:
         """Whether `caption` has more words than fit between start and end."""
-        return len(self._split(caption)) > self.context - 2
+        return len(self._split(caption)) > self.room
 
     def _split(self, caption: str) -> list[str]:
         return [piece for piece in split(caption) if piece in self._ids or piece[0].isalnum() or piece[0] == "_"]

@@ -2,6 +2,7 @@
 
     checkpoints/step-000123/   model.safetensors  ema-0.safetensors  optimizer.safetensors  state.json  manifest.json
 
+Tasks that remember something beside the model add a memory.safetensors.
 Everything is safetensors and JSON; optimiser tensors go by parameter name. Nothing is ever unpickled.
 """
 

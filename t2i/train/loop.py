@@ -64,6 +64,7 @@ def fit(
     """Train `task.model` and leave in `config.out` an exported stage, metrics, samples and checkpoints.
 
     Args:
+        task: where it has a module `memory`, the buffers of that are saved and restored beside the model.
         resolved: the whole configuration of the run as JSON-able values, kept in `run.json` and in every checkpoint.
 
     Raises:
@@ -97,6 +98,9 @@ class _Run:
             raise UsageError("device: cuda, but torch finds no GPU")
         if isinstance(task, nn.Module):
             task.to(self.device)  # frozen encoders and tables beside the model
+        self.memory: nn.Module | None = getattr(task, "memory", None)
+        if self.memory is not None:
+            self.memory.to(self.device)
         self.model = task.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = choose_dtype(config.precision, self.device)
         self.objective = Objective(task, self.dtype, self.device)
@@ -226,6 +230,8 @@ class _Run:
             tensors = {"model": self.model.state_dict(), "optimizer": moments}
             for index, decay in enumerate(self.ema.decays):
                 tensors[f"ema-{decay}"] = self.ema.named(index)
+            if self.memory is not None:
+                tensors["memory"] = self.memory.state_dict()
             state = {
                 "step": self.step,
                 "images": self.images,
@@ -254,6 +260,10 @@ class _Run:
             if f"ema-{decay}" not in tensors:
                 log.warning("%s has no average of decay %s: starting it from the weights", path, decay)
             self.ema.load(index, tensors.get(f"ema-{decay}", {}))
+        if self.memory is not None and "memory" in tensors:
+            checkpoint.load_model(self.memory, tensors["memory"], path)
+        elif self.memory is not None:
+            log.warning("%s has no memory of losses: starting it empty", path)
         self.step, self.images, self.minutes = state["step"], state["images"], state["minutes"]
         before, now = dict(flatten(state["config"])), dict(flatten(self.resolved))
         changes = [f"{k}: {before.get(k)} → {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]

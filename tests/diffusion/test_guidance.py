@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2i.diffusion.guidance import ClassifierFree, score_guided
+from t2i.diffusion.guidance import ClassifierFree, input_gradient, score_guided
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation, x_0_from_eps
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim, ddpm
@@ -165,3 +165,18 @@ def test_gradients_may_be_taken_inside_a_sampler() -> None:
     out = ddim(score_guided(plain(Network(), 0.0), gradient, 0.1, PROCESS, "ddim"), X, PROCESS)
     assert not out.requires_grad
     assert bool(out.isfinite().all())
+
+
+def test_gradients_are_those_of_the_input_wherever_they_are_asked_for() -> None:
+    weight = torch.ones(4, requires_grad=True)
+    want = 2 * X * torch.tensor([3.0, 5.0])[:, None, None, None]
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode(), torch.autocast("cpu", torch.bfloat16):
+            x, factor = X.clone(), torch.tensor([3.0, 5.0])
+            got = input_gradient(lambda x, a: a * ((weight * x) @ weight.diag() * x).sum((1, 2, 3)), x, factor)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, want)
+        assert not x.requires_grad
+        assert weight.grad is None
+    half = input_gradient(lambda x: x.square().sum((1, 2, 3)), X.bfloat16())
+    torch.testing.assert_close(half, 2 * X.bfloat16().float())

@@ -23,6 +23,19 @@ def test_respacing_keeps_alpha_bar_and_the_networks_timesteps() -> None:
     torch.testing.assert_close(twice.tables["alpha_bar"], kept.tables["alpha_bar"][[0, 10, 49]], rtol=1e-7, atol=0)
 
 
+def test_the_first_steps_are_those_nearest_to_the_data() -> None:
+    process = Process.from_schedule("cosine", 4000, rescale_timesteps=True).respace(20)
+    first = process.first(6)
+    assert first.num_steps == 6
+    assert first.timesteps.tolist() == process.timesteps[:6].tolist()
+    for name in process.tables.keys() - {"alpha_bar_next"}:
+        torch.testing.assert_close(first.tables[name], process.tables[name][:6])
+    assert process.first(20).tables["alpha_bar_next"].tolist() == process.tables["alpha_bar_next"].tolist()
+    for num_steps in (0, 21):
+        with pytest.raises(ValueError, match=f"the first {num_steps} of 20 steps"):
+            process.first(num_steps)
+
+
 def test_rescaled_timesteps_run_to_1000_whatever_the_length() -> None:
     process = Process.from_schedule("cosine", 4000, rescale_timesteps=True).respace("250")
     assert process.timesteps.dtype == torch.float32

@@ -12,6 +12,7 @@ from t2i.diffusion.losses import LossKind, prior_bits, training_losses, variatio
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim, ddim_invert, ddpm
+from t2i.nn.layers import timestep_embedding
 from t2i.types import Condition, Denoiser
 
 FILE = "openai_process.json"
@@ -114,6 +115,21 @@ def test_fixed_variances(variance: str) -> None:
     parametrisation = Parametrisation("eps", variance)  # type: ignore[arg-type]
     log_variance = parametrisation.predict(process, x, x, torch.tensor([0, 500])).log_variance
     check(LOSSES["outputs"][f"{variance}_logvar_t0_t500"], log_variance.flatten())
+
+
+TIMES = {
+    # name: timesteps, order, shift of the denominator
+    "timestep_embedding_w8_t_0_1_500_999": ([0.0, 1.0, 500.0, 999.0], "cos_sin", 0),
+    "timestep_embedding_w8_t_250.75": ([250.75], "cos_sin", 0),
+    "ddpm_timestep_embedding_w8_t_0_1_500_999": ([0.0, 1.0, 500.0, 999.0], "sin_cos", 1),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_timestep_embeddings(name: str) -> None:
+    times, order, shift = TIMES[name]
+    embedding = timestep_embedding(torch.tensor(times), 8, order=order, denominator_shift=shift)  # type: ignore[arg-type]
+    check(LOSSES["outputs"][name], embedding)
 
 
 # unCLIP's chains: classifier-free guidance on x_0 (prior) and on eps (decoder); null is marked by a zero vector

@@ -84,6 +84,23 @@ def test_image_attention_knows_its_place_only_if_told(positions: bool) -> None:
     assert torch.allclose(out, out[:, :, :1, :1].expand_as(out), atol=1e-5) is not positions
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_bias_of_keys_alone_changes_nothing(causal: bool) -> None:
+    torch.manual_seed(0)
+    with_bias, without, x = Attention(16, 2), Attention(16, 2, key_bias=False), torch.randn(2, 5, 16)
+    q, k, v = torch.randn(3, 16)
+    with_bias.qkv.bias.copy_(torch.cat([q, k, v]))
+    without.load_state_dict(
+        {key: value for key, value in with_bias.state_dict().items() if key != "qkv.bias"}
+        | {"qv_bias": torch.cat([q, v])}
+    )
+    torch.testing.assert_close(without(x, causal=causal), with_bias(x, causal=causal), atol=1e-6, rtol=1e-5)
+    keys, values = without.keys_values(x)
+    torch.testing.assert_close(keys, with_bias.keys_values(x)[0] - k.view(2, 1, 8), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(values, with_bias.keys_values(x)[1])
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="10 cannot be split into 3"):
         Attention(10, 3)

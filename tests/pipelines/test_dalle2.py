@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from t2i.pipelines.dalle2 import DALLE2, chunks
 
+from t2i.call import chunks
 from t2i.errors import DataError, NonFiniteError, UsageError
 from t2i.images import read_recipe
 from t2i.pipeline import Pipeline
+from t2i.pipelines.dalle2 import DALLE2
 
 
 def pixels(image: object) -> np.ndarray:
@@ -125,10 +126,10 @@ def test_chunks_start_anew_in_every_group(count: int, group: int, size: int, exp
 
 def test_costly_stages_take_fewer(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
     large = SimpleNamespace(image_size=1024, unet=SimpleNamespace(patch_size=8))  # 128 × 128 places
-    monkeypatch.setattr(pipe, "_config", lambda stage: large)
+    monkeypatch.setattr(pipe, "_config", lambda stage: large if stage == "up1024" else SimpleNamespace())
     call = SimpleNamespace(seeds=range(5), max_batch=8)
-    assert [rows.stop - rows.start for rows in pipe._chunks(call, "up1024")] == [2, 2, 1]
-    assert [rows.stop - rows.start for rows in pipe._chunks(call, "prior")] == [5]
+    assert [rows.stop - rows.start for rows in pipe.chunks(call, "up1024")] == [2, 2, 1]
+    assert [rows.stop - rows.start for rows in pipe.chunks(call, "prior")] == [5]
 
 
 def test_samplers_by_stage_are_in_the_recipe(pipe: DALLE2) -> None:

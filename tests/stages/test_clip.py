@@ -10,8 +10,9 @@ from conftest import CONTEXT, WORDS, small_clip
 from tiny_run import contrast
 
 from t2i import storage
+from t2i.nn.contrastive import contrastive_loss
 from t2i.stages.clip.model import OPENAI_MEAN, OPENAI_STD, ClipConfig, ClipEncoder, build_clip
-from t2i.stages.clip.task import ClipTask, contrastive_loss
+from t2i.stages.clip.task import ClipTask
 from t2i.text.tokenizers import TokenizerConfig
 
 

@@ -53,7 +53,8 @@ def losses(encoder: Any, captions: tuple[str, str], **options: Any) -> Tensor:
 def test_an_empty_caption_is_no_caption() -> None:
     task, batch = DecoderTask(small_decoder(), small_clip()), flat(2)
     empty = task.condition(batch | {"caption": ["", " "]})
-    dropped = task.condition(batch, text_keep=torch.zeros(2, dtype=torch.bool))
+    task.options = DecoderOptions(text_drop=1.0, clip_drop=0.0)
+    dropped = task.condition(batch, Streams(batch["seed"], "drops"))
     assert empty.sequence is not None
     torch.testing.assert_close(empty.sequence, dropped.sequence)
     torch.testing.assert_close(empty.vector, dropped.vector)

@@ -52,7 +52,7 @@ def test_an_untrained_residual_upsampler_draws_the_enlarged_picture() -> None:
     """Its last layer is zero, so x_0 is predicted to be the small picture and nothing else."""
     model = upsampler(target="x0", residual=True, interpolation="bicubic").eval()
     low_res = F.avg_pool2d(edges(range(3))["image"], 4) / 2
-    drawn = sample(model, low_res, Streams([1, 2, 3]), Sampling(steps=4))
+    drawn = sample(model, model.condition(low_res), Streams([1, 2, 3]), Sampling(steps=4))
     assert error(drawn, model.enlarge(low_res)) < 0.005
 
 
@@ -85,7 +85,7 @@ def test_a_trained_upsampler_draws_sharp_edges_at_any_size() -> None:
     truth = edges(range(10_000, 10_012))["image"]
     for picture in (truth, truth.repeat(1, 1, 2, 1)):  # 32 × 32 and 64 × 32
         low_res = task.low_res(picture)
-        drawn = sample(model, low_res, Streams(range(12)), Sampling(steps=8))
+        drawn = sample(model, model.condition(low_res), Streams(range(12)), Sampling(steps=8))
         assert drawn.shape == picture.shape
         assert error(drawn, picture) < 0.5 * error(model.enlarge(low_res), picture)
         assert error(F.avg_pool2d(drawn, 4), low_res) < 0.05

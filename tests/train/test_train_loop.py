@@ -239,6 +239,49 @@ def test_kill_9_loses_nothing_that_was_saved(tmp_path):
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
+def memory_of(out, step=12):
+    return storage.load_tensors(out / "checkpoints" / f"step-{step:06d}", "memory")
+
+
+def test_kill_9_loses_no_memory_of_losses(tmp_path):
+    """By step 5 every level of noise has its ten losses, so that the steps after it are drawn by them."""
+    run(tmp_path / "whole", TinyTask(memory=True))
+    assert finish(launch(tmp_path / "parts", kill_at=8, memory=True)) == [-signal.SIGKILL]
+    seen = memory_of(tmp_path / "parts", 5)["seen"]
+    assert seen.sum() == 40
+    assert seen.min() >= 10
+    run(tmp_path / "parts", TinyTask(memory=True))
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    assert_same(memory_of(tmp_path / "parts"), memory_of(tmp_path / "whole"))
+
+
+def test_what_is_held_out_is_not_remembered(tmp_path):
+    run(tmp_path / "looks", TinyTask(memory=True), val_every=3)
+    run(tmp_path / "does_not", TinyTask(memory=True))
+    assert_same(memory_of(tmp_path / "looks"), memory_of(tmp_path / "does_not"))
+    assert memory_of(tmp_path / "looks")["seen"].sum() == 12 * 8
+
+
+def test_a_checkpoint_without_a_memory_starts_an_empty_one(tmp_path, caplog):
+    run(tmp_path, steps=5)
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, TinyTask(memory=True), steps=12)
+    assert "step-000005 has no memory of losses: starting it empty" in caplog.text
+    assert memory_of(tmp_path)["seen"].sum() == 7 * 8
+    run(tmp_path, steps=13)
+    assert not (tmp_path / "checkpoints" / "step-000013" / "memory.safetensors").exists()
+
+
+def test_two_processes_remember_as_one_does(tmp_path):
+    run(tmp_path / "one", TinyTask(dropout=0.0, memory=True))
+    assert finish(launch(tmp_path / "two", world=2, dropout=0.0, memory=True)) == [0, 0]
+    one, two = memory_of(tmp_path / "one"), memory_of(tmp_path / "two")
+    assert torch.equal(one["seen"], two["seen"])
+    torch.testing.assert_close(two["history"], one["history"], rtol=1e-3, atol=1e-4)
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-3)
+
+
 def test_kill_9_at_any_moment_leaves_a_run_that_continues(tmp_path):
     run(tmp_path / "whole", steps=24, save_every=1)
     folder = tmp_path / "parts" / "checkpoints"

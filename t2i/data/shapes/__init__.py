@@ -18,10 +18,11 @@ import torch
 from t2i.data.shapes.captions import KINDS, WEIGHTS, WORDS, captions
 from t2i.data.shapes.layout import NUM_THINGS, compose, sample_scene, scene_from_seed
 from t2i.data.shapes.render import Window, render
-from t2i.data.shapes.scene import Scene, Thing, relations, truth
+from t2i.data.shapes.scene import CLASSES, Scene, Thing, relations, truth
 from t2i.seed import mix
 
 __all__ = [
+    "CLASSES",
     "KINDS",
     "NUM_THINGS",
     "WEIGHTS",
@@ -68,7 +69,7 @@ def batch(
 
     Returns:
         `image` (B, 3, size, size), and lists of length B: `caption`, `captions` (one dict of kinds each), `scene`
-        (JSON text), `seed`, `key`.
+        (JSON text), `label` (of the first thing, in `CLASSES`), `seed`, `key`.
     """
     scenes = [scene_from_seed(s, num_things) for s in seeds]
     return {"image": render(scenes, size, window, device=device), **_texts(seeds, scenes, weights)}
@@ -123,6 +124,7 @@ def _texts(seeds: Sequence[int], scenes: Sequence[Scene], weights: Mapping[str, 
         "caption": [texts[kind] for texts, kind in zip(every, kinds, strict=True)],
         "captions": every,
         "scene": [json.dumps(scene.to_dict()) for scene in scenes],
+        "label": [CLASSES.index(f"{scene.things[0].colour} {scene.things[0].shape}") for scene in scenes],
         "seed": list(seeds),
         "key": [f"{seed:09d}" for seed in seeds],
     }

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 SHAPES = ("cube", "sphere", "cylinder", "cone", "pyramid", "torus")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+"""What a scene of one thing may be labelled."""
 SIZES = ("large", "small")
 MATERIALS = ("matte", "shiny")
 PATTERNS = ("plain", "striped", "checkered")

@@ -104,7 +104,12 @@ def _add(tar: tarfile.TarFile, samples: dict[str, Any]) -> None:
             "scene": json.loads(samples["scene"][i]),
             "seed": samples["seed"][i],
         }
-        files = {"png": png.getvalue(), "txt": samples["caption"][i].encode(), "json": json.dumps(facts).encode()}
+        files = {
+            "png": png.getvalue(),
+            "txt": samples["caption"][i].encode(),
+            "json": json.dumps(facts).encode(),
+            "cls": str(samples["label"][i]).encode(),
+        }
         for ending, content in files.items():
             member = tarfile.TarInfo(f"{samples['key'][i]}.{ending}")
             member.size = len(content)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from t2i.config import Config
 from t2i.diffusion.prediction import Parametrisation, Target, Variance
+from t2i.nn.layers import masked
 from t2i.nn.transformer import TextConfig, TextTransformer
 from t2i.nn.unet import UNet, UNetConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -29,6 +30,9 @@ class DecoderConfig(Config):
         num_clip_tokens: context tokens made of one image embedding.
         clip_scale: image embeddings are multiplied by it first; √D gives unit vectors unit variance.
         num_classes: size of a label table, or None.
+        null_class: a further row of that table stands for no class, for classifier-free guidance.
+        class_names: what users call the classes, empty if they have no names.
+        inpaint: sees a masked picture and its mask beside x_t, as 4 image channels (GLIDE, section 3.2).
         image_size: of the pictures it was trained on.
         target, variance, schedule, num_steps, rescale_timesteps: see `t2i.diffusion`.
         tokenizer: what `text` was trained with.
@@ -41,6 +45,9 @@ class DecoderConfig(Config):
     num_clip_tokens: int = Field(default=4, ge=1)
     clip_scale: float = 1.0
     num_classes: int | None = Field(default=None, ge=1)
+    null_class: bool = False
+    class_names: tuple[str, ...] = ()
+    inpaint: bool = False
     image_size: int = Field(default=64, ge=1)
     target: Target = "eps"
     variance: Variance = "learned_range"
@@ -54,6 +61,12 @@ class DecoderConfig(Config):
         unet, wanted = self.unet, self.parametrisation.num_outputs(self.unet.in_channels)
         if unet.out_channels != wanted:
             raise ValueError(f"variance {self.variance!r} needs unet.out_channels={wanted}, got {unet.out_channels}")
+        if self.null_class and self.num_classes is None:
+            raise ValueError("null_class=True needs num_classes, got None")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{len(self.class_names)} class_names for num_classes={self.num_classes}")
+        if unet.image_channels != (4 if self.inpaint else 0):
+            raise ValueError(f"inpaint={self.inpaint} does not fit unet.image_channels={unet.image_channels}")
         if self.image_size % unet.factor:
             raise ValueError(f"image_size={self.image_size} is not a multiple of {unet.factor}, which the U-Net folds")
         if self.text is not None and unet.context_dim != self.text.width:
@@ -93,7 +106,7 @@ class Decoder(nn.Module):
             self.clip_tokens = nn.Linear(config.clip_dim, config.num_clip_tokens * context_dim)
             self.clip_null = nn.Parameter(torch.zeros(config.clip_dim))
         if config.num_classes is not None:
-            self.classes = nn.Embedding(config.num_classes, vector_dim)
+            self.classes = nn.Embedding(config.num_classes + config.null_class, vector_dim)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """(B, 3, H, W) and timesteps (B,) → (B, out_channels, H, W); see `UNet.forward`."""
@@ -106,6 +119,7 @@ class Decoder(nn.Module):
         mask: Tensor | None = None,
         image_embedding: Tensor | None = None,
         labels: Tensor | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
         *,
         text_keep: Tensor | None = None,
         clip_keep: Tensor | None = None,
@@ -116,7 +130,9 @@ class Decoder(nn.Module):
             tokens: (B, L) int64; None means empty captions.
             mask: (B, L) bool, True on real tokens; None means all of them.
             image_embedding: (B, D) CLIP image embeddings; None means the learned null embedding.
-            labels: (B,) int64, for class-conditional networks.
+            labels: (B,) int64, for class-conditional networks; `num_classes` is the absent class, if they have one.
+            known: a picture (B, 3, S, S) in [-1, 1] and a mask (B, 1, S, S), 1 where it is known, for networks that
+                inpaint; None means that nothing is known.
             text_keep: (B,) bool; captions that are not kept count as empty.
             clip_keep: (B,) bool; embeddings that are not kept are replaced by the null embedding.
 
@@ -124,15 +140,17 @@ class Decoder(nn.Module):
             `vector` (B, V) or None, and `sequence` (B, L', S) or None with the CLIP tokens before the text. As in GLIDE
             the vector is made of the last feature and there is no mask, as padding has learned rows of its own; with
             `text.attend_padding` off it is made of the mean of the words, and `mask` (B, L') hides the padding.
+            `image` (B, 4, S, S) where the network inpaints.
 
         Raises:
             ValueError: if an input has no port in this network, if labels are missing, or if nothing is given.
         """
         c = self.config
-        self._check_ports(tokens, image_embedding, labels)
-        first = next((x for x in (tokens, image_embedding, labels) if x is not None), None)
+        self._check_ports(tokens, image_embedding, labels, known)
+        given = (tokens, image_embedding, labels, None if known is None else known[0])
+        first = next((x for x in given if x is not None), None)
         if first is None:
-            if c.text is not None or c.clip_dim is not None:
+            if c.text is not None or c.clip_dim is not None or c.inpaint:
                 raise ValueError("give tokens or an image embedding, or ask for `null_condition(num)`")
             return Condition()
         vectors, sequences, visible = [], [], None
@@ -143,12 +161,8 @@ class Decoder(nn.Module):
             sequences.append(self.clip_tokens(z).unflatten(1, (num_clip, -1)))  # (B, 4, S)
         if c.text is not None:
             if tokens is None:
-                tokens = torch.zeros(len(first), c.text.context, dtype=torch.long, device=first.device)
-                mask = torch.zeros_like(tokens, dtype=torch.bool)
-            mask = mask if mask is not None else torch.ones_like(tokens, dtype=torch.bool)
-            if text_keep is not None:
-                mask = text_keep[:, None] & mask
-            features, visible = self.text(tokens, mask), self.text.visible(mask)  # (B, L, S) (B, L)
+                tokens, mask = self._no_words(len(first), first.device)
+            features, visible = self._read(tokens, mask, text_keep)  # (B, L, S) (B, L)
             vectors.append(self.text_vector(features[:, -1] if visible is None else _mean(features, visible)))
             sequences.append(features)
         if labels is not None:
@@ -157,25 +171,28 @@ class Decoder(nn.Module):
             vector=torch.stack(vectors).sum(0) if vectors else None,
             sequence=torch.cat(sequences, dim=1) if sequences else None,
             mask=F.pad(visible, (num_clip, 0), value=True) if visible is not None else None,
+            image=masked(known, len(first), (c.image_size, c.image_size), first.device) if c.inpaint else None,
         )
 
-    def null_condition(self, num: int) -> Condition:
-        """The unconditional branch of guidance for `num` pictures: empty captions and the null embedding.
+    def null_condition(self, num: int, known: tuple[Tensor, Tensor] | None = None) -> Condition:
+        """The unconditional branch of guidance for `num` pictures: empty captions, the null embedding and the absent
+        class; what is `known` of the pictures stays known.
 
         Raises:
-            ValueError: for class-conditional networks, which know no absent class.
+            ValueError: for class-conditional networks that know no absent class.
         """
         c = self.config
-        if c.num_classes is not None:
+        if c.num_classes is not None and not c.null_class:
             raise ValueError(f"a network over {c.num_classes} classes has no unconditional branch")
         device = self.unet.conv_in.weight.device
-        if c.text is not None:
-            tokens = torch.zeros(num, c.text.context, dtype=torch.long, device=device)
-            return self.condition(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+        labels = torch.full((num,), c.num_classes, device=device) if c.num_classes is not None else None
+        tokens, mask = self._no_words(num, device) if c.text is not None else (None, None)
+        drop = z = None
         if c.clip_dim is not None:
-            drop = torch.zeros(num, dtype=torch.bool, device=device)
-            return self.condition(image_embedding=torch.zeros(num, c.clip_dim, device=device), clip_keep=drop)
-        return Condition()
+            z, drop = torch.zeros(num, c.clip_dim, device=device), torch.zeros(num, dtype=torch.bool, device=device)
+        if tokens is z is labels is known is None:
+            return Condition(image=masked(None, num, (c.image_size, c.image_size), device) if c.inpaint else None)
+        return self.condition(tokens, mask, z, labels, known, clip_keep=drop)
 
     def project(self, condition: Condition) -> Condition:
         """See `UNet.project`: do this once before sampling, so that every step reuses the keys and values."""
@@ -188,8 +205,29 @@ class Decoder(nn.Module):
         z = image_embedding.to(null.dtype) * self.config.clip_scale
         return z if keep is None else torch.where(keep[:, None], z, null)
 
-    def _check_ports(self, tokens: Tensor | None, image_embedding: Tensor | None, labels: Tensor | None) -> None:
+    def _no_words(self, num: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Tokens and mask (B, L) of empty captions."""
+        assert self.config.text is not None
+        tokens = torch.zeros(num, self.config.text.context, dtype=torch.long, device=device)
+        return tokens, torch.zeros_like(tokens, dtype=torch.bool)
+
+    def _read(self, tokens: Tensor, mask: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Features (B, L, S) of captions, and which of them are visible (B, L), if not all are."""
+        mask = mask if mask is not None else torch.ones_like(tokens, dtype=torch.bool)
+        if keep is not None:
+            mask = keep[:, None] & mask
+        return self.text(tokens, mask), self.text.visible(mask)
+
+    def _check_ports(
+        self,
+        tokens: Tensor | None,
+        image_embedding: Tensor | None,
+        labels: Tensor | None,
+        known: tuple[Tensor, Tensor] | None,
+    ) -> None:
         c = self.config
+        if known is not None and not c.inpaint:
+            raise ValueError("this decoder sees no masked picture (inpaint=False)")
         if tokens is not None and c.text is None:
             raise ValueError("this decoder takes no captions (text=None)")
         if image_embedding is not None and (c.clip_dim is None or image_embedding.shape[-1] != c.clip_dim):
@@ -202,46 +240,3 @@ def _mean(features: Tensor, visible: Tensor) -> Tensor:
     """(B, L, S) and (B, L) → (B, S), the mean over what is visible."""
     weight = visible[..., None].to(features.dtype)
     return (features * weight).sum(dim=1) / weight.sum(dim=1)
-
-
-PRESETS: dict[str, DecoderConfig] = {
-    "glide": DecoderConfig(  # GLIDE (filtered): 385 M parameters
-        unet=UNetConfig(
-            channels=192,
-            multipliers=(1, 2, 3, 4),
-            num_blocks=3,
-            attention=(2, 4, 8),
-            head_channels=64,
-            context_dim=512,
-            dropout=0.1,
-        ),
-        text=TextConfig(width=512, layers=16, heads=8, vocab_size=50257, context=128),
-    ),
-    "dalle2": DecoderConfig(  # unCLIP, Table 3: 3.5 B parameters
-        unet=UNetConfig(
-            channels=512,
-            multipliers=(1, 2, 3, 4),
-            num_blocks=3,
-            attention=(2, 4, 8),
-            head_channels=64,
-            context_dim=2048,
-            dropout=0.1,
-        ),
-        text=TextConfig(width=2048, layers=24, heads=32, vocab_size=50257, context=256),
-        clip_dim=1024,
-    ),
-    "adm-64": DecoderConfig(  # ADM, class-conditional ImageNet: 296 M parameters
-        unet=UNetConfig(
-            channels=192, multipliers=(1, 2, 3, 4), num_blocks=3, attention=(2, 4, 8), head_channels=64, dropout=0.1
-        ),
-        num_classes=1000,
-    ),
-    "iddpm-64": DecoderConfig(  # IDDPM, unconditional ImageNet: 121 M parameters
-        unet=UNetConfig(
-            channels=128, multipliers=(1, 2, 3, 4), num_blocks=3, attention=(4, 8), num_heads=4, resample="conv"
-        ),
-        num_steps=4000,
-        rescale_timesteps=True,
-    ),
-}
-"""Published sizes by name."""

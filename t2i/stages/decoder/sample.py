@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from t2i.diffusion.process import Process
-from t2i.diffusion.sampling import Sampling, draw
+from t2i.diffusion.sampling import Sampling, Steering, draw
 from t2i.seed import Streams
 from t2i.stages.decoder.model import Decoder
 from t2i.types import Condition, StepCallback
@@ -27,6 +27,7 @@ def sample(
     sampling: Sampling,
     *,
     null: Condition | None = None,
+    steering: Steering = Steering(),
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Pictures (B, 3, S, S) in [-1, 1] from `model.condition(…)`.
@@ -34,6 +35,7 @@ def sample(
     Args:
         streams: one random stream per picture.
         null: what guidance moves away from; `model.null_condition(B)` if None.
+        steering: classifiers, known parts, a picture to begin from; tensors of it on the model's device.
     """
     c = model.config
     if null is None and sampling.guidance != 1:
@@ -49,5 +51,6 @@ def sample(
         sampling,
         x_T.contiguous(memory_format=torch.channels_last),
         streams,
+        steering=steering,
         callback=callback,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.process import Process
-from t2i.diffusion.sampling import Sampling, draw
+from t2i.diffusion.sampling import Sampling, Steering, draw
 from t2i.seed import Streams
 from t2i.stages.prior.model import Prior
 from t2i.types import StepCallback, TextFeatures
@@ -53,7 +53,7 @@ def sample(
         x_T = streams.normal(config.clip_dim).to(text.pooled.device)  # (B, D)
         x_0 = draw(
             model, condition, null_condition, process, parametrisation, sampling, x_T, streams,
-            clip=config.clamp or False, callback=callback,
+            steering=Steering(clip=config.clamp or False), callback=callback,
         )  # fmt: skip
         candidates.append(model.restore(x_0))
     z_i = torch.stack(candidates)  # (N, B, D)

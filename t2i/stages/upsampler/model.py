@@ -5,12 +5,14 @@ B batch · H W pixels, large · h w pixels, small · L tokens · S text width ·
 
 from typing import Literal, Self
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
 from t2i.diffusion.prediction import Parametrisation, Target, Variance
+from t2i.nn.layers import masked
 from t2i.nn.transformer import TextConfig, TextTransformer
 from t2i.nn.unet import UNet, UNetConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -21,12 +23,14 @@ class UpsamplerConfig(Config):
     """Everything about an upsampler.
 
     Attributes:
-        unet: the network; `image_channels` are those of the small picture.
+        unet: the network; `image_channels` are the 3 of the small picture, and 4 more to inpaint.
         low_size, image_size: of whole pictures; their ratio is the magnification.
+        levels: whether the small pictures were rounded to 8 bits, or truncated as ADM writes its pictures.
         interpolation, antialias: how the small picture is enlarged before it is concatenated to x_t.
         residual: the network predicts what x_0 has beyond the enlarged picture; for target "x0".
         text: a text transformer trained with the U-Net, or None.
         num_classes: size of a label table, or None.
+        inpaint: sees a masked picture and its mask beside x_t (GLIDE, section 3.2).
         target, variance, schedule, num_steps, rescale_timesteps: see `t2i.diffusion`.
         tokenizer: what `text` was trained with.
     """
@@ -34,11 +38,13 @@ class UpsamplerConfig(Config):
     unet: UNetConfig
     low_size: int = Field(default=64, ge=1)
     image_size: int = Field(default=256, ge=1)
+    levels: Literal["rounded", "truncated"] = "rounded"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = False
     residual: bool = False
     text: TextConfig | None = None
     num_classes: int | None = Field(default=None, ge=1)
+    inpaint: bool = False
     target: Target = "eps"
     variance: Variance = "learned_range"
     schedule: Literal["linear", "cosine"] = "linear"
@@ -51,8 +57,11 @@ class UpsamplerConfig(Config):
         unet, wanted = self.unet, self.parametrisation.num_outputs(self.unet.in_channels)
         if unet.out_channels != wanted:
             raise ValueError(f"variance {self.variance!r} needs unet.out_channels={wanted}, got {unet.out_channels}")
-        if unet.image_channels == 0:
-            raise ValueError("unet.image_channels must be the channels of the small picture, got 0")
+        if unet.image_channels != unet.in_channels + 4 * self.inpaint:
+            raise ValueError(
+                f"unet.image_channels={unet.image_channels} must be {unet.in_channels} of the small picture"
+                f"{' and 4 of the masked one' if self.inpaint else ''}"
+            )
         if self.residual and self.target != "x0":
             raise ValueError(f"residual=True needs target 'x0', got {self.target!r}")
         if self.image_size % self.low_size:
@@ -92,7 +101,8 @@ class Upsampler(nn.Module):
         out: Tensor = self.unet(x_t, t, condition)
         if self.config.residual:
             assert condition.image is not None
-            out = out + F.pad(condition.image, (0, 0, 0, 0, 0, out.shape[1] - x_t.shape[1]))  # not the variance
+            enlarged = condition.image[:, -x_t.shape[1] :]
+            out = out + F.pad(enlarged, (0, 0, 0, 0, 0, out.shape[1] - x_t.shape[1]))  # not the variance
         return out
 
     def enlarge(self, low_res: Tensor) -> Tensor:
@@ -107,7 +117,12 @@ class Upsampler(nn.Module):
         )
 
     def condition(
-        self, low_res: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None, labels: Tensor | None = None
+        self,
+        low_res: Tensor,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
     ) -> Condition:
         """What the network is told (ADM section 4.3; GLIDE section 3.1).
 
@@ -116,9 +131,11 @@ class Upsampler(nn.Module):
             tokens: (B, L) int64, if the network reads text.
             mask: (B, L) bool, True on real tokens; None means all of them.
             labels: (B,) int64, if the network is class-conditional.
+            known: a large picture (B, 3, H, W) in [-1, 1] and a mask (B, 1, H, W), 1 where it is known, for networks
+                that inpaint; None means that nothing is known.
 
         Returns:
-            `image` (B, 3, H, W), with `vector` (B, V) and `sequence` (B, L, S) where the network has text or labels.
+            `image` (B, 3 or 7, H, W), with `vector` (B, V) and `sequence` (B, L, S) where it has text or labels.
 
         Raises:
             ValueError: if text or labels are missing, or given to a network without a port for them.
@@ -127,7 +144,12 @@ class Upsampler(nn.Module):
         for name, value, port in (("tokens", tokens, c.text), ("labels", labels, c.num_classes)):
             if (value is None) != (port is None):
                 raise ValueError(f"{name} {'missing' if value is None else 'given'}, but the config says {port}")
+        if known is not None and not c.inpaint:
+            raise ValueError("this upsampler sees no masked picture (inpaint=False)")
         image = self.enlarge(low_res)
+        if c.inpaint:
+            size = (image.shape[2], image.shape[3])
+            image = torch.cat([masked(known, len(image), size, image.device), image], dim=1)  # (B, 7, H, W)
         if tokens is not None:
             features = self.text(tokens, mask)  # (B, L, S)
             return Condition(vector=self.text_vector(features[:, -1]), sequence=features, image=image)
@@ -136,58 +158,3 @@ class Upsampler(nn.Module):
     def project(self, condition: Condition) -> Condition:
         """See `UNet.project`: do this once before sampling, so that every step reuses the keys and values."""
         return self.unet.project(condition)
-
-
-PRESETS: dict[str, UpsamplerConfig] = {
-    "dalle2-256": UpsamplerConfig(  # unCLIP, Table 3, 64 to 256: 700 M parameters
-        unet=UNetConfig(
-            image_channels=3,
-            channels=320,
-            multipliers=(1, 2, 3, 4),
-            num_blocks=3,
-            attention=(),
-            mid_attention=False,
-            dropout=0.1,
-        ),
-        low_size=64,
-        image_size=256,
-        schedule="cosine",
-    ),
-    "dalle2-1024": UpsamplerConfig(  # unCLIP, Table 3, 256 to 1024: 300 M parameters
-        unet=UNetConfig(
-            image_channels=3,
-            channels=192,
-            multipliers=(1, 1, 2, 2, 4, 4),
-            num_blocks=2,
-            attention=(),
-            mid_attention=False,
-        ),
-        low_size=256,
-        image_size=1024,
-    ),
-    "glide-256": UpsamplerConfig(  # GLIDE (filtered), 64 to 256: 398 M parameters
-        unet=UNetConfig(
-            image_channels=3,
-            channels=192,
-            multipliers=(1, 1, 2, 2, 4, 4),
-            num_blocks=2,
-            attention=(8, 16, 32),
-            head_channels=64,
-            context_dim=512,
-            dropout=0.1,
-        ),
-        text=TextConfig(width=512, layers=16, heads=8, vocab_size=50257, context=128),
-    ),
-    "adm-256": UpsamplerConfig(  # ADM, class-conditional ImageNet, 64 to 256: 312 M parameters
-        unet=UNetConfig(
-            image_channels=3,
-            channels=192,
-            multipliers=(1, 1, 2, 2, 4, 4),
-            num_blocks=2,
-            attention=(8, 16, 32),
-            num_heads=4,
-        ),
-        num_classes=1000,
-    ),
-}
-"""Published sizes by name."""

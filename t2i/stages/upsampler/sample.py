@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from t2i.diffusion.process import Process
-from t2i.diffusion.sampling import Sampling, draw
+from t2i.diffusion.sampling import Sampling, Steering, draw
 from t2i.seed import Streams
 from t2i.stages.upsampler.model import Upsampler
-from t2i.types import StepCallback
+from t2i.types import Condition, StepCallback
 
 
 def process_of(model: Upsampler) -> Process:
@@ -19,30 +19,27 @@ def process_of(model: Upsampler) -> Process:
     return Process.from_schedule(c.schedule, c.num_steps, c.rescale_timesteps)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as 8 bits hold them, float32."""
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+def quantised(model: Upsampler, low_res: Tensor) -> Tensor:
+    """Small pictures in [-1, 1] as 8 bits hold them, float32, rounded or truncated as where `model` was trained."""
+    levels = (low_res.float() + 1) * 127.5
+    levels = levels.round() if model.config.levels == "rounded" else (levels + 1e-3).floor()  # 3 may be 2.9999
+    return levels.clamp(0, 255) / 127.5 - 1
 
 
 @torch.no_grad()
 def sample(
     model: Upsampler,
-    low_res: Tensor,
+    condition: Condition,
     streams: Streams,
     sampling: Sampling,
     *,
-    tokens: Tensor | None = None,
-    mask: Tensor | None = None,
+    steering: Steering = Steering(),
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """(B, 3, h, w) in [-1, 1] → (B, 3, H, W); `tokens` and `mask` for upsamplers that read text.
-
-    The small picture is rounded to 8 bits first, as it was in training and as GLIDE does.
-    """
-    low_res = rounded(low_res)
-    condition = model.condition(low_res, tokens, mask)
+    """Large pictures (B, 3, H, W) in [-1, 1] from `model.condition(quantised(model, low_res), …)`; `steering` as in the
+    decoder."""
     assert condition.image is not None
-    x_T = streams.normal(model.config.unet.in_channels, *condition.image.shape[-2:]).to(low_res.device)
+    x_T = streams.normal(model.config.unet.in_channels, *condition.image.shape[-2:]).to(condition.image.device)
     return draw(
         model,
         model.project(condition),
@@ -52,5 +49,6 @@ def sample(
         sampling,
         x_T.contiguous(memory_format=torch.channels_last),
         streams,
+        steering=steering,
         callback=callback,
     )

@@ -9,71 +9,91 @@ from torch import Tensor, nn
 
 from t2i.config import Config
 from t2i.data.degrade import Degradation
+from t2i.data.masks import random_masks
 from t2i.diffusion.losses import LossKind, Weighting, training_losses
 from t2i.diffusion.sampling import Sampling
+from t2i.diffusion.timesteps import LossSecondMoment, Timesteps, draw_steps
 from t2i.seed import Streams, upload
 from t2i.stages.upsampler.model import Upsampler
-from t2i.stages.upsampler.sample import process_of, rounded, sample
-from t2i.types import Batch, Encoder
+from t2i.stages.upsampler.sample import process_of, quantised, sample
+from t2i.text.tokenizers import tokenize
+from t2i.types import Batch, Condition, Encoder
 
 
 class UpsamplerOptions(Config):
     """How an upsampler is trained.
 
     `degradation` is what happens to the small picture before the network sees it, so that it forgives the stage below;
-    `kind` and `weighting` as in `training_losses`; `sampling` is how the sample grids are drawn.
+    `kind` and `weighting` as in `training_losses`; `timesteps` "loss_second_moment" draws steps by what they cost
+    (`LossSecondMoment`); `sampling` is how the sample grids are drawn.
     """
 
     degradation: Degradation = Degradation()
     kind: LossKind = "hybrid"
     weighting: Weighting = "uniform"
+    timesteps: Timesteps = "uniform"
     sampling: Sampling = Sampling(steps=10)
 
 
 class UpsamplerTask(nn.Module):
-    """Trains an `Upsampler` on the batch's own pictures, which are the high-resolution crops; needs no encoder."""
-
-    keys = ("image",)
+    """Trains an `Upsampler` on the batch's own pictures, crops of the large ones; needs no encoder."""
 
     def __init__(
         self, model: Upsampler, encoder: Encoder | None = None, options: UpsamplerOptions = UpsamplerOptions()
     ) -> None:
         super().__init__()
         c = model.config
-        if c.text is not None or c.num_classes is not None:
-            raise ValueError(
-                "only upsamplers without text and labels are trained here; text and num_classes must be null"
-            )
+        if c.text is not None and c.tokenizer is None:
+            raise ValueError("text needs a tokenizer to read captions with, got None")
+        ports = {"caption": c.text is not None, "label": c.num_classes is not None}
+        self.keys: tuple[str, ...] = ("image", *(key for key, there in ports.items() if there))
         if options.sampling.guidance != 1:
             raise ValueError(f"nothing to guide: task.sampling.guidance must be 1, got {options.sampling.guidance}")
         self.model = model
         self.options = options
         self.process = process_of(model)
         self.process.respace(options.sampling.steps)  # refuses what it cannot do before the first grid needs it
+        self.memory = LossSecondMoment(self.process.num_steps) if options.timesteps == "loss_second_moment" else None
         self.parametrisation = c.parametrisation
+        self.tokenizer = c.tokenizer.build() if c.tokenizer is not None else None
+
+    def condition(self, batch: Batch, low_res: Tensor) -> Condition:
+        """The upsampler's condition for a batch and its small pictures (B, 3, h, w)."""
+        image, c = batch["image"], self.model.config
+        tokens = mask = labels = known = None
+        if self.tokenizer is not None:
+            tokens, mask = (upload(x, image.device) for x in tokenize(self.tokenizer, batch["caption"]))
+        if c.num_classes is not None:
+            labels = batch["label"]
+        if c.inpaint:
+            known = image, upload(random_masks(Streams(batch["seed"], "mask"), image.shape[-1]), image.device)
+        return self.model.condition(low_res, tokens, mask, labels, known)
 
     def low_res(self, image: Tensor) -> Tensor:
         """Area average of a crop, rounded to 8 bits as in sampling, (B, 3, H, W) → (B, 3, h, w)."""
-        return rounded(F.avg_pool2d(image, self.model.config.magnification))
+        return quantised(self.model, F.avg_pool2d(image, self.model.config.magnification))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
         x_0 = batch["image"]  # (B, 3, H, W)
         streams = Streams(batch["seed"], "upsampler")
-        step = upload(streams.integers(self.process.num_steps), x_0.device)  # (B,)
+        memory = self.memory if self.model.training else None
+        step = draw_steps(streams, self.process.num_steps, x_0.device, memory=memory)  # (B,)
         noise = upload(streams.normal(*x_0.shape[1:]), x_0.device)  # (B, 3, H, W)
-        condition = self.model.condition(self.options.degradation(self.low_res(x_0), streams))
+        condition = self.condition(batch, self.options.degradation(self.low_res(x_0), streams))
         x_t = self.process.q_sample(x_0, step, noise)
         raw = self.model(x_t, self.process.time(step, x_t), condition)
-        return training_losses(
+        losses = training_losses(
             self.process, self.parametrisation, raw, x_0, x_t, noise, step, self.options.kind, self.options.weighting
         )
+        return losses if memory is None else losses | {"loss": memory.weigh(step, losses["loss"])}
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
         """Enlarged small pictures, what the upsampler makes of them, and the truth, (3B, 3, H, W)."""
         low_res = self.low_res(batch["image"])
-        drawn = sample(self.model, low_res, Streams(batch["seed"], "sample"), self.options.sampling)
+        condition = self.condition(batch, low_res)
+        drawn = sample(self.model, condition, Streams(batch["seed"], "sample"), self.options.sampling)
         return torch.cat([self.model.enlarge(low_res), drawn, batch["image"]])
 
     def metrics(self, batch: Batch) -> dict[str, float]:

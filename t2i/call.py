@@ -1,0 +1,266 @@
+"""The form of a call to a pipeline: what goes in is checked here, what comes out knows how it was made.
+
+N pictures · D width of CLIP embeddings
+"""
+
+import operator
+import secrets
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL.Image import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from t2i.diffusion.samplers import SAMPLERS
+from t2i.diffusion.sampling import Sampling
+from t2i.errors import UsageError, did_you_mean
+from t2i.images import save_png
+from t2i.types import Tokenizer
+
+MAX_PROMPT = 2000  # characters
+PER_PICTURE = ("prompt", "negative_prompt", "classes", "seed")
+"""Arguments in a recipe that hold one value per picture."""
+
+
+class Progress(NamedTuple):
+    """What a callback sees after a step: `preview()` is the model's present guess as PIL pictures.
+
+    `step` counts from 1 to `num_steps` again for every chunk of a batch, and in a prior for every candidate.
+    """
+
+    stage: str
+    step: int
+    num_steps: int
+    preview: Callable[[], list[Image]]
+
+
+Callback = Callable[[Progress], None]
+
+
+class Plan(NamedTuple):
+    """`sampling` of the stages that draw, in order, and how strongly parts that do not draw steer, by part."""
+
+    sampling: dict[str, Sampling]
+    steering: dict[str, float]
+
+
+@dataclass
+class Call:
+    """One call, resolved: every row is one picture.
+
+    `rows` holds what each is drawn from, by the name of the argument; `sampling` and `steering` as in `Plan`.
+    """
+
+    rows: dict[str, list[Any]]
+    seeds: list[int]
+    sampling: dict[str, Sampling]
+    steering: dict[str, float]
+    max_batch: int
+    callback: Callback | None
+    bar: tqdm
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Output:
+    """Pictures and everything needed to make them again.
+
+    `embeddings` (N, D) are the CLIP image embeddings, where there are any; `timings` are seconds by stage;
+    `truncated[i]` tells that the prompt was longer than the model reads; `recipe` repeats the call, with one prompt,
+    negative prompt, class and seed per picture.
+    """
+
+    images: list[Image]
+    seeds: list[int]
+    prompts: list[str]
+    recipe: dict[str, Any]
+    embeddings: Tensor | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    truncated: list[bool] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Image:
+        return self.images[i]
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self.images)
+
+    def recipe_of(self, i: int) -> dict[str, Any]:
+        """The call that draws picture `i` exactly: of the group of `max_batch` pictures that it was drawn in, since
+        float sums depend on a batch's size; `picture` is its place there."""
+        arguments = self.recipe["arguments"]
+        i, size = range(len(self.seeds))[i], arguments["max_batch"]
+        first = i - i % size
+        group = {
+            key: arguments[key] and arguments[key][first : first + size] for key in PER_PICTURE if key in arguments
+        }
+        if len(group.get("prompt", ())) == 1:
+            group["prompt"] = group["prompt"][0]
+        return {**self.recipe, "arguments": {**arguments, **group}, "picture": i - first}
+
+    def save(self, path: str | Path, which: Sequence[int] | None = None) -> list[Path]:
+        """Write PNGs with their recipes: `path` for one picture, `name-0.png`, `name-1.png` … for several.
+
+        `which` are the pictures to write, all of them if None.
+        """
+        path = Path(path)
+        which = range(len(self)) if which is None else which
+        paths = [path] if len(which) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in which]
+        for i, target in zip(which, paths, strict=True):
+            save_png(self.images[i], target, self.recipe_of(i))
+        return paths
+
+
+def chunks(count: int, group: int, size: int) -> list[slice]:
+    """Rows 0 … count-1 in groups of `group`, each cut into parts of `size` from its own start, at least 1.
+
+    What a group is cut into does not depend on the groups before it, so it can be drawn again alone.
+    """
+    size = min(max(size, 1), group)
+    return [
+        slice(i, min(i + size, first + group, count))
+        for first in range(0, count, group)
+        for i in range(first, min(first + group, count), size)
+    ]
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of at least 1, or UsageError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def seeds_of(seed: Any, count: int) -> list[int]:
+    """One seed per picture from one number, a list, or nothing."""
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+    several = isinstance(seed, Iterable)
+    try:
+        seeds = [operator.index(s) for s in (seed if several else [seed])]
+    except TypeError:
+        raise UsageError(f"a seed must be a whole number, or a list with one for each picture, got {seed!r}") from None
+    if not several:
+        return [seeds[0] + i for i in range(count)]
+    if len(seeds) != count:
+        raise UsageError(f"{len(seeds)} seeds for {count} pictures; give one whole number, or one for each")
+    return seeds
+
+
+def classes_of(classes: Any, num_classes: int | None, names: Sequence[str]) -> list[int] | None:
+    """Labels from one class or several, each a number or one of `names`; None for None."""
+    if classes is None:
+        return None
+    if num_classes is None:
+        raise UsageError(f"this model draws without classes, got {classes!r}")
+    several = classes if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]
+    labels = []
+    for value in several:
+        if isinstance(value, str) and not value.strip().lstrip("-").isdigit():
+            if value not in names:
+                hint = did_you_mean(value, names) if names else "; this model's classes have no names"
+                raise UsageError(f"unknown class {value!r}{hint}")
+            labels.append(list(names).index(value))
+            continue
+        try:
+            label = operator.index(int(value) if isinstance(value, str) else value)
+        except TypeError:
+            raise UsageError(f"a class must be a whole number or a name, got {value!r}") from None
+        if isinstance(value, bool) or not 0 <= label < num_classes:
+            raise UsageError(f"class {value!r} is out of range: this model knows 0 … {num_classes - 1}")
+        labels.append(label)
+    if not labels:
+        raise UsageError("no class given")
+    return labels
+
+
+def check_guidance(stage: str, value: Any, guided: Iterable[str], default: float = 1.0) -> float:
+    """A scale for `stage`; stages that are not `guided` know none but 1."""
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1000:
+        raise UsageError(f"guidance of {stage}: expected a number from 0 to 1000, got {value!r}")
+    if stage not in guided and value != 1:
+        raise UsageError(f"guidance of {stage}: this stage is not guided, only {' and '.join(guided)} are")
+    return float(value)
+
+
+def check_sampler(stage: str, value: Any) -> str:
+    """The name of a sampler."""
+    if str(value) not in SAMPLERS:
+        known = f"{did_you_mean(value, SAMPLERS)}; known are {', '.join(SAMPLERS)}"
+        raise UsageError(f"sampler of {stage}: unknown {value!r}{known}")
+    return str(value)
+
+
+def prompts_of(
+    prompt: str | Sequence[str], tokenizer: Tokenizer, *others: Tokenizer, negative: bool = False
+) -> tuple[list[str], list[bool]]:
+    """Prompts as a list, and which of them are longer than the tokeniser reads; warns about words that it or another
+    does not know.
+
+    Negative prompts may be empty.
+    """
+    what = "negative prompt" if negative else "prompt"
+    if not isinstance(prompt, str | Sequence):
+        raise UsageError(f"a {what} must be a string or a list of them, got {type(prompt).__name__}")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise UsageError(f"no {what} given")
+    for text in prompts:
+        _check_text(what, text, may_be_empty=negative)
+        if unknown := [word for reader in (tokenizer, *others) for word in reader.unknown(text)]:
+            warnings.warn(f"the model does not know: {', '.join(dict.fromkeys(unknown))}", stacklevel=3)
+    truncated = [tokenizer.truncated(text) for text in prompts]
+    for text, cut in zip(prompts, truncated, strict=True):
+        if cut:
+            warnings.warn(f"only the first {tokenizer.room} tokens are read of: {text[:60]}…", stacklevel=3)
+    return prompts, truncated
+
+
+def negatives_of(negative: str | Sequence[str] | None, count: int, *tokenizers: Tokenizer) -> list[str]:
+    """One negative prompt for each of `count` prompts."""
+    negatives, _ = prompts_of("" if negative is None else negative, *tokenizers, negative=True)
+    if len(negatives) not in (1, count):
+        raise UsageError(f"{len(negatives)} negative prompts for {count} prompts")
+    return negatives * (count // len(negatives))
+
+
+def repeated(values: Sequence[Any], num: int) -> list[Any]:
+    """Every value `num` times in a row."""
+    return [value for value in values for _ in range(num)]
+
+
+def by_stage(what: str, given: Any, stages: Sequence[str], settings: Mapping[str, Any], check: Callable) -> dict:
+    """Values of `steps`, `guidance` or `sampler` for `stages`: `settings`, overridden by one value for all or a dict by
+    stage. One guidance is for the stages whose settings have one."""
+    for name in given if isinstance(given, Mapping) else ():
+        if name not in stages:
+            raise UsageError(
+                f"{what}: unknown stage {name!r}{did_you_mean(name, stages)}; stages are {', '.join(stages)}"
+            )
+    values = {name: settings.get(name) for name in stages}
+    if given is not None:
+        meant = [name for name in stages if what != "guidance" or values[name] is not None]
+        values |= dict(given) if isinstance(given, Mapping) else dict.fromkeys(meant, given)
+    return {name: check(name, value) for name, value in values.items()}
+
+
+def _check_text(what: str, text: object, *, may_be_empty: bool) -> None:
+    if not isinstance(text, str):
+        raise UsageError(f"a {what} must be a string, got {type(text).__name__}")
+    if not text.strip() and not may_be_empty:
+        raise UsageError(f"the {what} is empty")
+    if len(text) > MAX_PROMPT:
+        raise UsageError(f"the {what} has {len(text):,} characters; the limit is {MAX_PROMPT:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the {what} is not valid UTF-8: {text[:60]!a}") from None

@@ -1,0 +1,186 @@
+"""From weights of others to a stage folder: read without running anything, recognise, rename, save.
+
+A file is recognised by its keys and shapes. What those cannot show (attention order, heads, schedule, time scaling)
+comes from the recognised network; for a file of another size it must be given.
+"""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from t2i.errors import DataError, UsageError, did_you_mean
+from t2i.nn.foreign import Layout, Shape, misfit
+from t2i.registry import one_line, save_stage
+from t2i.stages.noised_clip.convert import join, tower_of
+from t2i.storage import clear_errors, output_folder, read_json
+from t2i.unpublished import ASKED, read_shapes
+
+CONVERTING = ("decoder", "upsampler", "classifier", "noised_clip")
+"""Stages that read weights of others."""
+WRAPPERS = ("state_dict", "model")
+"""Keys under which some files keep their weights."""
+DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+SHARD = 2**32  # bytes; converted weights stay on this machine
+_NEAR = 12  # so many keys or shapes may differ from those of a known network, and it is still named in the error
+
+
+class Converted(NamedTuple):
+    """What a file turned out to be."""
+
+    stage: str
+    name: str
+    parameters: int
+
+
+def convert_files(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    network: str | None = None,
+    given: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+) -> Converted:
+    """Write a stage folder from published weights of DDPM, IDDPM, ADM or GLIDE.
+
+    Args:
+        paths: a `.pt`, `.ckpt`, `.bin` or `.safetensors` file or a diffusers folder; two files for a noised CLIP.
+        out: the folder to write.
+        network: its name, if it must be a certain one; None recognises it.
+        given: `key=value`, what the weights of an unpublished network do not show (see `t2i.unpublished.Facts`).
+        dtype: of the written weights; None keeps those of the file.
+
+    Raises:
+        UsageError: something about an unknown network is not given, or `out` cannot be written.
+        DataError: a file is damaged, holds more than tensors, or does not fit; nothing is written then.
+    """
+    state = _joined([read_weights(path) for path in paths], paths)
+    where, shapes = " + ".join(map(str, paths)), {key: tuple(value.shape) for key, value in state.items()}
+    layout = read_shapes(shapes, given, where) if given else recognise(shapes, where, network)
+    for path in paths:
+        _check_diffusers(Path(path), layout.config)
+    with output_folder(out):
+        with one_line(where, DataError):
+            converted = layout.convert(state)
+        with torch.device("meta"):
+            model = layout.model(layout.config)
+        save_stage(out, layout.stage, model, converted, dtype, max_shard_size=SHARD)
+    return Converted(layout.stage, layout.name, sum(value.numel() for value in converted.values()))
+
+
+@cache
+def layouts() -> tuple[Layout, ...]:
+    """Every published network in every dialect."""
+    return tuple(x for name in CONVERTING for x in import_module(f"t2i.stages.{name}.convert").layouts())
+
+
+def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) -> Layout:
+    """The published network whose keys and shapes these are.
+
+    Args:
+        shapes: by key.
+        where: the file, for errors.
+        name: if given, no other network is considered.
+
+    Raises:
+        DataError: there is none; the message says how the nearest one differs, or what to give instead.
+        UsageError: no network has that name.
+    """
+    candidates = [layout for layout in layouts() if name in (None, layout.name)]
+    if not candidates:
+        names = sorted({layout.name for layout in layouts()})
+        raise UsageError(f"unknown network {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}")
+    modules = {key.removesuffix(".weight").removesuffix(".bias") for key in shapes}
+    apart = [len(modules ^ layout.keys) for layout in candidates]  # cheap: no network is built
+    near = [layout for layout, count in zip(candidates, apart, strict=True) if count <= min(apart) + 1]
+    best, problems = min(((layout, misfit(layout.shapes, shapes)) for layout in near), key=lambda pair: len(pair[1]))
+    if not problems:
+        return best
+    if name is None and len(problems) > _NEAR:
+        raise DataError(
+            f"{where}: the weights of no published network; of another flat U-Net give (with --set) {ASKED}"
+        )
+    raise DataError(f"{where}: almost {best.name}, but it {'; '.join(problems[:6])}")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file or of a diffusers folder; nothing in a file is ever executed.
+
+    Raises DataError for what is missing, truncated, foreign or holds more than tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = next((path / name for name in DIFFUSERS_FILES if (path / name).is_file()), path)
+        if path.is_dir():
+            raise DataError(f"{path}: holds none of {', '.join(DIFFUSERS_FILES)}")
+    with clear_errors(path), open(path, "rb"):
+        pass
+    data = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    while isinstance(data, dict) and (
+        inner := next((data[w] for w in WRAPPERS if isinstance(data.get(w), dict)), None)
+    ):
+        data = inner
+    if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
+        raise DataError(f"{path}: expected a dictionary of tensors by name")
+    return data
+
+
+def _joined(states: Sequence[dict[str, Tensor]], paths: Sequence[str | Path]) -> dict[str, Tensor]:
+    """One state dict of one file, or of the two of a noised CLIP."""
+    towers = [tower_of(state) for state in states]
+    if len(states) == 1 and towers == [None]:
+        return states[0]
+    if sorted(map(str, towers)) != ["image", "text"]:
+        raise DataError(f"{' + '.join(map(str, paths))}: expected one file, or both encoders of a noised CLIP")
+    return join(states)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path} is damaged or truncated: {error}") from None
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if "Unsupported" in reason or "GLOBAL" in reason:
+            raise DataError(f"{path}: holds more than tensors, and code from a file is never run") from None
+        raise DataError(f"{path}: not a file of weights, or damaged") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError):
+        raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _check_diffusers(path: Path, config: Any) -> None:
+    """Refuse a diffusers folder whose config says other things than the recognised network's."""
+    if not path.is_dir() or not (path / "config.json").is_file():
+        return
+    theirs, unet = read_json(path / "config.json"), config.unet
+    facts = {
+        "norm_eps": unet.norm_eps,
+        "norm_num_groups": unet.norm_groups,
+        "flip_sin_to_cos": unet.time_order == "cos_sin",
+        "freq_shift": unet.time_denominator_shift,
+        "downsample_padding": 0 if unet.down_padding == "right_bottom" else 1,
+        "attention_head_dim": None,
+        "center_input_sample": False,
+        "act_fn": "silu",
+    }
+    for key, expected in facts.items():
+        if theirs.get(key, expected) != expected:
+            raise DataError(f"{path / 'config.json'}: {key}={theirs[key]!r}, but the network takes {expected!r}")

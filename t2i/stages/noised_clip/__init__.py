@@ -1,0 +1,12 @@
+"""CLIP for noised pictures, whose gradient steers a diffusion model to a sentence.
+
+GLIDE (Nichol et al. 2021, arXiv 2112.10741, section 2.4) on top of CLIP (Radford et al. 2021, arXiv 2103.00020).
+
+In: x_t (B, 3, S, S) in [-1, 1] plus noise, t (B,), and sentences. Out: unit vectors (B, D) for both, or the gradient
+(B, 3, S, S) of how well they agree.
+
+    t2i train CONFIG                                                       train it (`stage: noised_clip`)
+    partial(clip.similarity_gradient, text_embedding=clip.encode_text(*clip.tokenize(prompts)))
+                                                                           steer: the `grad_fn` of `score_guided`
+    convert([image_encoder, text_encoder], config)                         read published weights (`.convert`)
+"""

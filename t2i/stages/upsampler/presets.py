@@ -1,0 +1,53 @@
+"""Published sizes of upsamplers, by name, with the facts that no weight file shows."""
+
+from t2i.nn.transformer import TextConfig
+from t2i.nn.unet import UNetConfig
+from t2i.stages.upsampler.model import UpsamplerConfig
+from t2i.text.tokenizers import TokenizerConfig
+
+_SIX_LEVELS = UNetConfig(image_channels=3, channels=192, multipliers=(1, 1, 2, 2, 4, 4), num_blocks=2, num_heads=4)
+
+
+def _of(**changes: object) -> UNetConfig:
+    """The six levels that every published upsampler has but unCLIP's first, otherwise changed."""
+    return UNetConfig.model_validate({**_SIX_LEVELS.model_dump(), **changes})
+
+
+_GLIDE_UNET = {"attention": (8, 16, 32), "num_heads": None, "head_channels": 64, "context_dim": 512, "dropout": 0.1}
+_GLIDE_TEXT = TextConfig(width=512, layers=16, heads=8, vocab_size=50257, context=128)
+_GPT2 = TokenizerConfig(kind="gpt2", context=128)
+
+PRESETS: dict[str, UpsamplerConfig] = {
+    "iddpm-256": UpsamplerConfig(  # ImageNet, 64 to 256: 280 M parameters
+        unet=_of(attention=(16, 32), resample="conv"), num_classes=1000, num_steps=4000, levels="truncated"
+    ),
+    "adm-64-256": UpsamplerConfig(  # ImageNet: 312 M
+        unet=_of(attention=(8, 16, 32)), num_classes=1000, levels="truncated"
+    ),
+    "adm-128-512": UpsamplerConfig(  # 309 M
+        unet=_of(attention=(16, 32), num_heads=None, head_channels=64),
+        low_size=128,
+        image_size=512,
+        num_classes=1000,
+        levels="truncated",
+    ),
+    "glide-256": UpsamplerConfig(unet=_of(**_GLIDE_UNET), text=_GLIDE_TEXT, tokenizer=_GPT2),  # filtered: 398 M
+    "glide-256-inpaint": UpsamplerConfig(
+        unet=_of(**_GLIDE_UNET, image_channels=7), text=_GLIDE_TEXT, inpaint=True, tokenizer=_GPT2
+    ),
+    "dalle2-256": UpsamplerConfig(  # unCLIP, Table 3, 64 to 256: 700 M
+        unet=UNetConfig(
+            image_channels=3,
+            channels=320,
+            multipliers=(1, 2, 3, 4),
+            num_blocks=3,
+            attention=(),
+            mid_attention=False,
+            dropout=0.1,
+        ),
+        schedule="cosine",
+    ),
+    "dalle2-1024": UpsamplerConfig(  # 256 to 1024: 300 M
+        unet=_of(attention=(), mid_attention=False, num_heads=None), low_size=256, image_size=1024
+    ),
+}

@@ -1,0 +1,195 @@
+"""GLIDE: guidance by words and by CLIP, inpainting both ways, edits, and every kind of bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import decoder, glide, noised_clip, of, upsampler
+
+from t2i.errors import DataError, UsageError
+from t2i.pipeline import Pipeline
+from t2i.pipelines.glide import GLIDE
+
+
+@pytest.fixture(scope="module")
+def pipe() -> GLIDE:
+    return glide()
+
+
+def pixels(image: object) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def picture(side: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(0).randint(0, 256, (side, side, 3)).astype(np.uint8))
+
+
+def mask(side: int = 32) -> Image.Image:
+    """White in the lower right quarter."""
+    white = np.zeros((side, side), np.uint8)
+    white[side // 2 :, side // 2 :] = 255
+    return Image.fromarray(white)
+
+
+def test_a_call(pipe: GLIDE) -> None:
+    out = pipe(["a red cube", "a blue sphere"], num_images_per_prompt=2, seed=1, progress=False)
+    assert [image.size for image in out] == [(32, 32)] * 4
+    assert out.prompts == ["a red cube"] * 2 + ["a blue sphere"] * 2
+    assert set(out.timings) == {"decoder", "upsampler"}
+    alone = pipe("a blue sphere", seed=4, progress=False)
+    assert np.abs(pixels(alone[0]) - pixels(out[3])).max() <= 1
+    again = pipe(**json.loads(json.dumps(out.recipe_of(2)))["arguments"], progress=False)
+    assert again[2].tobytes() == out[2].tobytes()
+    assert pipe("a cube", seed=1, stop_after="decoder", progress=False)[0].size == (16, 16)
+
+
+def test_the_released_recipe_is_the_default() -> None:
+    chosen = GLIDE(glide().parts, {}).plan().sampling
+    assert (chosen["decoder"].steps, chosen["decoder"].sampler, chosen["decoder"].guidance) == (100, "ddpm", 3.0)
+    assert (chosen["upsampler"].steps, chosen["upsampler"].sampler) == ("fast27", "ddim")
+    assert (chosen["upsampler"].temperature, chosen["upsampler"].guidance) == (0.997, 1.0)
+    painted = GLIDE(glide().parts, {}).plan(drawing=GLIDE.inpainting).sampling
+    assert (painted["inpaint"].guidance, painted["inpaint_upsampler"].sampler) == (5.0, "ddpm")
+
+
+def test_guidance_by_clip_instead_of_words(pipe: GLIDE) -> None:
+    def drawn(**guidance: float) -> bytes:
+        return pipe("a red cube", seed=2, guidance=guidance, stop_after="decoder", progress=False)[0].tobytes()
+
+    plain = drawn(decoder=1.0)
+    assert plain == drawn(decoder=1.0, clip=0.0)
+    assert plain != drawn(decoder=1.0, clip=50.0) != drawn(decoder=3.0)
+    without = glide("clip")
+    assert plain == without("a red cube", seed=2, guidance=1.0, stop_after="decoder", progress=False)[0].tobytes()
+    with pytest.raises(UsageError, match="unknown stage 'clip'"):
+        without("a red cube", guidance={"clip": 1.0}, progress=False)
+
+
+def test_clip_guidance_raises_similarity(pipe: GLIDE) -> None:
+    clip, found = pipe.parts["clip"], []
+    z_t = clip.encode_text(*clip.tokenize(["a red cube"]))
+    for scale in (0.0, 999.0):
+        guidance = {"decoder": 1.0, "clip": scale}
+        how = {"guidance": guidance, "sampler": {"decoder": "ddim"}, "stop_after": "decoder"}
+        out = pipe("a red cube", seed=2, progress=False, **how)
+        x = torch.from_numpy(pixels(out[0])).permute(2, 0, 1)[None].float() / 127.5 - 1
+        found.append((clip.encode_image(x, torch.zeros(1, dtype=torch.long)) * z_t).sum().item())
+    assert found[1] > found[0]
+
+
+@pytest.mark.parametrize("method", ["trained", "replaced"])
+def test_inpainting_leaves_the_rest_as_it_is(pipe: GLIDE, method: str) -> None:
+    out = pipe.inpaint(picture(), mask(), "a red cube", method=method, num_images_per_prompt=2, seed=3, progress=False)
+    stages = {"inpaint", "inpaint_upsampler"} if method == "trained" else {"decoder", "upsampler"}
+    assert set(out.timings) == stages
+    before, fresh = pixels(picture()), np.asarray(mask()) > 0
+    for image in out:
+        assert (pixels(image)[~fresh] == before[~fresh]).all()
+        assert (pixels(image)[fresh] != before[fresh]).mean() > 0.9
+    assert out[0].tobytes() != out[1].tobytes()
+
+
+def test_networks_trained_to_inpaint_see_what_is_known(pipe: GLIDE) -> None:
+    """The part that is drawn depends on the part that is not."""
+    a = pipe.inpaint(picture(), mask(), "a cube", seed=3, stop_after="inpaint", progress=False)
+    b = pipe.inpaint(Image.new("RGB", (32, 32)), mask(), "a cube", seed=3, stop_after="inpaint", progress=False)
+    fresh = np.asarray(mask(16)) > 0
+    assert (pixels(a[0])[fresh] != pixels(b[0])[fresh]).any()
+
+
+def test_a_model_without_such_networks_replaces() -> None:
+    pipe = glide("inpaint", "inpaint_upsampler")
+    assert set(pipe.inpaint(picture(), mask(), "a cube", seed=3, progress=False).timings) == {"decoder", "upsampler"}
+    with pytest.raises(UsageError, match="no network that was trained to inpaint"):
+        pipe.inpaint(picture(), mask(), "a cube", method="trained", progress=False)
+
+
+def test_blending_fades_over_some_pixels(pipe: GLIDE) -> None:
+    hard, soft = (
+        pixels(pipe.inpaint(picture(), mask(), "a cube", seed=3, blend=blend, progress=False)[0]) for blend in (0, 2)
+    )
+    changed = (hard != soft).any(-1)
+    assert changed[14:18, 20:].any()
+    assert not changed[:13].any()
+    assert not changed[20:, 20:].any()
+
+
+def test_an_edit_starts_from_the_picture(pipe: GLIDE) -> None:
+    kept = pipe.edit(picture(16), "a cube", 0.0, seed=1, stop_after="decoder", progress=False)
+    assert (pixels(kept[0]) == pixels(picture(16))).all()
+    distance = []
+    for strength in (0.25, 1.0):
+        out = pipe.edit(picture(16), "a cube", strength, seed=1, stop_after="decoder", progress=False)
+        distance.append(np.abs(pixels(out[0]) - pixels(picture(16))).mean())
+    assert 0 < distance[0] < distance[1]
+    assert pipe.edit(picture(), "a cube", 0.5, seed=1, progress=False)[0].size == (32, 32)
+
+
+def test_recipes_of_changed_pictures_say_so(pipe: GLIDE) -> None:
+    assert pipe.edit(picture(), "a cube", 0.5, seed=1, progress=False).recipe["task"] == "edit"
+    assert pipe.inpaint(picture(), mask(), "a cube", seed=1, progress=False).recipe["task"] == "inpaint"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": mask(16)}, "the mask has 16 × 16 pixels, the picture 32 × 32"),
+        ({"mask": mask().convert("RGB")}, "one channel, mode 1 or L, got mode RGB"),
+        ({"mask": np.zeros((32, 32))}, "one channel, mode 1 or L, got ndarray"),
+        ({"image": picture().crop((0, 0, 32, 20)), "mask": mask().crop((0, 0, 32, 20))}, "must be square, got 32 × 20"),
+        ({"image": "cat.png"}, "expected a PIL picture, got str"),
+        ({"method": "magic"}, "unknown method 'magic'"),
+        ({"blend": -1}, "blend must be a number of pixels from 0 to 32, got -1"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"steps": {"decoder": 3}}, "unknown stage 'decoder'"),
+    ],
+)
+def test_bad_input_to_inpainting_is_one_clear_line(pipe: GLIDE, change: dict[str, Any], message: str) -> None:
+    arguments = {"image": picture(), "mask": mask(), "prompt": "a cube", "progress": False} | change
+    with pytest.raises(UsageError, match=message) as error:
+        pipe.inpaint(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_strengths(pipe: GLIDE) -> None:
+    for strength in (-0.1, 1.1, "half"):
+        with pytest.raises(UsageError, match="strength must be a number from 0 to 1"):
+            pipe.edit(picture(), "a cube", strength, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("decoder", lambda: decoder(), "decoder reads no captions"),
+        ("inpaint", lambda: decoder(), "inpaint was trained with inpaint=False"),
+        ("upsampler", lambda: upsampler(low_size=8), "upsampler takes pictures of side 8, but decoder gives 16"),
+        ("upsampler", lambda: upsampler(num_classes=3), "upsampler needs a class"),
+        ("decoder", lambda: decoder(num_classes=3), "decoder needs a class"),
+        ("decoder", lambda: decoder(unet=of(image_channels=4), inpaint=True), "decoder was trained with inpaint=True"),
+    ],
+)
+def test_parts_must_fit_together(pipe: GLIDE, name: str, part: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        GLIDE({**pipe.parts, name: part()}, {})
+
+
+def test_parts_that_may_be_missing(pipe: GLIDE) -> None:
+    alone = glide("upsampler", "inpaint", "inpaint_upsampler", "clip")
+    assert alone("a cube", seed=0, progress=False)[0].size == (16, 16)
+    with pytest.raises(UsageError, match="lacks decoder"):
+        GLIDE({"upsampler": pipe.parts["upsampler"]}, {})
+    with pytest.raises(DataError, match="inpaint_upsampler without inpaint"):
+        GLIDE({n: p for n, p in pipe.parts.items() if n != "inpaint"}, {})
+    assert noised_clip().config.image_size == 16
+
+
+def test_save_and_load(pipe: GLIDE, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    loaded = Pipeline.from_pretrained(tmp_path, device="cpu")
+    assert isinstance(loaded, GLIDE)
+    a, b = (p("a red cube", seed=4, progress=False)[0].tobytes() for p in (pipe, loaded))
+    assert a == b

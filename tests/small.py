@@ -1,0 +1,81 @@
+"""Small untrained stages and pipelines of classes and of GLIDE, 16 and 32 pixels."""
+
+from typing import Any
+
+import torch
+from conftest import CONTEXT, WORDS, shaken
+
+from t2i.nn.encoder import EncoderConfig
+from t2i.nn.transformer import TextConfig
+from t2i.nn.unet import UNetConfig
+from t2i.pipelines.adm import ADM
+from t2i.pipelines.ddpm import DDPM
+from t2i.pipelines.glide import GLIDE
+from t2i.stages.classifier.model import Classifier, ClassifierConfig
+from t2i.stages.decoder.model import Decoder, DecoderConfig
+from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
+from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
+from t2i.text.tokenizers import TokenizerConfig
+
+UNET = UNetConfig(channels=32, multipliers=(1, 2), num_blocks=1, attention=(2,), head_channels=32)
+TOKENIZER = TokenizerConfig(words=WORDS, context=CONTEXT)
+TEXT = TextConfig(width=32, layers=1, heads=2, vocab_size=TOKENIZER.vocab_size, context=CONTEXT)
+STEPS = {"steps": {"decoder": 4, "upsampler": 3, "inpaint": 4, "inpaint_upsampler": 3}}
+
+
+def of(unet: UNetConfig = UNET, **changes: Any) -> UNetConfig:
+    return unet.model_copy(update=changes)
+
+
+def decoder(seed: int = 0, **changes: Any) -> Decoder:
+    torch.manual_seed(seed)
+    return shaken(Decoder(DecoderConfig(**({"unet": UNET, "image_size": 16} | changes)))).eval()
+
+
+def upsampler(seed: int = 1, **changes: Any) -> Upsampler:
+    torch.manual_seed(seed)
+    given = {"unet": of(image_channels=3), "low_size": 16, "image_size": 32} | changes
+    return shaken(Upsampler(UpsamplerConfig(**given))).eval()
+
+
+def classifier(num_classes: int = 3, **changes: Any) -> Classifier:
+    torch.manual_seed(2)
+    encoder = EncoderConfig(channels=32, multipliers=(1, 2), num_blocks=1, attention=(2,), head_channels=32)
+    config = ClassifierConfig(encoder=encoder, num_classes=num_classes, **({"image_size": 16} | changes))
+    return shaken(Classifier(config)).eval()
+
+
+def noised_clip() -> NoisedClip:
+    torch.manual_seed(3)
+    tower = TowerConfig(width=32, layers=1, heads=2)
+    config = NoisedClipConfig(embed_dim=16, image_size=16, vision=tower, text=tower, tokenizer=TOKENIZER)
+    return NoisedClip(config).eval()
+
+
+def settings(pipe: type, parts: dict) -> dict:
+    return {"steps": {name: value for name, value in STEPS["steps"].items() if name in parts}}
+
+
+def ddpm(**parts: Any) -> DDPM:
+    parts = {"decoder": decoder()} | parts
+    return DDPM(parts, settings(DDPM, parts), "small").to("cpu", "float32")
+
+
+def adm(**parts: Any) -> ADM:
+    parts = {"decoder": decoder(num_classes=3, class_names=("cube", "sphere", "red cube"))} | parts
+    return ADM(parts, settings(ADM, parts), "small").to("cpu", "float32")
+
+
+def glide(*without: str) -> GLIDE:
+    """All five parts, but those named."""
+    reads = {"unet": of(context_dim=32), "text": TEXT, "tokenizer": TOKENIZER}
+    large = {"unet": of(context_dim=32, image_channels=3), "text": TEXT, "tokenizer": TOKENIZER}
+    parts = {
+        "decoder": decoder(0, **reads),
+        "upsampler": upsampler(1, **large),
+        "inpaint": decoder(4, **reads | {"unet": of(context_dim=32, image_channels=4), "inpaint": True}),
+        "inpaint_upsampler": upsampler(5, **large | {"unet": of(context_dim=32, image_channels=7), "inpaint": True}),
+        "clip": noised_clip(),
+    }
+    parts = {name: part for name, part in parts.items() if name not in without}
+    return GLIDE(parts, settings(GLIDE, parts), "small").to("cpu", "float32")

@@ -1,0 +1,105 @@
+"""Every file in configs/ can be run: it says its own command, builds what it names, and a step of it trains."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2i.assets import asset
+from t2i.errors import UsageError
+from t2i.recipe import fitted, load_run, train
+from t2i.registry import load_stage, stage
+from t2i.stages.decoder.model import Decoder, DecoderConfig
+
+CONFIGS = sorted(asset("configs").rglob("*.yaml"))
+QUICK = [
+    "train.steps=1",
+    "train.batch_size=2",
+    "train.num_samples=2",
+    "train.val_every=0",
+    "data.num_workers=0",
+    "save_dtype=float32",
+]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(asset("configs")).with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_a_config_says_its_own_command(path: Path) -> None:
+    comment = path.read_text().split("stage:")[0]
+    assert re.search(rf"t2i train configs/{name_of(path)}\.yaml\b", comment)
+    assert f"train.out={load_run(path, []).train.out}" in comment or "train.out=" not in comment
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if "\npreset:" in p.read_text()], ids=name_of)
+def test_paper_configs_are_the_published_networks(path: Path) -> None:
+    run = load_run(path, [])
+    spec = stage(run.stage)
+    assert run.preset is not None
+    with torch.device("meta"):
+        ours, theirs = spec.model_class(run.model), spec.model_class(spec.presets[run.preset])
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert run.data.size == run.model.image_size  # type: ignore[attr-defined]
+
+
+def test_a_preset_is_changed_key_by_key(tmp_path: Path) -> None:
+    run = load_run("configs/adm/imagenet64.yaml", ["model.unet.dropout=0.3", "model.num_classes=7"])
+    config = run.model
+    assert isinstance(config, DecoderConfig)
+    assert (config.unet.dropout, config.unet.channels, config.num_classes) == (0.3, 192, 7)
+    with pytest.raises(UsageError, match="unknown preset 'adm-65', did you mean 'adm-64"):
+        load_run("configs/adm/imagenet64.yaml", ["preset=adm-65"])
+
+
+@pytest.mark.parametrize(
+    "name", ["ddpm", "iddpm", "adm", "adm-classifier", "glide", "glide-inpaint", "glide-upsampler", "noised-clip"]
+)
+def test_a_step_of_every_family_trains(tmp_path: Path, name: str) -> None:
+    more = ["init=null"] if name == "glide-inpaint" else []
+    more += ["data.size=256"] if name == "glide-upsampler" else []
+    train(f"configs/shapes/{name}.yaml", [f"train.out={tmp_path}", *QUICK, *more])
+    model = load_stage(tmp_path)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    if name in ("adm", "adm-classifier"):
+        assert model.config.class_names[:2] == ("red cube", "orange cube")
+    grids = list((tmp_path / "samples").glob("step-*.png"))
+    assert len(grids) == (0 if name in ("adm-classifier", "noised-clip") else 2)
+
+
+def test_inpainting_starts_as_the_network_that_it_is_tuned_from(tmp_path: Path) -> None:
+    """Channels of the masked picture start at zero, so the first prediction is the same whatever is known."""
+    small = [*QUICK, "train.sample_every=0", "optim.lr=1e-30", "optim.warmup=0"]
+    train("configs/shapes/glide.yaml", [f"train.out={tmp_path / 'glide'}", *small])
+    more = [f"init={tmp_path / 'glide'}", f"train.out={tmp_path / 'inpaint'}"]
+    train("configs/shapes/glide-inpaint.yaml", [*small, *more])
+    base, tuned = (load_stage(tmp_path / name) for name in ("glide", "inpaint"))
+    assert isinstance(base, Decoder)
+    assert isinstance(tuned, Decoder)
+    for parameter in base.unet.fine.parameters():  # type: ignore[union-attr]
+        parameter.data.add_(0.01)
+    tuned.load_state_dict(fitted(base.state_dict(), tuned))
+    x, t, known = (
+        torch.randn(2, 3, 64, 64),
+        torch.tensor([10, 500]),
+        (torch.rand(2, 3, 64, 64), torch.ones(2, 1, 64, 64)),
+    )
+    tokens = torch.randint(4, 20, (2, 64))
+    with torch.no_grad():
+        a, b = base(x, t, base.condition(tokens)), tuned(x, t, tuned.condition(tokens, known=known))
+    torch.testing.assert_close(a, b)
+
+
+def test_a_fine_block_may_be_added_to_what_was_trained_without() -> None:
+    small = {"channels": 32, "multipliers": [1], "num_blocks": 1, "attention": [], "mid_attention": False}
+    models = [
+        Decoder(DecoderConfig.model_validate({"unet": small | {"patch_size": 2, "fine_channels": f}, "image_size": 16}))
+        for f in (0, 16)
+    ]
+    start = {key: torch.randn_like(value) for key, value in models[0].state_dict().items()}
+    models[0].load_state_dict(start)
+    models[1].load_state_dict(fitted(start, models[1]))
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([1, 2])
+    torch.testing.assert_close(models[0](x, t), models[1](x, t))
