@@ -8,16 +8,17 @@
 Legend: N pictures · D width of CLIP embeddings · S side of a picture in pixels.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
-from t2i.call import Call, Callback, Output, negatives_of, prompts_of, repeated, whole
+from t2i.call import Call, Callback, Output, sentences
 from t2i.errors import DataError
 from t2i.images import to_pil
+from t2i.known import Known, read_known, read_start
 from t2i.pipeline import Pipeline
 from t2i.seed import Streams
 from t2i.stages.clip.model import ClipEncoder
@@ -28,6 +29,7 @@ from t2i.stages.prior.model import Prior
 from t2i.stages.upsampler import sample as upsampler
 from t2i.stages.upsampler.model import Upsampler
 from t2i.text.tokenizers import tokenize
+from t2i.types import Tokenizer
 
 _SAME_CLIP = 0.98  # cosine of two marks; rounding to 8 bits moves it by less than a hundredth
 CANDIDATES = 2  # embeddings drawn by the prior, of which the better is kept (section 2.2)
@@ -95,26 +97,80 @@ class DALLE2(Pipeline):
         Raises:
             UsageError: an argument that cannot be. NonFiniteError: a stage broke down.
         """
-        readers = [self.clip.tokenizer] + ([self._tokenizer] if self._tokenizer is not None else [])
-        prompts, truncated = prompts_of(prompt, *readers)
-        negatives = negatives_of(negative_prompt, len(prompts), *readers)
-        num = whole("num_images_per_prompt", num_images_per_prompt)
-        rows = {"prompt": repeated(prompts, num), "negative_prompt": repeated(negatives, num)}
         plan = self.plan(steps, guidance, sampler, stop_after)
-        if any(negatives) and all(chosen.guidance == 1 for chosen in plan.sampling.values()):
-            warnings.warn("a negative prompt says nothing where guidance is 1", stacklevel=2)
+        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers)
         call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress)
-        with call.bar:
-            z_i, x = self._draw(call)
-        return Output(
-            images=to_pil(x) if x is not None else [],
-            seeds=call.seeds,
-            prompts=rows["prompt"],
-            recipe=self.recipe(call),
-            embeddings=z_i.cpu(),
-            timings=call.timings,
-            truncated=repeated(truncated, num),
-        )
+        return self._output(call, cut)
+
+    def inpaint(
+        self,
+        image: Image,
+        mask: Image,
+        prompt: str | Sequence[str],
+        *,
+        blend: float = 0.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        steps: int | str | Mapping[str, int | str] | None = None,
+        guidance: float | Mapping[str, float] | None = None,
+        sampler: str | Mapping[str, str] | None = None,
+        stop_after: str | None = None,
+        callback: Callback | None = None,
+        progress: bool = True,
+        max_batch: int = 8,
+    ) -> Output:
+        """Draw anew what is white in `mask`; all else stays as it is, to the bit.
+
+        Every stage that draws pixels has what is known written into its idea of x_0, at every step.
+
+        Args:
+            image: a square picture; it is resized to what the model draws.
+            mask: of one channel (mode "1" or "L"), as large as the picture; above half is white.
+            prompt: what the whole picture shows then.
+            blend: pixels over which the old picture fades into the new one around the mask; 0 for a hard edge.
+
+        Others as in a call.
+        """
+        plan = self.plan(steps, guidance, sampler, stop_after)
+        self.check_pictures(list(plan.sampling)[-1])
+        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers)
+        sizes = [self._config(stage).image_size for stage in list(plan.sampling)[1:]]
+        known = read_known(image, mask, size=sizes[-1], base=sizes[0], blend=blend).to(self.device)
+        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=known)
+        return self._output(call, cut, task="inpaint")
+
+    def edit(
+        self,
+        image: Image,
+        prompt: str | Sequence[str],
+        strength: float = 0.7,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        steps: int | str | Mapping[str, int | str] | None = None,
+        guidance: float | Mapping[str, float] | None = None,
+        sampler: str | Mapping[str, str] | None = None,
+        stop_after: str | None = None,
+        callback: Callback | None = None,
+        progress: bool = True,
+        max_batch: int = 8,
+    ) -> Output:
+        """Draw `prompt`, starting from a noised picture (Meng et al. 2021, arXiv 2108.01073).
+
+        Args:
+            image: a square picture; its composition stays, the more the lower the strength.
+            strength: share of the decoder's steps that are taken, from 0, the small picture as it is, to 1.
+
+        Others as in a call.
+        """
+        plan = self.plan(steps, guidance, sampler, stop_after)
+        self.check_pictures(list(plan.sampling)[-1])
+        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers)
+        start = read_start(image, strength, self._config("decoder").image_size).to(self.device)
+        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=start)
+        return self._output(call, cut, task="edit")
 
     def _draw(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """The story itself: embeddings (N, D), and pictures (N, 3, S, S) in [-1, 1] unless it stops before."""
@@ -142,13 +198,14 @@ class DALLE2(Pipeline):
         if sampling.guidance != 1:
             drop = torch.zeros(len(z_i), dtype=torch.bool, device=z_i.device)
             null = model.condition(*self._tokens(call.rows["negative_prompt"][rows]), z_i, clip_keep=drop)
-        return decoder.sample(model, condition, Streams(call.seeds[rows], stage), sampling, null=null, callback=on_step)
+        steering, streams = self.brought(call, stage, len(z_i)), Streams(call.seeds[rows], stage)
+        return decoder.sample(model, condition, streams, sampling, null=null, steering=steering, callback=on_step)
 
     def _upsampler(self, call: Call, stage: str, rows: slice, on_step: Any, low_res: Tensor) -> Tensor:
         model: Upsampler = self.parts[stage]  # type: ignore[assignment]
         condition = model.condition(upsampler.quantised(model, low_res))
-        streams = Streams(call.seeds[rows], stage)
-        return upsampler.sample(model, condition, streams, call.sampling[stage], callback=on_step)
+        steering, streams = self.brought(call, stage, len(low_res)), Streams(call.seeds[rows], stage)
+        return upsampler.sample(model, condition, streams, call.sampling[stage], steering=steering, callback=on_step)
 
     # -- what surrounds the story --------------------------------------------------------------------------------------
 
@@ -157,11 +214,32 @@ class DALLE2(Pipeline):
         """The frozen CLIP model that the prior and the decoder were trained with."""
         return self.parts["clip"]  # type: ignore[return-value]
 
-    def _tokens(self, sentences: list[str]) -> tuple[Tensor | None, Tensor | None]:
+    @property
+    def _readers(self) -> list[Tokenizer]:
+        """What reads prompts: CLIP, and the decoder itself if it has a text path."""
+        return [self.clip.tokenizer] + ([self._tokenizer] if self._tokenizer is not None else [])
+
+    def _output(self, call: Call, cut: list[bool], task: str | None = None) -> Output:
+        """Run a call."""
+        with call.bar:
+            z_i, x = self._draw(call)
+        if x is not None and isinstance(call.brought, Known):
+            x = call.brought.paste(x)
+        return Output(
+            images=to_pil(x) if x is not None else [],
+            seeds=call.seeds,
+            prompts=call.rows["prompt"],
+            recipe=self.recipe(call, task),
+            embeddings=z_i.cpu(),
+            timings=call.timings,
+            truncated=cut,
+        )
+
+    def _tokens(self, texts: list[str]) -> tuple[Tensor | None, Tensor | None]:
         """Tokens and mask for the decoder's own text path, if it has one."""
         if self._tokenizer is None:
             return None, None
-        tokens, mask = tokenize(self._tokenizer, sentences)
+        tokens, mask = tokenize(self._tokenizer, texts)
         return tokens.to(self.device), mask.to(self.device)
 
 

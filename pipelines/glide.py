@@ -10,20 +10,17 @@
 Legend: N pictures · S side of a picture in pixels.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from t2i.call import Call, Callback, Output, Plan, negatives_of, prompts_of, repeated, whole
-from t2i.diffusion.inpaint import keep_known
-from t2i.diffusion.sampling import Steering
+from t2i.call import Call, Callback, Output, sentences
 from t2i.errors import DataError, UsageError
-from t2i.images import pasted, square, square_mask, to_pil
+from t2i.images import to_pil
+from t2i.known import Known, read_known, read_start
 from t2i.pipeline import Pipeline
 from t2i.seed import Streams
 from t2i.stages.decoder import sample as decoder
@@ -89,9 +86,9 @@ class GLIDE(Pipeline):
     ) -> Output:
         """Draw pictures; arguments and errors as in `DALLE2`, guidance of the stages decoder and clip."""
         plan = self.plan(steps, guidance, sampler, stop_after)
-        rows, cut = self._rows(prompt, negative_prompt, num_images_per_prompt, plan)
+        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, self._tokenizer)
         call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress)
-        return self._output(call, self._draw(call), cut)
+        return self._output(call, cut)
 
     def inpaint(
         self,
@@ -126,14 +123,11 @@ class GLIDE(Pipeline):
         """
         trained = self._trained(method)
         plan = self.plan(steps, guidance, sampler, stop_after, self.inpainting if trained else None)
-        rows, cut = self._rows(prompt, negative_prompt, num_images_per_prompt, plan)
-        last = self._config(list(plan.sampling)[-1]).image_size
-        if not 0 <= blend <= last:
-            raise UsageError(f"blend must be a number of pixels from 0 to {last}, got {blend}")
-        known, fresh = square(image, last), square_mask(mask, image, last)  # (3, S, S) (1, S, S)
-        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress)
-        x = self._draw(call, known.to(self.device), fresh.to(self.device))
-        return self._output(call, pasted(x.cpu(), known, fresh, blend), cut, task="inpaint")
+        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, self._tokenizer)
+        sizes = [self._config(stage).image_size for stage in plan.sampling]
+        known = read_known(image, mask, size=sizes[-1], base=sizes[0], blend=blend).to(self.device)
+        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=known)
+        return self._output(call, cut, task="inpaint")
 
     def edit(
         self,
@@ -160,82 +154,50 @@ class GLIDE(Pipeline):
 
         Others as in a call.
         """
-        if not isinstance(strength, int | float) or not 0 <= strength <= 1:
-            raise UsageError(f"strength must be a number from 0 to 1, got {strength!r}")
         plan = self.plan(steps, guidance, sampler, stop_after)
-        rows, cut = self._rows(prompt, negative_prompt, num_images_per_prompt, plan)
-        start = square(image, self._config("decoder").image_size).to(self.device)
-        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress)
-        edited = partial(self._decoder, start=start, strength=float(strength))
-        return self._output(call, self._draw(call, decode=edited), cut, task="edit")
+        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, self._tokenizer)
+        start = read_start(image, strength, self._config("decoder").image_size).to(self.device)
+        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=start)
+        return self._output(call, cut, task="edit")
 
-    def _draw(self, call: Call, known: Tensor | None = None, fresh: Tensor | None = None, decode: Any = None) -> Tensor:
-        """The story itself: pictures (N, 3, S, S) in [-1, 1]; `known` (3, S, S) and `fresh` (1, S, S) to inpaint."""
+    def _draw(self, call: Call) -> Tensor:
+        """The story itself: pictures (N, 3, S, S) in [-1, 1]."""
         first, *rest = call.sampling
-        small = None
-        if known is not None and fresh is not None:
-            small = _kept(known, fresh, self._config(first).image_size, self._config(first).image_size)
         with call.bar:
-            x = self.each(call, first, decode or partial(self._decoder, known=small))  # (N, 3, 64, 64)
+            x = self.each(call, first, self._decoder)  # (N, 3, 64, 64)
             for stage in rest:
-                large = None
-                if known is not None and fresh is not None:
-                    large = _kept(known, fresh, self._config(first).image_size, self._config(stage).image_size)
-                x = self.each(call, stage, partial(self._upsampler, known=large), x)  # (N, 3, 256, 256)
+                x = self.each(call, stage, self._upsampler, x)  # (N, 3, 256, 256)
         return x
 
-    def _decoder(
-        self,
-        call: Call,
-        stage: str,
-        rows: slice,
-        on_step: Any,
-        _: Tensor | None,
-        *,
-        known: tuple[Tensor, Tensor] | None = None,
-        start: Tensor | None = None,
-        strength: float = 1.0,
-    ) -> Tensor:
+    def _decoder(self, call: Call, stage: str, rows: slice, on_step: Any, _: Tensor | None) -> Tensor:
         sampling, num = call.sampling[stage], rows.stop - rows.start
         model: Decoder = self.parts[stage]  # type: ignore[assignment]
-        seen = _each_row(known, num) if model.config.inpaint else None
-        condition = model.condition(*self._tokens(call.rows["prompt"][rows]), known=seen)
+        known = self._known(call, model.config, num)
+        condition = model.condition(*self._tokens(call.rows["prompt"][rows]), known=known)
         null = None
         if sampling.guidance != 1:
-            null = model.condition(*self._tokens(call.rows["negative_prompt"][rows]), known=seen)
-        steering = Steering(
-            processed=keep_known(*_each_row(known, num)) if known is not None else None,
-            gradient=self._clip_gradient(call, rows),
-            gradient_scale=call.steering.get("clip", 0.0),
-            start=start.expand(num, -1, -1, -1) if start is not None else None,
-            strength=strength,
-        )
+            null = model.condition(*self._tokens(call.rows["negative_prompt"][rows]), known=known)
+        steering = self.brought(call, stage, num)
+        if scale := call.steering.get("clip", 0.0):
+            steering = replace(steering, gradient=self._clip_gradient(call, rows), gradient_scale=scale)
         streams = Streams(call.seeds[rows], stage)
         return decoder.sample(model, condition, streams, sampling, null=null, steering=steering, callback=on_step)
 
-    def _upsampler(
-        self,
-        call: Call,
-        stage: str,
-        rows: slice,
-        on_step: Any,
-        low_res: Tensor,
-        *,
-        known: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    def _upsampler(self, call: Call, stage: str, rows: slice, on_step: Any, low_res: Tensor) -> Tensor:
         model: Upsampler = self.parts[stage]  # type: ignore[assignment]
-        num = rows.stop - rows.start
-        tokens, mask = self._tokens(call.rows["prompt"][rows]) if model.config.text is not None else (None, None)
-        seen = _each_row(known, num) if model.config.inpaint else None
-        condition = model.condition(upsampler.quantised(model, low_res), tokens, mask, known=seen)
-        steering = Steering(processed=keep_known(*_each_row(known, num)) if known is not None else None)
-        streams = Streams(call.seeds[rows], stage)
+        c, num = model.config, rows.stop - rows.start
+        tokens, mask = self._tokens(call.rows["prompt"][rows]) if c.text is not None else (None, None)
+        known = self._known(call, c, num)
+        condition = model.condition(upsampler.quantised(model, low_res), tokens, mask, known=known)
+        steering, streams = self.brought(call, stage, num), Streams(call.seeds[rows], stage)
         return upsampler.sample(model, condition, streams, call.sampling[stage], steering=steering, callback=on_step)
 
+    def _known(self, call: Call, config: Any, num: int) -> tuple[Tensor, Tensor] | None:
+        """What a network that was trained to inpaint is shown."""
+        return call.brought.at(config.image_size, num) if config.inpaint and isinstance(call.brought, Known) else None
+
     def _clip_gradient(self, call: Call, rows: slice) -> Any:
-        """∇ of the similarity of x_t and the prompts, for `Steering`; None where CLIP does not steer."""
-        if call.steering.get("clip", 0.0) == 0:
-            return None
+        """∇ of the similarity of x_t and the prompts, for `Steering`."""
         clip: NoisedClip = self.parts["clip"]  # type: ignore[assignment]
         tokens, mask = (x.to(self.device) for x in clip.tokenize(call.rows["prompt"][rows]))
         z_t = clip.encode_text(tokens, mask)  # (B, D)
@@ -243,27 +205,17 @@ class GLIDE(Pipeline):
 
     # -- what surrounds the story --------------------------------------------------------------------------------------
 
-    def _tokens(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
-        tokens, mask = tokenize(self._tokenizer, sentences)
+    def _tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        tokens, mask = tokenize(self._tokenizer, texts)
         return tokens.to(self.device), mask.to(self.device)
 
-    def _rows(
-        self, prompt: Prompts, negative_prompt: Prompts | None, num_images_per_prompt: int, plan: Plan
-    ) -> tuple[dict[str, list[str]], list[bool]]:
-        """Prompts and negative prompts of every picture, and which prompts are longer than what is read."""
-        prompts, truncated = prompts_of(prompt, self._tokenizer)
-        negatives = negatives_of(negative_prompt, len(prompts), self._tokenizer)
-        num = whole("num_images_per_prompt", num_images_per_prompt)
-        if any(negatives) and all(chosen.guidance == 1 for chosen in plan.sampling.values()):
-            warnings.warn("a negative prompt says nothing where guidance is 1", stacklevel=3)
-        rows = {"prompt": repeated(prompts, num), "negative_prompt": repeated(negatives, num)}
-        return rows, repeated(truncated, num)
-
-    def _output(self, call: Call, x: Tensor, truncated: list[bool], task: str | None = None) -> Output:
-        recipe = self.recipe(call)
-        if task is not None:
-            recipe["task"] = task  # needs a picture, so a recipe alone does not repeat it
-        return Output(to_pil(x), call.seeds, call.rows["prompt"], recipe, timings=call.timings, truncated=truncated)
+    def _output(self, call: Call, cut: list[bool], task: str | None = None) -> Output:
+        """Run a call."""
+        x = self._draw(call)
+        if isinstance(call.brought, Known):
+            x = call.brought.paste(x)
+        recipe = self.recipe(call, task)
+        return Output(to_pil(x), call.seeds, call.rows["prompt"], recipe, timings=call.timings, truncated=cut)
 
     def _trained(self, method: str) -> bool:
         if method not in ("auto", "trained", "replaced"):
@@ -271,18 +223,6 @@ class GLIDE(Pipeline):
         if method == "trained" and "inpaint" not in self.parts:
             raise UsageError("this model has no network that was trained to inpaint; use method='replaced'")
         return method != "replaced" and "inpaint" in self.parts
-
-
-def _kept(known: Tensor, fresh: Tensor, base: int, size: int) -> tuple[Tensor, Tensor]:
-    """What networks that draw `size` pixels are told of a picture (3, S, S) and of the mask (1, S, S) of what is fresh:
-    the picture, and a mask of what is kept that has the places of the first network, `base`, as GLIDE's."""
-    picture = F.interpolate(known[None], size=size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
-    kept = 1 - F.adaptive_max_pool2d(fresh[None], base)  # a place that is fresh in part is fresh
-    return picture, F.interpolate(kept, size=size, mode="nearest")[0]
-
-
-def _each_row(known: tuple[Tensor, Tensor] | None, num: int) -> Any:
-    return None if known is None else tuple(x.expand(num, -1, -1, -1) for x in known)
 
 
 def _check_fit(parts: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from t2i.diffusion.samplers import SAMPLERS
 from t2i.diffusion.sampling import Sampling
 from t2i.errors import UsageError, did_you_mean
 from t2i.images import save_png
+from t2i.known import Known, Start
 from t2i.types import Tokenizer
 
 MAX_PROMPT = 2000  # characters
@@ -53,7 +54,8 @@ class Plan(NamedTuple):
 class Call:
     """One call, resolved: every row is one picture.
 
-    `rows` holds what each is drawn from, by the name of the argument; `sampling` and `steering` as in `Plan`.
+    `rows` holds what each is drawn from, by the name of the argument; `sampling` and `steering` as in `Plan`; `brought`
+    is a picture of which a part stays, or from which drawing begins.
     """
 
     rows: dict[str, list[Any]]
@@ -63,6 +65,7 @@ class Call:
     max_batch: int
     callback: Callback | None
     bar: tqdm
+    brought: Known | Start | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -217,20 +220,32 @@ def prompts_of(
     for text in prompts:
         _check_text(what, text, may_be_empty=negative)
         if unknown := [word for reader in (tokenizer, *others) for word in reader.unknown(text)]:
-            warnings.warn(f"the model does not know: {', '.join(dict.fromkeys(unknown))}", stacklevel=3)
+            warnings.warn(f"the model does not know: {', '.join(dict.fromkeys(unknown))}", stacklevel=4)
     truncated = [tokenizer.truncated(text) for text in prompts]
     for text, cut in zip(prompts, truncated, strict=True):
         if cut:
-            warnings.warn(f"only the first {tokenizer.room} tokens are read of: {text[:60]}…", stacklevel=3)
+            warnings.warn(f"only the first {tokenizer.room} tokens are read of: {text[:60]}…", stacklevel=4)
     return prompts, truncated
 
 
-def negatives_of(negative: str | Sequence[str] | None, count: int, *tokenizers: Tokenizer) -> list[str]:
-    """One negative prompt for each of `count` prompts."""
+def sentences(
+    prompt: str | Sequence[str],
+    negative: str | Sequence[str] | None,
+    num_images_per_prompt: int,
+    plan: Plan,
+    *tokenizers: Tokenizer,
+) -> tuple[dict[str, list[Any]], list[bool]]:
+    """Rows of a call for pipelines that read sentences, and which of them are longer than what is read."""
+    prompts, truncated = prompts_of(prompt, *tokenizers)
     negatives, _ = prompts_of("" if negative is None else negative, *tokenizers, negative=True)
-    if len(negatives) not in (1, count):
-        raise UsageError(f"{len(negatives)} negative prompts for {count} prompts")
-    return negatives * (count // len(negatives))
+    if len(negatives) not in (1, len(prompts)):
+        raise UsageError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
+    if any(negatives) and all(chosen.guidance == 1 for chosen in plan.sampling.values()):
+        warnings.warn("a negative prompt says nothing where guidance is 1", stacklevel=3)
+    num = whole("num_images_per_prompt", num_images_per_prompt)
+    negatives *= len(prompts) // len(negatives)
+    rows = {"prompt": repeated(prompts, num), "negative_prompt": repeated(negatives, num)}
+    return rows, repeated(truncated, num)
 
 
 def repeated(values: Sequence[Any], num: int) -> list[Any]:

@@ -30,11 +30,12 @@ from t2i.call import (
     seeds_of,
     whole,
 )
-from t2i.diffusion.sampling import Sampling
+from t2i.diffusion.sampling import Sampling, Steering
 from t2i.diffusion.schedules import respaced_steps
 from t2i.errors import DataError, NonFiniteError, UsageError, did_you_mean
 from t2i.hub import resolve
 from t2i.images import to_pil
+from t2i.known import Known, Start
 from t2i.precision import device_of, dtype_of
 from t2i.registry import load_stage, save_stage
 from t2i.storage import fingerprint, read_json, write
@@ -231,16 +232,28 @@ class Pipeline:
         max_batch: int = 8,
         callback: Callback | None = None,
         progress: bool = True,
+        brought: Known | Start | None = None,
     ) -> Call:
         """A call over rows of equal length, with its progress bar."""
         count, max_batch = len(next(iter(rows.values()))), whole("max_batch", max_batch)
         bar = tqdm(disable=not progress, unit="step", leave=False)
-        call = Call(rows, seeds_of(seed, count), *plan, max_batch, callback, bar)
+        call = Call(rows, seeds_of(seed, count), *plan, max_batch, callback, bar, brought)
         bar.total = sum(
             len(self.chunks(call, stage)) * self._num_steps(stage, chosen.steps) * self.passes.get(stage, 1)
             for stage, chosen in plan.sampling.items()
         )
+        if isinstance(brought, Start):
+            steps = self._num_steps("decoder", plan.sampling["decoder"].steps)
+            bar.total -= len(self.chunks(call, "decoder")) * (steps - round(brought.strength * steps))
         return call
+
+    def brought(self, call: Call, stage: str, num: int) -> Steering:
+        """What a picture that the user brought does to `num` pictures of a stage."""
+        if isinstance(call.brought, Known):
+            return Steering(processed=call.brought.processed(self._config(stage).image_size, num))
+        if isinstance(call.brought, Start) and self.places[stage] == "decoder":
+            return Steering(start=call.brought.picture.expand(num, -1, -1, -1), strength=call.brought.strength)
+        return Steering()
 
     def each(self, call: Call, stage: str, fn: Callable[..., Tensor], inputs: Tensor | None = None) -> Tensor:
         """Run `fn(call, stage, rows, on_step, inputs)` of one stage over all rows, a chunk at a time."""
@@ -258,8 +271,9 @@ class Pipeline:
         places = config.image_size // config.unet.patch_size if hasattr(config, "unet") else 1
         return chunks(len(call.seeds), call.max_batch, call.max_batch * 64**2 // places**2)
 
-    def recipe(self, call: Call, **more: Any) -> dict[str, Any]:
-        """Everything that decides the pictures, as JSON, row by row; `more` arguments of the call."""
+    def recipe(self, call: Call, task: str | None = None) -> dict[str, Any]:
+        """Everything that decides the pictures, as JSON, row by row; where a `task` was given another picture, that is
+        not in it."""
         guided = [stage for stage in self.defaults["guidance"] if stage in call.sampling]
         arguments = {
             **{name: None if set(values) <= {None, ""} else values for name, values in call.rows.items()},
@@ -269,9 +283,8 @@ class Pipeline:
             "sampler": {stage: chosen.sampler for stage, chosen in call.sampling.items()},
             "stop_after": list(call.sampling)[-1],
             "max_batch": call.max_batch,
-            **more,
         }
-        return {
+        return ({"task": task} if task is not None else {}) | {
             "t2i": __version__,
             "torch": torch.__version__,
             "model": self.source,

@@ -18,6 +18,7 @@ LEVELS = [
     {"unpublished"},
     {"convert"},
     {"hub"},
+    {"known"},
     {"call"},
     {"pipeline", "recipe"},
     {"pipelines", "evaluate", "info"},
