@@ -4,7 +4,7 @@ from pathlib import Path as _Path
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__"]
+__all__ = ["Pipeline", "__version__", "load_stage"]
 
 # In a checkout `pipelines/` lies beside this package; in a wheel it is mapped inside. The guard needs two files beside
 # the package, so it never fires in site-packages.
@@ -18,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from t2i.pipeline import Pipeline
 
         return Pipeline
+    if name == "load_stage":
+        from t2i.registry import load_stage
+
+        return load_stage
     raise AttributeError(f"module 't2i' has no attribute {name!r}")

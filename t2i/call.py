@@ -198,7 +198,7 @@ def check_guidance(stage: str, value: Any, guided: Iterable[str], default: float
 def check_sampler(stage: str, value: Any) -> str:
     """The name of a sampler."""
     if str(value) not in SAMPLERS:
-        known = f"{did_you_mean(value, SAMPLERS)}; known are {', '.join(SAMPLERS)}"
+        known = f"; known are {', '.join(SAMPLERS)}{did_you_mean(value, SAMPLERS)}"
         raise UsageError(f"sampler of {stage}: unknown {value!r}{known}")
     return str(value)
 
@@ -259,7 +259,7 @@ def by_stage(what: str, given: Any, stages: Sequence[str], settings: Mapping[str
     for name in given if isinstance(given, Mapping) else ():
         if name not in stages:
             raise UsageError(
-                f"{what}: unknown stage {name!r}{did_you_mean(name, stages)}; stages are {', '.join(stages)}"
+                f"{what}: unknown stage {name!r}; stages are {', '.join(stages)}{did_you_mean(name, stages)}"
             )
     values = {name: settings.get(name) for name in stages}
     if given is not None:

@@ -74,7 +74,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")] = None,
 ) -> None:
     """Draw pictures and write them as PNGs that know how they were made."""
-    from t2i.storage import writable_file
+    from t2i.storage import room_for, writable_file
 
     given = {
         "negative_prompt": negative, "seed": seed, "stop_after": stop_after,
@@ -111,6 +111,7 @@ def generate(
         chosen = {key: value for key, value in given.items() if value is not None} | {pipe.number: num}
         if negative is not None and pipe.subject != "prompt":
             raise UsageError("--negative is for models that read sentences")
+        room_for(out.parent, pipe.bytes_of(num * max(len(subjects or ()), 1), stop_after))
         result = draw(*pictures, **chosen, **{pipe.subject: subjects or None})
         which = list(range(len(result)))
     for i, path in zip(which, result.save(out, which), strict=True):
@@ -217,6 +218,7 @@ def compose(
     device: Device = "auto",
 ) -> None:
     """Share of pictures that show what GenEval's six tasks ask for, judged by the bundled reader of scenes."""
+    _writable(out)
     from t2i.evaluate import compose as run
 
     chosen = {
@@ -224,7 +226,7 @@ def compose(
         "guidance": by_stage("guidance", guidance, float),
         "stop_after": stop_after,
     }
-    typer.echo(run(model, out=out, num=num, seed=seed, device=device, call=chosen))
+    _tell(run(model, num=num, seed=seed, device=device, call=chosen), out)
 
 
 @eval_app.command()
@@ -240,12 +242,11 @@ def bpd(
     device: Device = "auto",
 ) -> None:
     """Bits per dimension of pictures under a model's decoder: an upper bound of what they cost to store."""
+    _writable(out)
     from t2i.evaluate import bpd as run
 
     chosen = None if steps is None else _int_or_text(steps)
-    typer.echo(
-        run(model, data=data, out=out, num=num, batch=batch, steps=chosen, whole=whole, seed=seed, device=device)
-    )
+    _tell(run(model, data=data, num=num, batch=batch, steps=chosen, whole=whole, seed=seed, device=device), out)
 
 
 @app.command()
@@ -256,6 +257,21 @@ def info(
     from t2i.info import describe
 
     typer.echo(describe(model))
+
+
+def _writable(out: Path | None) -> None:
+    """Say before the work that a file cannot be written after it."""
+    if out is not None:
+        from t2i.storage import writable_file
+
+        writable_file(out, "--out")
+
+
+def _tell(report: Any, out: Path | None) -> None:
+    """Print what was measured, then write it: a disk that has become full costs the file alone."""
+    typer.echo(report.text)
+    if out is not None:
+        report.save(out)
 
 
 def _task(image: Path | None, mask: Path | None, strength: float | None) -> tuple[str, list[Any]]:

@@ -96,7 +96,7 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
     candidates = [layout for layout in layouts() if name in (None, layout.name)]
     if not candidates:
         names = sorted({layout.name for layout in layouts()})
-        raise UsageError(f"unknown network {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}")
+        raise UsageError(f"unknown network {name!r}; known: {', '.join(names)}{did_you_mean(name, names)}")
     modules = {key.removesuffix(".weight").removesuffix(".bias") for key in shapes}
     apart = [len(modules ^ layout.keys) for layout in candidates]  # cheap: no network is built
     near = [layout for layout, count in zip(candidates, apart, strict=True) if count <= min(apart) + 1]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,27 +33,34 @@ HELD_OUT = 1000  # renders on which the reader itself is tried before it judges
 _BATCH = 32
 
 
+class Report(NamedTuple):
+    """A measurement: `text` is a table to print, `facts` all of it as JSON-able values."""
+
+    text: str
+    facts: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write the facts as JSON."""
+        storage.write(path, json.dumps(self.facts, indent=1).encode() + b"\n")
+
+
 def compose(
     model: str,
     *,
-    out: Path | None = None,
     num: int = 1,
     seed: int = 0,
     device: str = "auto",
     call: Mapping[str, Any] | None = None,
-) -> str:
+) -> Report:
     """Draw every prompt of `metrics.compose`, read the pictures and count.
 
     Args:
         model: a pipeline by name or folder.
-        out: JSON file for the results, with the reading of every picture.
         num: pictures per prompt. seed: of the first picture; picture i uses seed + i.
         call: further arguments of the pipeline, such as `steps`, `guidance` and `stop_after`.
 
-    Returns a table to print. Raises UsageError if the call draws no pictures or `out` cannot be written.
+    The facts hold the reading of every picture. Raises UsageError if the call draws no pictures.
     """
-    if out is not None:
-        storage.writable_file(out, "--out")
     pipe = Pipeline.from_pretrained(model, device=device)
     reader = load_reader(pipe.device)
     asked = [prompt for prompt in prompts() for _ in range(num)]
@@ -64,49 +71,41 @@ def compose(
     verdicts = [score(prompt, found) for prompt, found in zip(asked, readings, strict=True)]
     shares = summary([(prompt, right) for prompt, (right, _) in zip(asked, verdicts, strict=True)])
     trust = reader_accuracy(reader, min(drawn.images[0].width, 256), HELD_OUT)
-    if out is not None:
-        rows = [_row(*row) for row in zip(asked, drawn.seeds, verdicts, readings, strict=True)]
-        tasks = {task: {**s._asdict(), "share": s.share} for task, s in shares.items()}
-        result = {
-            "model": model,
-            "recipe": drawn.recipe,
-            "mean": mean(shares),
-            "tasks": tasks,
-            "reader": trust,
-            "pictures": rows,
-        }
-        storage.write(out, json.dumps(result, indent=1).encode() + b"\n")
-    return table(shares, trust)
+    facts = {
+        "model": model,
+        "recipe": drawn.recipe,
+        "mean": mean(shares),
+        "tasks": {task: {**s._asdict(), "share": s.share} for task, s in shares.items()},
+        "reader": trust,
+        "pictures": [_row(*row) for row in zip(asked, drawn.seeds, verdicts, readings, strict=True)],
+    }
+    return Report(table(shares, trust), facts)
 
 
 def bpd(
     model: str,
     *,
     data: str = "shapes",
-    out: Path | None = None,
     num: int = 64,
     batch: int = 8,
     steps: str | int | None = None,
     whole: bool = False,
     seed: int = 0,
     device: str = "auto",
-) -> str:
+) -> Report:
     """Bits per dimension of pictures under the decoder of a model.
 
     Args:
         model: a pipeline that has a decoder, by name or folder, or the folder of a decoder.
         data: shapes, a folder or shards; the pictures of it that training holds out or, if that is none, all.
-        out: JSON file for the results, with the terms of every step.
         num: pictures, at most; none of a folder counts twice. batch: of them at once.
         steps: of the process, spaced as for sampling; all of them if None, as papers do.
         whole: take pictures that training does not hold out, too.
         seed: order of the pictures, and their noise.
 
-    Returns a table to print. Raises UsageError for a model without a decoder or without the CLIP of its decoder, and
-    for data without what the decoder is told; DataError for unusable data.
+    The facts hold the terms of every step. Raises UsageError for a model without a decoder or without the CLIP of its
+    decoder, and for data without what the decoder is told; DataError for unusable data.
     """
-    if out is not None:
-        storage.writable_file(out, "--out")
     task, on = _decoder_task(model, device)
     with one_line(f"steps of {model}", UsageError):
         process = task.process if steps is None else task.process.respace(steps)
@@ -118,10 +117,8 @@ def bpd(
         whole, loader = True, load(split="train")
     bits = likelihood.measure(task, process, likelihood.pictures(loader, num, task.keys, on))
     result = likelihood.summary(bits, process)
-    if out is not None:
-        named = {"model": model, "data": data, "held_out": not whole, "seed": seed}
-        storage.write(out, json.dumps({**named, **result}, indent=1).encode() + b"\n")
-    return likelihood.table(result, f"{'' if whole else 'held-out '}pictures of {data}")
+    facts = {"model": model, "data": data, "held_out": not whole, "seed": seed, **result}
+    return Report(likelihood.table(result, f"{'' if whole else 'held-out '}pictures of {data}"), facts)
 
 
 class _Alone(Pipeline):

@@ -64,14 +64,16 @@ def find(name_or_folder: str | Path) -> Path | None:
     if (published or local.name in known) and (local / "model_index.json").is_file():
         return local
     if folder.is_dir():
-        raise UsageError(f"{folder}: no model_index.json in this folder, so it is not a pipeline")
+        alone = (folder / "config.json").is_file()
+        more = ": a stage, which t2i.load_stage opens and t2i assemble chains with others" if alone else ""
+        raise UsageError(f"{folder}: no model_index.json in this folder, so it is not a pipeline{more}")
     if published:
         return None
     if name in known:
         raise DataError(f"the files of the bundled model {name!r} are missing from {local}")
     whole = {key.rpartition("/")[2]: key for key in known}.get(name, name)  # adm-64 is openai/adm-64
     raise UsageError(
-        f"unknown model {name!r}{did_you_mean(whole, known)}: neither a folder nor one that t2i info lists"
+        f"unknown model {name!r}: neither a folder nor one that t2i info lists{did_you_mean(whole, known)}"
     )
 
 

@@ -13,12 +13,15 @@ from t2i import __version__
 from t2i.hub import cached, find, index, megabytes, parts
 from t2i.pipeline import Pipeline
 from t2i.precision import fast_bfloat16
+from t2i.registry import find_stage, load_stage
 
 
 def describe(model: str | None = None) -> str:
-    """Versions, devices and known models; or the stages, parameters and settings of one model."""
+    """Versions, devices and known models; or the stages, parameters and settings of one model, or one stage."""
     if model is None:
         return _installation()
+    if (alone := find_stage(model)).is_dir() and (alone / "config.json").is_file():
+        return _stage(alone)
     folder = find(model)
     return _published(model) if folder is None else _model(model, folder)
 
@@ -72,6 +75,13 @@ def _model(model: str, folder: Path) -> str:
             f"  {name:<8} {count / 1e6:7.2f} M parameters  {size / 2**20:6.1f} MiB  {_chosen(pipe.settings, name)}"
         )
     return "\n".join(lines)
+
+
+def _stage(folder: Path) -> str:
+    """A stage on its own."""
+    part = load_stage(folder)
+    count, size = sum(p.numel() for p in part.parameters()), sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    return f"{folder}: {type(part).__name__}, {count / 1e6:.2f} M parameters, {size / 2**20:.1f} MiB"
 
 
 def _chosen(settings: Mapping[str, Mapping[str, Any]], place: str) -> str:

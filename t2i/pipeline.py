@@ -168,7 +168,7 @@ class Pipeline:
         places = list(cls.places)
         for name in names:
             if name not in places:
-                raise UsageError(f"unknown stage {name!r}{did_you_mean(name, places)}; stages are {', '.join(places)}")
+                raise UsageError(f"unknown stage {name!r}; stages are {', '.join(places)}{did_you_mean(name, places)}")
         last = max(places.index(name) for name in (cls.drawing[0], *names))
         chain = [name for name in places[: last + 1] if name in names or name not in cls.optional]
         if missing := [name for name in chain if name not in names]:
@@ -201,7 +201,7 @@ class Pipeline:
         stages = [stage for stage in drawing or self.drawing if stage in self.parts]
         if stop_after is not None and stop_after not in stages:
             hint = did_you_mean(stop_after, stages)
-            raise UsageError(f"stop_after: unknown stage {stop_after!r}{hint}; stages are {', '.join(stages)}")
+            raise UsageError(f"stop_after: unknown stage {stop_after!r}; stages are {', '.join(stages)}{hint}")
         steering = [part for part in self.steering if part in self.parts]
         defaults, guided = self.settings, self.defaults["guidance"]
         num_steps = by_stage("steps", steps, stages, defaults["steps"], self._check_steps)
@@ -300,6 +300,12 @@ class Pipeline:
         if last in self.parts and self.places[last] == "prior":
             raise UsageError("the prior draws embeddings, not pictures: stop after decoder or later")
 
+    def bytes_of(self, num: int, stop_after: str | None = None) -> int:
+        """Bytes that `num` pictures take at most."""
+        drawn = [stage for stage in self.drawing if stage in self.parts]
+        side = getattr(self._config(stop_after if stop_after in drawn else drawn[-1]), "image_size", 0)
+        return int(num * (3 * side**2 * 1.02 + 2**14))  # what does not compress, and the recipe
+
     def _config(self, stage: str) -> Any:
         return self.parts[stage].config
 
@@ -341,7 +347,7 @@ class Pipeline:
 def pipeline_class(kind: str) -> type[Pipeline]:
     """The class of a kind of pipeline; UsageError for an unknown one."""
     if kind not in KINDS:
-        raise UsageError(f"unknown kind of pipeline {kind!r}{did_you_mean(kind, KINDS)}; known: {', '.join(KINDS)}")
+        raise UsageError(f"unknown kind of pipeline {kind!r}; known: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     cls: type[Pipeline] = getattr(import_module(f"t2i.pipelines.{kind}"), KINDS[kind])
     return cls
 

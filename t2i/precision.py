@@ -33,5 +33,5 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype by name; "auto" is float32. Raises UsageError."""
     name = str(dtype).removeprefix("torch.")
     if name not in ("auto", *DTYPES):
-        raise UsageError(f"unknown dtype {name!r}{did_you_mean(name, DTYPES)}; use auto, {', '.join(DTYPES)}")
+        raise UsageError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
     return torch.float32 if name == "auto" else getattr(torch, name)

@@ -67,7 +67,7 @@ class Run(Config):
         known = stage(data["stage"]).presets
         if name not in known:
             raise ValueError(
-                f"unknown preset {name!r}{did_you_mean(name, known)}; {data['stage']}s are {', '.join(known)}"
+                f"unknown preset {name!r}; {data['stage']}s are {', '.join(known)}{did_you_mean(name, known)}"
             )
         return data | {"model": _over(known[name].model_dump(mode="json"), data.get("model") or {})}
 

@@ -68,7 +68,7 @@ STAGES = {
 def stage(name: str) -> Stage:
     """A stage by name; an unknown name raises UsageError with the nearest known one."""
     if name not in STAGES:
-        raise UsageError(f"unknown stage {name!r}{did_you_mean(name, STAGES)}; stages are {', '.join(STAGES)}")
+        raise UsageError(f"unknown stage {name!r}; stages are {', '.join(STAGES)}{did_you_mean(name, STAGES)}")
     return STAGES[name]
 
 

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -200,6 +201,13 @@ def writable_file(path: Path, name: str) -> None:
     if path.is_dir():
         raise UsageError(f"{name} must be a file, {path} is a folder")
     writable(path.parent)
+
+
+def room_for(folder: Path, size: int) -> None:
+    """DataError if the disk of a folder has no room for so many bytes; called before the work that makes them."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise DataError(f"no space left in {folder}: {size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from t2i import __version__
 from t2i.cli import by_stage, main
+from t2i.errors import DataError
 from t2i.images import read_recipe, save_png
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.types import Batch
@@ -270,8 +272,34 @@ def test_info_names_the_stages(monkeypatch: pytest.MonkeyPatch, model: Path, cap
     assert run(monkeypatch, "info", model) == 0
     text = capsys.readouterr().out
     assert all(stage in text for stage in ("clip", "prior", "decoder", "up256", "up1024"))
+    assert run(monkeypatch, "info", model / "decoder") == 0
+    assert "Decoder, 0." in capsys.readouterr().out
     assert run(monkeypatch, "info") == 0
     assert "torch" in capsys.readouterr().out
+
+
+def test_a_disk_without_room_is_told_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))
+    monkeypatch.setattr(DALLE2, "__call__", lambda *_, **__: pytest.fail("drew"))
+    out = tmp_path / "a.png"
+    assert run(monkeypatch, "generate", "a cube", "a sphere", "--num", "2", "--model", model, "--out", out) == 3
+    assert "no space left in" in capsys.readouterr().err
+
+
+def test_a_report_is_printed_before_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from t2i import evaluate
+
+    report = evaluate.Report("the table", {"mean": 1})
+    monkeypatch.setattr(evaluate, "compose", lambda *_, **__: report)
+    monkeypatch.setattr(evaluate.Report, "save", lambda *_: (_ for _ in ()).throw(DataError("no space left")))
+    assert run(monkeypatch, "eval", "compose", "--out", tmp_path / "a.json") == 3
+    shown = capsys.readouterr()
+    assert "the table" in shown.out
+    assert "no space left" in shown.err
 
 
 def test_help_comes_within_a_second() -> None:

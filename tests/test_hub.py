@@ -241,7 +241,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ],
 )
 def test_unknown_names_get_a_hint(name: str, meant: str) -> None:
-    with pytest.raises(UsageError, match=f"unknown model '{name}', did you mean '{meant}'"):
+    with pytest.raises(UsageError, match=f"unknown model '{name}': .*, did you mean '{meant}'"):
         hub.resolve(name)
     with pytest.raises(UsageError, match="unknown checkpoint 'adm/64_diffusion', did you mean 'adm/64x64_diffusion'"):
         hub.checkpoint("adm/64_diffusion")
@@ -335,3 +335,9 @@ def test_a_published_model_draws(server: FileServer, monkeypatch: pytest.MonkeyP
     assert pipe.settings["steps"] == {"decoder": 1000}
     assert sum(server.served) == len(body)
     assert pipe(seed=0, steps=2).images[0].size == (32, 32)  # type: ignore[call-arg]
+
+
+def test_a_stage_is_named_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"not a pipeline: a stage, which t2i\.load_stage opens"):
+        hub.resolve(tmp_path)

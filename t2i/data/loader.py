@@ -270,7 +270,7 @@ class ShapesSource:
             if kind not in shapes.KINDS:
                 hint = did_you_mean(kind, shapes.KINDS)
                 raise UsageError(
-                    f"data.captions: shapes have no kind {kind!r}{hint}; kinds are {', '.join(shapes.KINDS)}"
+                    f"data.captions: shapes have no kind {kind!r}; kinds are {', '.join(shapes.KINDS)}{hint}"
                 )
         if config.crop not in (None, config.size) and (config.crop % 4 or config.size % 4):
             raise UsageError(f"data.crop={config.crop} and data.size={config.size} must be multiples of 4 for shapes")

@@ -163,6 +163,8 @@ def _index(path: str, length: int, _modified: int) -> dict[str, dict[str, tuple[
                         raise tarfile.ReadError("unexpected end of data")
                     key = f"{folder}/{stem}" if folder else stem
                     found.setdefault(key, {})[_member_type(kind)] = (member.offset_data, member.size)
+    except PermissionError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
     except (tarfile.TarError, OSError, ValueError) as error:
         log.warning("%s is damaged (%s): using the %d samples before that", path, error, len(found))
     return found

@@ -88,7 +88,7 @@ def _sections(spec: str, num_steps: int) -> list[int]:
     parts = [p.strip() for p in spec.split(",")]
     if not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise ValueError(
-            f"cannot read the steps {spec!r}: expected a number such as '27', sections such as '{_FAST27}', "
+            f"cannot read the steps {spec!r}: expected a positive number such as '27', sections such as '{_FAST27}', "
             "'ddim50' or 'fast27'"
         )
     kept: list[int] = []

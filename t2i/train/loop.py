@@ -123,11 +123,12 @@ class _Run:
             log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
             self._export()  # the last one may have been cut off
             return Result(self.step, self.images, "done", {})
-        if self.main:
-            storage.write(config.out / "run.json", json.dumps(self.resolved, indent=2, default=str).encode())
         data = self._loader("train", config.batch_size)
         with closing(iter(data)) as stream:
-            return self._train(data, self._announce(stream))
+            batches = self._announce(stream)
+            if self.main:
+                storage.write(config.out / "run.json", json.dumps(self.resolved, indent=2, default=str).encode())
+            return self._train(data, batches)
 
     def _train(self, data: Batches, batches: Iterator[Batch]) -> Result:
         config = self.config

@@ -47,9 +47,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_total_and_its_parts_are_printed_and_written(model: str, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "bits.json"
-    text = evaluate.bpd(model, out=out, num=3, batch=2, steps=6, device="cpu")
-    result = json.loads(out.read_text())
+    report = evaluate.bpd(model, num=3, batch=2, steps=6, device="cpu")
+    report.save(tmp_path / "bits.json")
+    text, result = report.text, json.loads((tmp_path / "bits.json").read_text())
     assert result["held_out"]
     assert result["pictures"] == len(result["each"]) == 3
     assert result["timesteps"] == [0, 200, 400, 599, 799, 999]
@@ -64,10 +64,8 @@ def test_the_total_and_its_parts_are_printed_and_written(model: str, tmp_path: P
     assert [line.split()[0] for line in lines[1:]] == ["prior"] + 4 * ["timesteps"]
 
 
-def test_a_picture_costs_the_same_in_every_batch(model: str, tmp_path: Path) -> None:
-    for batch in (1, 3):
-        evaluate.bpd(model, out=tmp_path / f"{batch}.json", num=3, batch=batch, steps=2, device="cpu")
-    alone, together = (json.loads((tmp_path / f"{batch}.json").read_text())["each"] for batch in (1, 3))
+def test_a_picture_costs_the_same_in_every_batch(model: str) -> None:
+    alone, together = (evaluate.bpd(model, num=3, batch=b, steps=2, device="cpu").facts["each"] for b in (1, 3))
     assert alone == pytest.approx(together, rel=1e-3)
 
 
@@ -91,9 +89,7 @@ def test_the_decoder_is_told_captions_and_embeddings(pipe: DALLE2) -> None:
 def test_a_decoder_alone_and_every_picture_of_a_folder_once(tmp_path: Path, folder: Path) -> None:
     """All of a folder that is too small to hold anything out; a whole process if no steps are named."""
     save_stage(tmp_path / "decoder", "decoder", plain(target="x0"))
-    out = tmp_path / "bits.json"
-    text = evaluate.bpd(str(tmp_path / "decoder"), data=str(folder), out=out, num=50, batch=2, device="cpu")
-    result = json.loads(out.read_text())
+    text, result = evaluate.bpd(str(tmp_path / "decoder"), data=str(folder), num=50, batch=2, device="cpu")
     assert text.splitlines()[0].endswith(f"5 pictures of {folder}")
     assert not result["held_out"]
     assert len(set(result["each"])) == 5

@@ -48,13 +48,12 @@ def drawer(monkeypatch: pytest.MonkeyPatch) -> Drawer:
 
 
 def test_a_pipeline_that_draws_what_is_asked_scores_high(drawer: Drawer, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "results.json"
-    text = evaluate.compose(
-        "drawer", out=out, num=1, seed=3, device="cpu", call={"stop_after": "decoder", "steps": None}
-    )
+    report = evaluate.compose("drawer", num=1, seed=3, device="cpu", call={"stop_after": "decoder", "steps": None})
+    text = report.text
     assert drawer.calls == [{"stop_after": "decoder", "steps": None}]
     assert all(task in text for task in (*TASKS, "mean of the tasks", "held-out renders"))
-    result = json.loads(out.read_text())
+    report.save(tmp_path / "results.json")
+    result = json.loads((tmp_path / "results.json").read_text())
     assert result["mean"] >= 0.95
     assert len(result["pictures"]) == 120
     assert result["reader"]["renders"] == 8
@@ -66,25 +65,22 @@ def test_a_pipeline_that_draws_what_is_asked_scores_high(drawer: Drawer, tmp_pat
         assert (sum(rows), len(rows)) == (share["correct"], share["total"])
 
 
-def test_a_pipeline_that_knows_no_colour_fails_where_colour_counts(drawer: Drawer, tmp_path: Path) -> None:
+def test_a_pipeline_that_knows_no_colour_fails_where_colour_counts(drawer: Drawer) -> None:
     drawer.colour = "green"
-    evaluate.compose("drawer", out=tmp_path / "results.json", num=1, seed=0, device="cpu", call={})
-    tasks = {
-        task: share["share"] for task, share in json.loads((tmp_path / "results.json").read_text())["tasks"].items()
-    }
+    facts = evaluate.compose("drawer", num=1, seed=0, device="cpu", call={}).facts
+    tasks = {task: share["share"] for task, share in facts["tasks"].items()}
     assert tasks["single object"] >= 0.95
     assert tasks["two objects"] >= 0.95
     assert tasks["colours"] <= 0.15
     assert tasks["colour attribution"] == 0
 
 
-def test_several_pictures_per_prompt(drawer: Drawer, tmp_path: Path) -> None:
-    evaluate.compose("drawer", out=tmp_path / "results.json", num=2, seed=0, device="cpu")
-    rows = json.loads((tmp_path / "results.json").read_text())["pictures"]
+def test_several_pictures_per_prompt(drawer: Drawer) -> None:
+    rows = evaluate.compose("drawer", num=2, seed=0, device="cpu").facts["pictures"]
     assert len(rows) == 240
     assert [row["prompt"] for row in rows[:4]] == ["a cube", "a cube", "a box", "a box"]
 
 
 def test_no_pictures_is_an_error(drawer: Drawer) -> None:
     with pytest.raises(UsageError, match="not pictures: stop after decoder"):
-        evaluate.compose("drawer", out=None, num=1, seed=0, device="cpu", call={"stop_after": "prior"})
+        evaluate.compose("drawer", num=1, seed=0, device="cpu", call={"stop_after": "prior"})

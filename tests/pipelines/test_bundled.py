@@ -18,3 +18,12 @@ def test_the_bundled_model_draws_what_it_is_asked_for(task: str, least: int) -> 
     pictures = torch.stack([from_pil(image) for image in drawn.images])  # (10, 3, 64, 64)
     right = [score(prompt, found)[0] for prompt, found in zip(asked, load_reader().read(pictures), strict=True)]
     assert sum(right) >= least
+
+
+def test_a_large_picture_is_the_same_alone_and_in_a_batch() -> None:
+    """Through all five stages, where rounding between them could make a small difference large."""
+    pipe = Pipeline.from_pretrained("shapes", device="cpu")
+    together = pipe("a red cube", num_images_per_prompt=2, seed=20, progress=False)  # type: ignore[operator]
+    for i, image in enumerate(together.images):
+        alone = pipe("a red cube", seed=20 + i, progress=False).images[0]  # type: ignore[operator]
+        assert (from_pil(image) - from_pil(alone)).abs().max() * 127.5 < 1.5, "one of 255"

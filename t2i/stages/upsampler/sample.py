@@ -20,7 +20,9 @@ def process_of(model: Upsampler) -> Process:
 
 
 def quantised(model: Upsampler, low_res: Tensor) -> Tensor:
-    """Small pictures in [-1, 1] as 8 bits hold them, float32, rounded or truncated as where `model` was trained."""
+    """Small pictures in [-1, 1] as `model` takes them (see `UpsamplerConfig.levels`), float32."""
+    if model.config.levels == "exact":
+        return low_res.float()
     levels = (low_res.float() + 1) * 127.5
     levels = levels.round() if model.config.levels == "rounded" else (levels + 1e-3).floor()  # 3 may be 2.9999
     return levels.clamp(0, 255) / 127.5 - 1
