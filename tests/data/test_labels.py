@@ -1,0 +1,84 @@
+"""Classes: of the shapes world, of folders, of shards; and what a network over classes is told of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from t2i.data import shapes
+from t2i.data.loader import DataConfig, Loader, class_names
+from t2i.data.shapes.write import write_shards
+from t2i.errors import UsageError
+from t2i.recipe import train
+from t2i.registry import load_stage
+from t2i.stages.decoder.model import Decoder
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    for i in range(4):
+        folder = tmp_path / "pets" / ("dog", "cat")[i % 2] / "more"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(folder / f"{i}.png")
+    return tmp_path / "pets"
+
+
+def test_scenes_are_labelled_by_their_first_thing() -> None:
+    batch = shapes.batch(range(20), 16, num_things={1: 1})
+    assert len(shapes.CLASSES) == 60 == len(set(shapes.CLASSES))
+    for scene, label in zip(batch["scene"], batch["label"], strict=True):
+        thing = shapes.Scene.from_dict(json.loads(scene)).things[0]
+        assert shapes.CLASSES[label] == f"{thing.colour} {thing.shape}"
+
+
+def test_folders_are_classes(pets: Path) -> None:
+    config = DataConfig(source=str(pets), size=16, num_workers=0, val_fraction=0)
+    assert class_names(config) == ("cat", "dog")
+    batch = next(iter(Loader(config, seed=0, batch_size=8, captioned=False)))
+    for key, label in zip(batch["key"], batch["label"].tolist(), strict=True):
+        assert key.startswith(("cat", "dog")[label])
+
+
+def test_pictures_beside_folders_have_no_classes(pets: Path) -> None:
+    Image.new("RGB", (32, 32)).save(pets / "stray.png")
+    config = DataConfig(source=str(pets), size=16, num_workers=0, val_fraction=0)
+    assert class_names(config) == ()
+    assert "label" not in next(iter(Loader(config, seed=0, batch_size=4, captioned=False)))
+
+
+def test_shards_of_the_world_keep_labels(tmp_path: Path) -> None:
+    write_shards(tmp_path, count=6, size=16, num_things={1: 1})
+    config = DataConfig(source=str(tmp_path), size=16, num_workers=0, val_fraction=0)
+    batch = next(iter(Loader(config, seed=0, batch_size=6)))
+    for key, label in zip(batch["key"], batch["label"].tolist(), strict=True):
+        assert label == shapes.batch([int(key)], 16, num_things={1: 1})["label"][0]
+
+
+SMALL = ["train.steps=1", "train.batch_size=2", "train.sample_every=0", "train.val_every=0", "data.num_workers=0"]
+
+
+def test_a_network_knows_what_its_classes_are_called(pets: Path, tmp_path: Path) -> None:
+    data = [f"data.source={pets}", f"train.out={tmp_path / 'out'}", *SMALL]
+    with pytest.raises(UsageError, match=r"model\.num_classes=60, but .*pets has 2 classes"):
+        train("configs/shapes/adm.yaml", data)
+    train("configs/shapes/adm.yaml", [*data, "model.num_classes=2"])
+    model = load_stage(tmp_path / "out")
+    assert isinstance(model, Decoder)
+    assert model.config.class_names == ("cat", "dog")
+
+
+def test_sources_must_mean_the_same_classes(pets: Path, tmp_path: Path) -> None:
+    mixed = f"data.source=[{{src: shapes}}, {{src: {pets}}}]"
+    with pytest.raises(UsageError, match="have different classes"):
+        train("configs/shapes/adm.yaml", [mixed, f"train.out={tmp_path / 'out'}", *SMALL])
+
+
+def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "flat" / "a.png")
+    with pytest.raises(UsageError, match=r"the task needs \['label'\]"):
+        train(
+            "configs/shapes/adm.yaml",
+            [f"data.source={tmp_path / 'flat'}", "data.val_fraction=0", f"train.out={tmp_path / 'out'}", *SMALL],
+        )
