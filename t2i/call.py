@@ -3,6 +3,7 @@
 N pictures · D width of CLIP embeddings
 """
 
+import inspect
 import operator
 import secrets
 import warnings
@@ -12,18 +13,21 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from t2i.diffusion.samplers import SAMPLERS
 from t2i.diffusion.sampling import Sampling
-from t2i.errors import UsageError, did_you_mean
-from t2i.images import save_png
+from t2i.errors import DataError, NonFiniteError, UsageError, did_you_mean
+from t2i.images import read_recipe, save_png
 from t2i.known import Known, Start
 from t2i.types import Tokenizer
 
 MAX_PROMPT = 2000  # characters
+ALWAYS = {"seed", "steps", "guidance", "sampler", "stop_after", "max_batch"}
+"""Arguments that every recipe holds."""
 PER_PICTURE = ("prompt", "negative_prompt", "classes", "seed")
 """Arguments in a recipe that hold one value per picture."""
 
@@ -119,6 +123,41 @@ class Output:
         for i, target in zip(which, paths, strict=True):
             save_png(self.images[i], target, self.recipe_of(i))
         return paths
+
+
+def recipe_in(path: Path) -> dict[str, Any]:
+    """The recipe in a PNG, if it has the form that `Output.recipe_of` gives it, or DataError; UsageError for one that a
+    call alone does not repeat."""
+    recipe = read_recipe(path)
+    arguments, picture = recipe.get("arguments"), recipe.get("picture")
+    seeds = arguments.get("seed") if isinstance(arguments, dict) and arguments.keys() >= ALWAYS else None
+    if (
+        not isinstance(seeds, list)
+        or not isinstance(picture, int)
+        or not 0 <= picture < len(seeds)
+        or not all(isinstance(recipe.get(key), str) for key in ("model", "weights", "torch", "device", "dtype"))
+    ):
+        raise DataError(f"{path}: its recipe is not one of this version of t2i")
+    if task := recipe.get("task"):
+        raise UsageError(f"{path} was made from another picture ({task}); a recipe alone does not repeat that")
+    return recipe
+
+
+def check_repeatable(recipe: Mapping[str, Any], pipe: Any, path: Path | None) -> None:
+    """DataError if a recipe is for another kind of model; a warning where a repeated picture may not be the same."""
+    if not recipe["arguments"].keys() <= inspect.signature(pipe.__call__).parameters.keys():
+        raise DataError(f"{path}: its recipe is not one of this version of t2i")
+    if recipe["weights"] != pipe.weights:
+        warnings.warn("these are not the weights that drew this picture, so it will be another", stacklevel=2)
+    if recipe["torch"] != torch.__version__:
+        warnings.warn(f"drawn with torch {recipe['torch']}, this is {torch.__version__}: bits may differ", stacklevel=2)
+
+
+def check_finite(stage: str, x: Tensor) -> Tensor:
+    """`x`, or NonFiniteError that names the stage."""
+    if not torch.isfinite(x).all():
+        raise NonFiniteError(f"stage {stage!r} produced values that are not finite; try dtype='float32'")
+    return x
 
 
 def chunks(count: int, group: int, size: int) -> list[slice]:

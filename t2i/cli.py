@@ -15,9 +15,6 @@ import typer
 
 from t2i.errors import DataError, T2IError, UsageError
 
-ALWAYS = {"seed", "steps", "guidance", "sampler", "stop_after", "max_batch"}
-"""Arguments that every recipe holds."""
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write training data.")
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
@@ -85,7 +82,9 @@ def generate(
     if from_ is not None:
         if subjects or num != 1 or any(x is not None for x in (image, mask, strength, *given.values())):
             raise UsageError("--from repeats a picture exactly; give no prompt and no other setting of it")
-        recipe = _recipe(from_)
+        from t2i.call import check_repeatable, recipe_in
+
+        recipe = recipe_in(from_)
         model, device, dtype = model or recipe["model"], device or recipe["device"], dtype or recipe["dtype"]
         if not model:
             raise UsageError(f"{from_}: its pipeline was never saved; name the folder of its model with --model")
@@ -99,7 +98,7 @@ def generate(
     to_stderr()  # a model that is not here yet says that it is downloaded
     pipe = Pipeline.from_pretrained(model or "shapes", device=device or "auto", dtype=dtype or "auto")
     if recipe is not None:
-        _check_repeatable(recipe, pipe, from_)
+        check_repeatable(recipe, pipe, from_)
         result, which = pipe(**recipe["arguments"]), [recipe["picture"]]
     else:
         if pipe.subject == "prompt" and not subjects:
@@ -287,39 +286,6 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
     if mask is not None:
         return "inpaint", [open_image(image), open_mask(mask)]
     return "edit", [open_image(image)] if strength is None else [open_image(image), strength]
-
-
-def _recipe(path: Path) -> dict[str, Any]:
-    """The recipe in a PNG, if it has the form that `Output.recipe_of` gives it."""
-    from t2i.images import read_recipe
-
-    recipe = read_recipe(path)
-    arguments, picture = recipe.get("arguments"), recipe.get("picture")
-    seeds = arguments.get("seed") if isinstance(arguments, dict) and arguments.keys() >= ALWAYS else None
-    if (
-        not isinstance(seeds, list)
-        or not isinstance(picture, int)
-        or not 0 <= picture < len(seeds)
-        or not all(isinstance(recipe.get(key), str) for key in ("model", "weights", "torch", "device", "dtype"))
-    ):
-        raise DataError(f"{path}: its recipe is not one of this version of t2i")
-    if task := recipe.get("task"):
-        raise UsageError(f"{path} was made from another picture ({task}); a recipe alone does not repeat that")
-    return recipe
-
-
-def _check_repeatable(recipe: dict[str, Any], pipe: Any, path: Path | None) -> None:
-    """DataError if a recipe is for another kind of model; say why a repeated picture may not be the same."""
-    import inspect
-
-    import torch
-
-    if not recipe["arguments"].keys() <= inspect.signature(pipe.__call__).parameters.keys():
-        raise DataError(f"{path}: its recipe is not one of this version of t2i")
-    if recipe["weights"] != pipe.weights:
-        warnings.warn("these are not the weights that drew this picture, so it will be another", stacklevel=2)
-    if recipe["torch"] != torch.__version__:
-        warnings.warn(f"drawn with torch {recipe['torch']}, this is {torch.__version__}: bits may differ", stacklevel=2)
 
 
 def by_stage(what: str, text: str | None, convert: Any) -> Any:

@@ -24,6 +24,7 @@ from t2i.call import (
     Plan,
     Progress,
     by_stage,
+    check_finite,
     check_guidance,
     check_sampler,
     chunks,
@@ -32,7 +33,7 @@ from t2i.call import (
 )
 from t2i.diffusion.sampling import Sampling, Steering
 from t2i.diffusion.schedules import respaced_steps
-from t2i.errors import DataError, NonFiniteError, UsageError, did_you_mean
+from t2i.errors import DataError, UsageError, did_you_mean
 from t2i.hub import resolve
 from t2i.images import to_pil
 from t2i.known import Known, Start
@@ -350,10 +351,3 @@ def pipeline_class(kind: str) -> type[Pipeline]:
         raise UsageError(f"unknown kind of pipeline {kind!r}; known: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     cls: type[Pipeline] = getattr(import_module(f"t2i.pipelines.{kind}"), KINDS[kind])
     return cls
-
-
-def check_finite(stage: str, x: Tensor) -> Tensor:
-    """`x`, or NonFiniteError that names the stage."""
-    if not torch.isfinite(x).all():
-        raise NonFiniteError(f"stage {stage!r} produced values that are not finite; try dtype='float32'")
-    return x

@@ -25,7 +25,7 @@ from t2i.data.folder import FolderSource
 from t2i.data.order import Mixture, permute
 from t2i.data.shapes.layout import check_num_things
 from t2i.data.shards import ShardSource
-from t2i.data.source import BadSample, Sample, Source
+from t2i.data.source import BadSample, Sample, Source, collate
 from t2i.errors import DataError, UsageError, did_you_mean
 from t2i.seed import Streams, mix
 from t2i.storage import json_lines
@@ -234,7 +234,7 @@ class _Positions(Dataset[Batch]):
                 for row, sample in zip(rows, drawn, strict=True):
                     samples[row] = sample
             enlarged = [sample["key"] for sample in samples if sample.pop("enlarged", False)]
-            batch = _collate(samples)
+            batch = collate(samples)
         except BadSample as error:
             return {"bad": bad, "enlarged": [], "failed": str(error)}
         seeds = [mix(self.seed, self.split, start + row) for row in range(self.micro)]
@@ -333,21 +333,6 @@ def _open(src: str, config: DataConfig, split: str, captioned: bool) -> Source |
     if all(held) or not any(held):  # training comes first
         return source if split == "train" else None
     return _Subset(source, [row for row, is_val in enumerate(held) if is_val == (split == "val")])
-
-
-def _collate(samples: list[Sample]) -> Batch:
-    """Samples → one batch of the keys that they all have; tensors and labels are stacked, the rest become lists."""
-    batch: Batch = {}
-    for key in samples[0]:
-        if all(key in sample for sample in samples):
-            values = [sample[key] for sample in samples]
-            if isinstance(values[0], torch.Tensor):
-                if any(value.shape != values[0].shape for value in values):
-                    raise BadSample("arrays of different shapes", f"{key} of {samples[0]['key']} and others")
-                batch[key] = torch.stack(values)
-            else:
-                batch[key] = torch.tensor(values) if isinstance(values[0], int) else values
-    return batch
 
 
 def _ignore_signals(_: int) -> None:

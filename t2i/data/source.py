@@ -7,12 +7,14 @@ crop) comes from `rng`, one random stream per sample.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 
 from t2i.data.shapes.captions import WEIGHTS
 from t2i.errors import DataError
 from t2i.images import centre_square, from_pil, open_image, resize_short
 from t2i.seed import Streams
+from t2i.types import Batch
 
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp")
 MAX_RATIO = 20
@@ -95,3 +97,18 @@ def lines_of(text: str) -> list[str]:
 def _random_window(image: Image.Image, crop: int, rng: Streams) -> Image.Image:
     left, top = int(rng.integers(image.width - crop + 1)), int(rng.integers(image.height - crop + 1))
     return image.crop((left, top, left + crop, top + crop))
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples → one batch of the keys that they all have; tensors and labels are stacked, the rest become lists."""
+    batch: Batch = {}
+    for key in samples[0]:
+        if all(key in sample for sample in samples):
+            values = [sample[key] for sample in samples]
+            if isinstance(values[0], torch.Tensor):
+                if any(value.shape != values[0].shape for value in values):
+                    raise BadSample("arrays of different shapes", f"{key} of {samples[0]['key']} and others")
+                batch[key] = torch.stack(values)
+            else:
+                batch[key] = torch.tensor(values) if isinstance(values[0], int) else values
+    return batch
