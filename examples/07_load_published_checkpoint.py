@@ -19,12 +19,13 @@ from t2i.pipelines.adm import ADM
 
 def from_files(decoder: Path, classifier: Path | None, folder: Path) -> t2i.Pipeline:
     """Convert what has not been converted before, and chain it."""
-    parts = {"decoder": decoder} | ({"classifier": classifier} if classifier else {})
-    for place, file in parts.items():
-        if not (folder / place / "config.json").exists():
-            found = convert_files([file], folder / place)
+    files = {"decoder": decoder} | ({"classifier": classifier} if classifier else {})
+    parts = {place: folder / file.stem for place, file in files.items()}
+    for place, file in files.items():
+        if not (parts[place] / "config.json").exists():
+            found = convert_files([file], parts[place])
             print(f"{file}: a {found.stage}, {found.name}, {found.parameters / 1e6:.1f} M parameters")
-    return ADM.assemble({place: folder / place for place in parts}).to("auto")
+    return ADM.assemble(parts).to("auto")
 
 
 def main() -> None:

@@ -69,6 +69,8 @@ class ADM(DDPM):
         base, judge = self._config("decoder"), self._config("classifier")
         if base.num_classes not in (None, judge.num_classes):
             raise DataError(f"classifier knows {judge.num_classes} classes, but decoder {base.num_classes}")
+        if base.class_names and judge.class_names and base.class_names != judge.class_names:
+            raise DataError("classifier and decoder call their classes differently: they do not belong together")
         for fact in ("image_size", "schedule", "num_steps", "rescale_timesteps"):
             if getattr(judge, fact) != getattr(base, fact):
                 raise DataError(

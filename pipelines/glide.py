@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from t2i.call import Call, Callback, Output, sentences
+from t2i.call import Call, Callback, Output, Plan, sentences
 from t2i.errors import DataError, UsageError
 from t2i.images import to_pil
 from t2i.known import Known, read_known, read_start
@@ -29,6 +29,7 @@ from t2i.stages.noised_clip.model import NoisedClip
 from t2i.stages.upsampler import sample as upsampler
 from t2i.stages.upsampler.model import Upsampler
 from t2i.text.tokenizers import tokenize
+from t2i.types import Tokenizer
 
 Prompts = str | Sequence[str]
 ByStage = Mapping[str, Any]
@@ -44,7 +45,6 @@ class GLIDE(Pipeline):
     subject = "prompt"
     number = "num_images_per_prompt"
     drawing = ("decoder", "upsampler")
-    inpainting = ("inpaint", "inpaint_upsampler")
     steering = ("clip",)
     optional = frozenset({"upsampler", "inpaint", "inpaint_upsampler"})
     places: ClassVar = {
@@ -86,7 +86,7 @@ class GLIDE(Pipeline):
     ) -> Output:
         """Draw pictures; arguments and errors as in `DALLE2`, guidance of the stages decoder and clip."""
         plan = self.plan(steps, guidance, sampler, stop_after)
-        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, self._tokenizer)
+        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers(plan))
         call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress)
         return self._output(call, cut)
 
@@ -119,11 +119,12 @@ class GLIDE(Pipeline):
                 what is known written into every step; "auto" the former where the model has them.
             blend: pixels over which the old picture fades into the new one around the mask; 0 for a hard edge.
 
-        Others as in a call; stages are inpaint and inpaint_upsampler, or decoder and upsampler when "replaced".
+        Others as in a call; stages are inpaint and inpaint_upsampler (upsampler where that is missing), or decoder and
+        upsampler when "replaced".
         """
         trained = self._trained(method)
-        plan = self.plan(steps, guidance, sampler, stop_after, self.inpainting if trained else None)
-        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, self._tokenizer)
+        plan = self.plan(steps, guidance, sampler, stop_after, self._inpainting if trained else None)
+        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers(plan))
         sizes = [self._config(stage).image_size for stage in plan.sampling]
         known = read_known(image, mask, size=sizes[-1], base=sizes[0], blend=blend).to(self.device)
         call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=known)
@@ -155,7 +156,7 @@ class GLIDE(Pipeline):
         Others as in a call.
         """
         plan = self.plan(steps, guidance, sampler, stop_after)
-        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, self._tokenizer)
+        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers(plan))
         start = read_start(image, strength, self._config("decoder").image_size).to(self.device)
         call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=start)
         return self._output(call, cut, task="edit")
@@ -205,6 +206,11 @@ class GLIDE(Pipeline):
 
     # -- what surrounds the story --------------------------------------------------------------------------------------
 
+    def _readers(self, plan: Plan) -> list[Tokenizer]:
+        """What reads prompts: the network, and CLIP where it steers."""
+        clip: Any = self.parts.get("clip")
+        return [self._tokenizer] + ([clip.tokenizer] if plan.steering.get("clip", 0.0) else [])
+
     def _tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         tokens, mask = tokenize(self._tokenizer, texts)
         return tokens.to(self.device), mask.to(self.device)
@@ -216,6 +222,11 @@ class GLIDE(Pipeline):
             x = call.brought.paste(x)
         recipe = self.recipe(call, task)
         return Output(to_pil(x), call.seeds, call.rows["prompt"], recipe, timings=call.timings, truncated=cut)
+
+    @property
+    def _inpainting(self) -> tuple[str, str]:
+        """Stages that inpaint: an upsampler that was not trained for it has what is known written into every step."""
+        return "inpaint", "inpaint_upsampler" if "inpaint_upsampler" in self.parts else "upsampler"
 
     def _trained(self, method: str) -> bool:
         if method not in ("auto", "trained", "replaced"):
@@ -238,9 +249,15 @@ def _check_fit(parts: Mapping[str, Any]) -> None:
     base = parts["decoder"].config
     if base.text is None or base.tokenizer is None:
         raise DataError("decoder reads no captions")
-    for name in ("inpaint", "clip"):
-        if name in parts and parts[name].config.image_size != base.image_size:
-            raise DataError(f"{name} sees {parts[name].config.image_size} pixels, but decoder {base.image_size}")
+    if "inpaint" in parts and parts["inpaint"].config.text is None:
+        raise DataError("inpaint reads no captions")
+    for name, facts in (("inpaint", ("image_size",)), ("clip", ("image_size", "schedule", "num_steps"))):
+        for fact in facts if name in parts else ():
+            ours, theirs = getattr(base, fact), getattr(parts[name].config, fact)
+            if ours != theirs:
+                raise DataError(f"{name} was trained with {fact}={theirs}, decoder with {ours}: they do not fit")
+    if "clip" in parts and base.rescale_timesteps:
+        raise DataError("clip knows whole timesteps, decoder was trained with rescale_timesteps=True: they do not fit")
     for small, large in (("decoder", "upsampler"), ("inpaint", "inpaint_upsampler")):
         if large in parts and small not in parts:
             raise DataError(f"{large} without {small}")

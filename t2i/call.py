@@ -205,14 +205,14 @@ def classes_of(classes: Any, num_classes: int | None, names: Sequence[str]) -> l
     several = classes if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]
     labels = []
     for value in several:
-        if isinstance(value, str) and not value.strip().lstrip("-").isdigit():
-            if value not in names:
-                hint = did_you_mean(value, names) if names else "; this model's classes have no names"
-                raise UsageError(f"unknown class {value!r}{hint}")
+        if isinstance(value, str) and value in names:  # also names that are numbers, as folders may have
             labels.append(list(names).index(value))
             continue
         try:
             label = operator.index(int(value) if isinstance(value, str) else value)
+        except ValueError:
+            hint = did_you_mean(value, names) if names else "; this model's classes have no names"
+            raise UsageError(f"unknown class {value!r}{hint}") from None
         except TypeError:
             raise UsageError(f"a class must be a whole number or a name, got {value!r}") from None
         if isinstance(value, bool) or not 0 <= label < num_classes:
@@ -245,8 +245,8 @@ def check_sampler(stage: str, value: Any) -> str:
 def prompts_of(
     prompt: str | Sequence[str], tokenizer: Tokenizer, *others: Tokenizer, negative: bool = False
 ) -> tuple[list[str], list[bool]]:
-    """Prompts as a list, and which of them are longer than the tokeniser reads; warns about words that it or another
-    does not know.
+    """Prompts as a list, and which of them are longer than one of the tokenisers reads; warns about those, and about
+    words that one of them does not know.
 
     Negative prompts may be empty.
     """
@@ -260,10 +260,12 @@ def prompts_of(
         _check_text(what, text, may_be_empty=negative)
         if unknown := [word for reader in (tokenizer, *others) for word in reader.unknown(text)]:
             warnings.warn(f"the model does not know: {', '.join(dict.fromkeys(unknown))}", stacklevel=4)
-    truncated = [tokenizer.truncated(text) for text in prompts]
+    readers = (tokenizer, *others)
+    truncated = [any(reader.truncated(text) for reader in readers) for text in prompts]
     for text, cut in zip(prompts, truncated, strict=True):
         if cut:
-            warnings.warn(f"only the first {tokenizer.room} tokens are read of: {text[:60]}…", stacklevel=4)
+            room = min(reader.room for reader in readers)
+            warnings.warn(f"only the first {room} tokens are read of: {text[:60]}…", stacklevel=4)
     return prompts, truncated
 
 

@@ -21,7 +21,7 @@ eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measur
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
 
-Model = Annotated[str, typer.Option(help="A bundled model by name, or a folder.")]
+Model = Annotated[str, typer.Option(help="A model by name (t2i info lists them), or a folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -105,7 +105,7 @@ def generate(
             raise UsageError('no prompt given; try: t2i generate "a red cube"')
         draw = getattr(pipe, task, None)
         if draw is None:
-            raise UsageError(f"this model cannot {task}; GLIDE's can")
+            raise UsageError(f"this model cannot {task}; those that read sentences can")
         pipe.check_pictures(stop_after)
         chosen = {key: value for key, value in given.items() if value is not None} | {pipe.number: num}
         if negative is not None and pipe.subject != "prompt":
@@ -197,11 +197,7 @@ def shapes(
     from t2i.data.shapes import NUM_THINGS
     from t2i.data.shapes.write import write_shards
 
-    try:
-        pairs = (part.split("=") for part in num_things.split(",")) if num_things is not None else NUM_THINGS.items()
-        counts = {int(number): float(weight) for number, weight in pairs}
-    except ValueError:
-        raise UsageError(f"--num-things: expected such as 1=1,2=3, got {num_things!r}") from None
+    counts = _num_things(num_things) or dict(NUM_THINGS)
     write_shards(out, count=count, size=size, crop=crop, seed=seed, shard_size=shard_size, num_things=counts)
 
 
@@ -236,6 +232,9 @@ def bpd(
     num: Annotated[int, typer.Option(min=1, help="Pictures, at most.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 8,
     steps: Annotated[str | None, typer.Option(help="Such as 100, quicker and looser; all if not given.")] = None,
+    num_things: Annotated[
+        str | None, typer.Option(help="For shapes, weights of scenes with 1 to 4 things, such as 1=1.")
+    ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Also pictures that training does not hold out.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of pictures and of their noise.")] = 0,
     device: Device = "auto",
@@ -245,7 +244,11 @@ def bpd(
     from t2i.evaluate import bpd as run
 
     chosen = None if steps is None else _int_or_text(steps)
-    _tell(run(model, data=data, num=num, batch=batch, steps=chosen, whole=whole, seed=seed, device=device), out)
+    things = _num_things(num_things)
+    report = run(
+        model, data=data, num=num, batch=batch, steps=chosen, num_things=things, whole=whole, seed=seed, device=device
+    )
+    _tell(report, out)
 
 
 @app.command()
@@ -256,6 +259,15 @@ def info(
     from t2i.info import describe
 
     typer.echo(describe(model))
+
+
+def _num_things(text: str | None) -> dict[int, float]:
+    """`1=1,2=3` → {1: 1.0, 2: 3.0}; empty for None."""
+    try:
+        pairs = [part.split("=") for part in text.split(",")] if text is not None else []
+        return {int(number): float(weight) for number, weight in pairs}
+    except ValueError:
+        raise UsageError(f"--num-things: expected such as 1=1,2=3, got {text!r}") from None
 
 
 def _writable(out: Path | None) -> None:

@@ -123,11 +123,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     with clear_errors(path), open(path, "rb"):
         pass
     data = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    while isinstance(data, dict) and (
-        inner := next((data[w] for w in WRAPPERS if isinstance(data.get(w), dict)), None)
-    ):
-        data = inner
-    if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
+    for _ in WRAPPERS:
+        inner = [data[key] for key in WRAPPERS if isinstance(data, dict) and isinstance(data.get(key), dict)]
+        data = inner[0] if inner else data
+    named = isinstance(data, dict) and data and all(isinstance(key, str) for key in data)
+    if not named or not all(isinstance(value, Tensor) for value in data.values()):
         raise DataError(f"{path}: expected a dictionary of tensors by name")
     return data
 
@@ -157,7 +157,7 @@ def _read_pickle(path: Path) -> Any:
         if "Unsupported" in reason or "GLOBAL" in reason:
             raise DataError(f"{path}: holds more than tensors, and code from a file is never run") from None
         raise DataError(f"{path}: not a file of weights, or damaged") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, IndexError):
+    except Exception:  # whatever bytes that are none of torch's provoke in its reader
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
 
 
@@ -170,7 +170,9 @@ def _check_diffusers(path: Path, config: Any) -> None:
     """Refuse a diffusers folder whose config says other things than the recognised network's."""
     if not path.is_dir() or not (path / "config.json").is_file():
         return
-    theirs, unet = read_json(path / "config.json"), config.unet
+    theirs, unet = read_json(path / "config.json"), getattr(config, "unet", None)
+    if unet is None or not isinstance(theirs, dict):
+        raise DataError(f"{path / 'config.json'}: not the config of a U-Net, as its weights are")
     facts = {
         "norm_eps": unet.norm_eps,
         "norm_num_groups": unet.norm_groups,

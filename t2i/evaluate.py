@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from t2i.images import from_pil
 from t2i.metrics import bpd as likelihood
 from t2i.metrics.compose import Prompt, Share, mean, prompts, score, summary
 from t2i.pipeline import Output, Pipeline
+from t2i.precision import device_of
 from t2i.registry import find_stage, load_stage, one_line
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
 from t2i.stages.reader.model import Detection, Reader
@@ -62,6 +63,8 @@ def compose(
     The facts hold the reading of every picture. Raises UsageError if the call draws no pictures.
     """
     pipe = Pipeline.from_pretrained(model, device=device)
+    if pipe.subject != "prompt":
+        raise UsageError(f"{model} draws {pipe.subject}, and the tasks are sentences")
     reader = load_reader(pipe.device)
     asked = [prompt for prompt in prompts() for _ in range(num)]
     texts = [prompt.text for prompt in prompts()]
@@ -89,6 +92,7 @@ def bpd(
     num: int = 64,
     batch: int = 8,
     steps: str | int | None = None,
+    num_things: Mapping[int, float] | None = None,
     whole: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -100,6 +104,7 @@ def bpd(
         data: shapes, a folder or shards; the pictures of it that training holds out or, if that is none, all.
         num: pictures, at most; none of a folder counts twice. batch: of them at once.
         steps: of the process, spaced as for sampling; all of them if None, as papers do.
+        num_things: of shapes, weights of scenes with 1 to 4 things.
         whole: take pictures that training does not hold out, too.
         seed: order of the pictures, and their noise.
 
@@ -109,7 +114,8 @@ def bpd(
     task, on = _decoder_task(model, device)
     with one_line(f"steps of {model}", UsageError):
         process = task.process if steps is None else task.process.respace(steps)
-    config = DataConfig(source=data, size=task.model.config.image_size, num_workers=0)
+    size = task.model.config.image_size
+    config = DataConfig(source=data, size=size, num_workers=0, num_things=dict(num_things or {}))
     load = partial(Loader, config, seed=seed, batch_size=min(batch, num), captioned=task.tokenizer is not None)
     try:
         loader = load(split="train" if whole else "val")
@@ -121,32 +127,25 @@ def bpd(
     return Report(likelihood.table(result, f"{'' if whole else 'held-out '}pictures of {data}"), facts)
 
 
-class _Alone(Pipeline):
-    """A decoder that is not part of a chain."""
-
-    kind = "decoder"
-    drawing = ("decoder",)
-    places: ClassVar = {"decoder": "decoder"}
-    defaults: ClassVar = {}
-
-
 def _decoder_task(model: str, device: str) -> tuple[DecoderTask, torch.device]:
     """What tells a decoder about pictures, and where it is."""
     folder = find_stage(model)
-    alone = (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
-    pipe = _Alone.assemble({"decoder": folder}).to(device) if alone else Pipeline.from_pretrained(model, device=device)
-    by_kind: dict[str, Any] = {pipe.places[name]: part for name, part in pipe.parts.items()}
-    if "decoder" not in by_kind:
-        raise UsageError(
-            f"{model}: no decoder among {', '.join(pipe.parts)}, and only that knows the cost of a picture"
-        )
-    decoder, clip = by_kind["decoder"], by_kind.get("clip")
+    if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
+        on = device_of(device)
+        parts: dict[str, Any] = {"decoder": load_stage(folder, expect="decoder").to(on)}
+    else:
+        pipe = Pipeline.from_pretrained(model, device=device)
+        parts, on = pipe.parts, pipe.device
+    if "decoder" not in parts:
+        raise UsageError(f"{model}: no decoder among {', '.join(parts)}, and only that knows the cost of a picture")
+    decoder = parts["decoder"]
+    clip = parts.get("clip") if decoder.config.clip_dim is not None else None
     if decoder.config.clip_dim is not None and clip is None:
         raise UsageError(f"{model}: this decoder reads embeddings of a CLIP; name the model that holds both")
     if decoder.config.text is not None and decoder.config.tokenizer is None:
         raise UsageError(f"{model}: its decoder reads text, but its config.json names no tokenizer")
     with one_line(model, UsageError):
-        return DecoderTask(decoder, clip, DecoderOptions(sampling=Sampling(steps=1))), pipe.device
+        return DecoderTask(decoder, clip, DecoderOptions(sampling=Sampling(steps=1))), on
 
 
 def load_reader(device: torch.device | str = "cpu") -> Reader:

@@ -12,15 +12,12 @@ from urllib.parse import urlsplit
 import yaml
 
 from t2i import __version__
-from t2i.assets import asset
+from t2i.assets import OFFLINE, asset, offline
 from t2i.download import download, locked
 from t2i.errors import DataError, T2IError, UsageError, did_you_mean
 from t2i.storage import load_config, writable, write
 
 log = logging.getLogger(__name__)
-
-OFFLINE = ("T2I_OFFLINE", "HF_HUB_OFFLINE")
-"""Environment variables that forbid downloads."""
 
 
 def index() -> dict[str, dict[str, Any]]:
@@ -90,11 +87,6 @@ def resolve(name_or_folder: str | Path) -> Path:
     return find(name_or_folder) or _install(str(name_or_folder))
 
 
-def offline() -> bool:
-    """Whether the environment forbids downloads."""
-    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE)
-
-
 @cache
 def _tables() -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a tenth of the time
@@ -141,7 +133,13 @@ def _convert(rows: list[dict[str, Any]], folder: Path, place: str) -> None:
     ]
     unfinished = folder / f"{place}.part"
     shutil.rmtree(unfinished, ignore_errors=True)
-    convert_files(files, unfinished, network=rows[0]["config"])
+    try:
+        convert_files(files, unfinished, network=rows[0]["config"])
+    except DataError:  # whole, but not what was expected: another try shall fetch it anew
+        for row in rows:
+            if "url" in row:
+                _file(row, folder).unlink(missing_ok=True)
+        raise
     os.replace(unfinished, folder / place)
     for row in rows:
         if "url" in row:

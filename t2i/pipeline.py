@@ -92,7 +92,8 @@ class Pipeline:
     def from_pretrained(
         name_or_folder: str | Path = "shapes", *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
     ) -> "Pipeline":
-        """Open a bundled model by name, or a folder written by `save_pretrained`.
+        """Open a model by name (`t2i info` lists them; published ones are downloaded and converted on first use), or a
+        folder written by `save_pretrained`.
 
         Args:
             device: "auto" takes the GPU if there is one.

@@ -137,7 +137,8 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
         other_clip = getattr(start.config, "clip_mark", ()) != getattr(config, "clip_mark", ())
         if other_clip:
             log.warning("init=%s learned from another CLIP than %s", run.init, run.clip)
-    loader = partial(Loader, run.data, captioned="caption" in task.keys)
+    num_classes = getattr(config, "num_classes", None)
+    loader = partial(Loader, run.data, captioned="caption" in task.keys, num_classes=num_classes)
     if hasattr(task, "prepare") and fresh:
         with closing(iter(loader(seed=run.train.seed, batch_size=64))) as batches:
             task.prepare(islice(batches, CALIBRATION // 64), anew=other_clip)

@@ -45,10 +45,10 @@ def classifier(num_classes: int = 3, **changes: Any) -> Classifier:
     return shaken(Classifier(config)).eval()
 
 
-def noised_clip() -> NoisedClip:
+def noised_clip(**changes: Any) -> NoisedClip:
     torch.manual_seed(3)
     tower = TowerConfig(width=32, layers=1, heads=2)
-    config = NoisedClipConfig(embed_dim=16, image_size=16, vision=tower, text=tower, tokenizer=TOKENIZER)
+    config = NoisedClipConfig(embed_dim=16, image_size=16, vision=tower, text=tower, tokenizer=TOKENIZER, **changes)
     return NoisedClip(config).eval()
 
 

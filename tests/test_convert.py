@@ -3,8 +3,10 @@
 import json
 import pickle
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from golden_tools import fill_state_dict
@@ -208,6 +210,31 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=name) as error:
             read_weights(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_any_damage_is_one_line(tmp_path: Path) -> None:
+    """Files of the format before zip, cut and bent at many places."""
+    path, random = tmp_path / "old.ckpt", np.random.RandomState(0)
+    torch.save({f"w{i}": torch.ones(5) for i in range(4)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for _ in range(150):
+        data = bytearray(whole[: random.randint(1, len(whole))])
+        data[random.randint(len(data))] ^= 255
+        path.write_bytes(data)
+        with suppress(DataError):  # any other error fails; a bent value may be read
+            read_weights(path)
+
+
+def test_what_is_no_dictionary_of_tensors_by_name(tmp_path: Path) -> None:
+    for number, content in enumerate([{0: torch.ones(1)}, [torch.ones(1)], {}, {"model": {"model": {}}}]):
+        torch.save(content, tmp_path / f"{number}.pt")
+        with pytest.raises(DataError, match="expected a dictionary of tensors by name"):
+            read_weights(tmp_path / f"{number}.pt")
+    endless: dict = {"a": torch.ones(1)}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "endless.pt")
+    with pytest.raises(DataError):
+        read_weights(tmp_path / "endless.pt")
 
 
 def test_code_in_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

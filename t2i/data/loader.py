@@ -59,6 +59,9 @@ class DataConfig(Config):
     num_things: dict[int, float] = Field(
         {}, description="for shapes, weights of scenes with 1 to 4 things; empty for half with one, a third with two"
     )
+    flip: bool = Field(
+        False, description="mirror every second picture of training; not for captions with left and right"
+    )
     num_workers: int | None = Field(None, ge=0, description="processes that load; None for min(2, cores)")
     val_fraction: float = Field(0.02, ge=0, lt=1, description="share of files held out, by hash of their key")
     max_bad_fraction: float = Field(0.2, ge=0, le=1, description="stop when more samples than this are unusable")
@@ -93,6 +96,7 @@ class Loader:
         start: position of the first sample of the first step.
         split: `train` or `val`; held-out shapes are scenes that training never draws.
         captioned: whether a picture without a caption is of no use; if not, its caption is empty.
+        num_classes: samples with other labels than 0 … num_classes-1 are of no use.
         bad_log: JSON lines file that names every unusable sample, once for each process.
 
     Raises:
@@ -114,6 +118,7 @@ class Loader:
         split: str = "train",
         bad_log: Path | None = None,
         captioned: bool = True,
+        num_classes: int | None = None,
     ) -> None:
         if batch_size % (accumulate * world):
             raise UsageError(
@@ -124,7 +129,7 @@ class Loader:
         self.config, self.bad_log, self.world, self.split = config, bad_log, world, split
         self.batch_size, self.accumulate, self.rank, self.start = batch_size, accumulate, rank, start
         self.micro = batch_size // (accumulate * world)
-        self.data = _Positions(config, seed, self.micro, split, captioned)
+        self.data = _Positions(config, seed, self.micro, split, captioned, num_classes)
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = self.num_enlarged = 0
@@ -208,7 +213,10 @@ class Loader:
 class _Positions(Dataset[Batch]):
     """`positions[p]` is the micro-batch of positions p … p+micro-1."""
 
-    def __init__(self, config: DataConfig, seed: int, micro: int, split: str, captioned: bool) -> None:
+    def __init__(
+        self, config: DataConfig, seed: int, micro: int, split: str, captioned: bool, num_classes: int | None
+    ) -> None:
+        self.num_classes = num_classes
         self.config, self.seed, self.micro, self.split = config, seed, micro, split
         opened = [(_open(source.src, config, split, captioned), source.weight) for source in config.sources]
         self.sources = [source for source, _ in opened if source is not None]
@@ -248,7 +256,13 @@ class _Positions(Dataset[Batch]):
         index = permute(index, len(source), mix(self.seed, number, epoch))
         for attempt in range(1, _TRIES + 1):
             try:
-                return source.load(index, Streams([mix(self.seed, position)], "data"))
+                sample = source.load(index, Streams([mix(self.seed, position)], "data"))
+                label = sample.get("label", 0)
+                if self.num_classes is not None and not 0 <= label < self.num_classes:
+                    raise BadSample("label out of range", f"{label}, of {self.num_classes} classes")
+                if self.config.flip and self.split == "train" and mix(self.seed, position, "flip") % 2:
+                    sample["image"] = sample["image"].flip(-1)
+                return sample
             except BadSample as error:
                 key = str(source.keys[index])
                 bad.append({"key": key, "reason": error.reason, "detail": error.detail, "position": str(position)})
@@ -272,6 +286,8 @@ class ShapesSource:
                 raise UsageError(
                     f"data.captions: shapes have no kind {kind!r}; kinds are {', '.join(shapes.KINDS)}{hint}"
                 )
+        if config.flip:
+            raise UsageError("data.flip=true: shapes are not mirrored, their captions say what is left and right")
         if config.crop not in (None, config.size) and (config.crop % 4 or config.size % 4):
             raise UsageError(f"data.crop={config.crop} and data.size={config.size} must be multiples of 4 for shapes")
 

@@ -5,7 +5,7 @@ B batch · N pictures · T steps of the process
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,16 +13,25 @@ from tqdm import tqdm
 
 from t2i.data.loader import Loader, ShapesSource
 from t2i.diffusion.likelihood import Bits, bits_per_dim
+from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.process import Process
 from t2i.errors import UsageError
 from t2i.seed import Streams
-from t2i.stages.decoder.model import Decoder
-from t2i.stages.decoder.task import DecoderTask
-from t2i.types import Batch
+from t2i.types import Batch, Condition
+
+
+class Told(Protocol):
+    """A decoder's task: what it is told of pictures, and what its output means."""
+
+    model: Any
+    parametrisation: Parametrisation
+
+    def condition(self, batch: Batch) -> Condition:
+        """Of every picture of a batch, nothing dropped."""
 
 
 @torch.no_grad()
-def measure(task: DecoderTask, process: Process, batches: Iterable[Batch]) -> Bits:
+def measure(task: Told, process: Process, batches: Iterable[Batch]) -> Bits:
     """The bound of every picture under the decoder of a task, told of each what it is told in training.
 
     Args:
@@ -30,7 +39,6 @@ def measure(task: DecoderTask, process: Process, batches: Iterable[Batch]) -> Bi
         batches: on the decoder's device; the noise of a picture follows from its `seed`.
     """
     model, parts = task.model, []
-    assert isinstance(model, Decoder)
     for batch in batches:
         condition = model.project(task.condition(batch))
         streams = Streams(batch["seed"], "bits")

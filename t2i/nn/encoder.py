@@ -26,7 +26,7 @@ class EncoderConfig(Config):
     Attributes:
         in_channels: of x_t.
         image_channels: channels of `Condition.image`, concatenated after x_t.
-        channels, multipliers: level L has int(channels · multipliers[L]) channels; fractions are allowed.
+        channels, multipliers: level L has round(channels · multipliers[L]) channels; fractions are allowed.
         num_blocks: residual blocks per level going down; one more going up.
         attention: attend at these down-sampling factors of the U-Net's own grid (1, 2, 4 …).
         mid_attention: attend in the middle; without it and with no `attention` the net takes any size.
@@ -85,7 +85,7 @@ class EncoderConfig(Config):
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of every level, finest first."""
-        return tuple(int(m * self.channels) for m in self.multipliers)
+        return tuple(round(m * self.channels) for m in self.multipliers)
 
     @property
     def time_dim(self) -> int:

@@ -1,5 +1,6 @@
 """Which tokeniser a network was trained with, as data that is saved beside its weights."""
 
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -7,10 +8,14 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from t2i.assets import offline
 from t2i.config import Config
 from t2i.errors import UsageError
 from t2i.text.words import WordTokenizer
 from t2i.types import Tokenizer
+
+GPT2 = ("gpt2", "openai-community/gpt2")
+"""Names of GPT-2 on the hub."""
 
 
 class TokenizerConfig(Config):
@@ -94,10 +99,12 @@ class GPT2Tokenizer:
 
         self.context = self.room = context
         try:
+            if source not in GPT2 and not os.path.isdir(source):
+                raise ValueError(f"of the hub's, only {' and '.join(GPT2)} are read")
             try:
                 self._tokenizer = Gpt2.from_pretrained(source, local_files_only=True)
-            except OSError:  # neither a folder nor fetched before
-                self._tokenizer = Gpt2.from_pretrained(source)
+            except OSError:  # not fetched before
+                self._tokenizer = Gpt2.from_pretrained(source, local_files_only=offline())
             if len(self._tokenizer) < 256:  # an empty folder gives an empty vocabulary
                 raise ValueError("no vocabulary")
         except (OSError, ValueError, TypeError) as error:

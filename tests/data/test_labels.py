@@ -82,3 +82,24 @@ def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
             "configs/shapes/adm.yaml",
             [f"data.source={tmp_path / 'flat'}", "data.val_fraction=0", f"train.out={tmp_path / 'out'}", *SMALL],
         )
+
+
+def test_labels_out_of_range_are_bad_samples(pets: Path) -> None:
+    config = DataConfig(source=str(pets), size=16, num_workers=0, val_fraction=0, max_bad_fraction=1.0)
+    loader = Loader(config, seed=0, batch_size=16, captioned=False, num_classes=1)
+    assert set(next(iter(loader))["label"].tolist()) == {0}
+    assert loader.bad["label out of range"] > 0
+
+
+def test_pictures_may_be_mirrored(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16))
+    image.paste((255, 0, 0), (0, 0, 8, 16))
+    image.save(tmp_path / "a.png")
+    config = DataConfig(source=str(tmp_path), size=16, num_workers=0, val_fraction=0, flip=True)
+    batch = next(iter(Loader(config, seed=0, batch_size=200, captioned=False)))
+    left = batch["image"][:, 0, :, 0].mean(dim=1) > 0
+    assert 60 < left.sum() < 140
+    again = next(iter(Loader(config, seed=0, batch_size=100, start=100, captioned=False)))
+    assert (left[100:] == (again["image"][:, 0, :, 0].mean(dim=1) > 0)).all(), "by position, so a resume sees the same"
+    with pytest.raises(UsageError, match="shapes are not mirrored"):
+        Loader(DataConfig(flip=True), seed=0, batch_size=2)

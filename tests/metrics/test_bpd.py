@@ -147,3 +147,15 @@ def test_the_command(
     assert not stop.value.code
     assert "1 pictures of shapes" in capsys.readouterr().out
     assert not json.loads((tmp_path / "bits.json").read_text())["held_out"]
+
+
+def test_a_model_with_two_decoders_is_judged_by_the_one_that_draws(tmp_path: Path) -> None:
+    from small import glide
+
+    pipe = glide()
+    pipe.save_pretrained(tmp_path / "glide")
+    save_stage(tmp_path / "alone", "decoder", pipe.parts["decoder"])
+    both, alone = (
+        evaluate.bpd(str(tmp_path / n), num=2, steps=3, device="cpu").facts["each"] for n in ("glide", "alone")
+    )
+    assert both == pytest.approx(alone, rel=1e-4)

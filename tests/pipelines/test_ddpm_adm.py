@@ -66,6 +66,22 @@ def test_classes_by_number_and_by_name() -> None:
     assert other[0].tobytes() != by_name[0].tobytes()
 
 
+def test_names_that_are_numbers_are_names() -> None:
+    """Folders `0`, `1`, `10`, `2` sort as text: class "10" is the third."""
+    pipe = adm(decoder=decoder(num_classes=4, class_names=("0", "1", "10", "2")))
+    assert pipe(["10", "2", 2], seed=0, steps=2, progress=False).recipe["arguments"]["classes"] == [2, 3, 2]
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 8])
+def test_a_picture_is_the_same_in_any_batch(max_batch: int) -> None:
+    pipe = adm(classifier=classifier(), upsampler=upsampler(num_classes=3))
+    classes = [0, 1, 2, 1, 0]
+    together = pipe(classes, seed=3, guidance=20.0, max_batch=max_batch, progress=False)
+    for i in (1, 4):
+        alone = pipe(classes[i], seed=3 + i, guidance=20.0, progress=False)
+        assert np.abs(pixels(alone[0]) - pixels(together[i])).max() <= 1
+
+
 def test_seeds_choose_classes_where_none_is_given() -> None:
     pipe = adm()
     out = pipe(num_images=12, seed=0, progress=False, steps=2)
@@ -124,11 +140,13 @@ def test_the_upsampler_is_told_the_class(tmp_path: Path) -> None:
         ({"classes": 3}, "class 3 is out of range: this model knows 0 … 2"),
         ({"classes": -1}, "class -1 is out of range"),
         ({"classes": "spere"}, "unknown class 'spere', did you mean 'sphere'"),
+        ({"classes": "²"}, "unknown class '²'"),
+        ({"classes": "--5"}, "unknown class '--5'"),
         ({"classes": 1.5}, "a class must be a whole number or a name, got 1.5"),
         ({"classes": []}, "no class given"),
         ({"classes": True}, "out of range"),
         ({"num_images": 0}, "num_images must be a whole number"),
-        ({"steps": 0}, "0"),
+        ({"steps": 0}, "steps of decoder: cannot read the steps '0'"),
         ({"sampler": "dppm"}, "did you mean 'ddpm'"),
         ({"guidance": {"clasifier": 1.0}}, "did you mean 'classifier'"),
         ({"stop_after": "up"}, "did you mean 'upsampler'|unknown stage 'up'"),
@@ -153,6 +171,7 @@ def test_a_model_without_classes_takes_none() -> None:
         ({"upsampler": upsampler(num_classes=5)}, "upsampler knows 5 classes, but decoder 3"),
         ({"classifier": classifier(5)}, "classifier knows 5 classes, but decoder 3"),
         ({"classifier": classifier(image_size=32)}, "classifier was trained with image_size=32, decoder with 16"),
+        ({"classifier": classifier(class_names=("sphere", "cube", "red cube"))}, "call their classes differently"),
         ({"classifier": classifier(schedule="linear")}, "trained with schedule=linear, decoder with cosine"),
         ({"decoder": decoder(unet=of(image_channels=4), inpaint=True)}, "decoder reads captions or pictures"),
     ],

@@ -47,12 +47,34 @@ def test_a_call(pipe: GLIDE) -> None:
     assert pipe("a cube", seed=1, stop_after="decoder", progress=False)[0].size == (16, 16)
 
 
+@pytest.mark.parametrize("max_batch", [1, 2, 8])
+def test_a_picture_is_the_same_in_any_batch_whatever_the_task(pipe: GLIDE, max_batch: int) -> None:
+    prompts = ["a cube", "a red cube", "a blue sphere"]
+    how = {"guidance": {"decoder": 2.0, "clip": 20.0}, "progress": False}
+    inpainted = {"guidance": {"inpaint": 2.0, "clip": 20.0}, "progress": False}
+    for draw in (
+        lambda p, **k: pipe(p, **how, **k),
+        lambda p, **k: pipe.inpaint(picture(), mask(), p, **inpainted, **k),
+        lambda p, **k: pipe.edit(picture(), p, 0.6, **how, **k),
+    ):
+        together, alone = draw(prompts, seed=5, max_batch=max_batch), draw(prompts[2], seed=7)
+        assert np.abs(pixels(alone[0]) - pixels(together[2])).max() <= 1
+
+
+def test_an_ordinary_upsampler_stands_in_where_none_was_trained_to_inpaint() -> None:
+    pipe = glide("inpaint_upsampler")
+    out = pipe.inpaint(picture(), mask(), "a cube", seed=3, progress=False)
+    assert set(out.timings) == {"inpaint", "upsampler"}
+    fresh = np.asarray(mask()) > 0
+    assert (pixels(out[0])[~fresh] == pixels(picture())[~fresh]).all()
+
+
 def test_the_released_recipe_is_the_default() -> None:
     chosen = GLIDE(glide().parts, {}).plan().sampling
     assert (chosen["decoder"].steps, chosen["decoder"].sampler, chosen["decoder"].guidance) == (100, "ddpm", 3.0)
     assert (chosen["upsampler"].steps, chosen["upsampler"].sampler) == ("fast27", "ddim")
     assert (chosen["upsampler"].temperature, chosen["upsampler"].guidance) == (0.997, 1.0)
-    painted = GLIDE(glide().parts, {}).plan(drawing=GLIDE.inpainting).sampling
+    painted = GLIDE(glide().parts, {}).plan(drawing=("inpaint", "inpaint_upsampler")).sampling
     assert (painted["inpaint"].guidance, painted["inpaint_upsampler"].sampler) == (5.0, "ddpm")
 
 
@@ -166,6 +188,9 @@ def test_bad_strengths(pipe: GLIDE) -> None:
     [
         ("decoder", lambda: decoder(), "decoder reads no captions"),
         ("inpaint", lambda: decoder(), "inpaint was trained with inpaint=False"),
+        ("clip", lambda: noised_clip(schedule="linear"), "clip was trained with schedule=linear, decoder with cosine"),
+        ("clip", lambda: noised_clip(num_steps=100), "clip was trained with num_steps=100, decoder with 1000"),
+        ("inpaint", lambda: decoder(unet=of(image_channels=4), inpaint=True), "inpaint reads no captions"),
         ("upsampler", lambda: upsampler(low_size=8), "upsampler takes pictures of side 8, but decoder gives 16"),
         ("upsampler", lambda: upsampler(num_classes=3), "upsampler needs a class"),
         ("decoder", lambda: decoder(num_classes=3), "decoder needs a class"),

@@ -9,7 +9,7 @@ from t2i.data.degrade import Degradation
 from t2i.diffusion.sampling import Sampling
 from t2i.seed import Streams
 from t2i.stages.upsampler.model import Upsampler
-from t2i.stages.upsampler.sample import sample
+from t2i.stages.upsampler.sample import quantised, sample
 from t2i.stages.upsampler.task import UpsamplerOptions, UpsamplerTask, psnr
 from t2i.types import Batch
 
@@ -39,13 +39,21 @@ def test_losses_belong_to_samples_and_not_to_batches() -> None:
     torch.testing.assert_close(task.loss(edges(range(2, 4)))["loss"], whole["loss"][2:], rtol=1e-4, atol=1e-5)
 
 
-def test_small_pictures_are_area_averages_in_8_bits() -> None:
-    task = UpsamplerTask(small_upsampler(8, 32))
-    low_res = task.low_res(edges(range(6))["image"])
-    assert low_res.shape == (6, 3, 8, 8)
-    levels = (low_res + 1) * 127.5
-    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
-    assert error(low_res, F.avg_pool2d(edges(range(6))["image"], 4)) < 1 / 255
+def test_small_pictures_are_area_averages() -> None:
+    task, image = UpsamplerTask(small_upsampler(8, 32)), edges(range(6))["image"]
+    expected = image.unflatten(2, (8, 4)).unflatten(4, (8, 4)).mean(dim=(3, 5))
+    torch.testing.assert_close(task.low_res(image), expected)
+
+
+def test_small_pictures_become_8_bits_as_the_network_wants_it() -> None:
+    levels = torch.tensor([0.0, 0.4, 0.6, 127.5, 200.0, 254.7]).reshape(1, 1, 1, 6).expand(1, 3, 1, 6)
+    found = {}
+    for how in ("rounded", "truncated", "exact"):
+        x = quantised(upsampler(levels=how), levels / 127.5 - 1)
+        found[how] = [round(value, 3) for value in ((x + 1) * 127.5)[0, 0, 0].tolist()]
+    assert found["rounded"] == [0, 0, 1, 128, 200, 255]
+    assert found["truncated"] == [0, 0, 0, 127, 200, 254]
+    assert found["exact"] == [0.0, 0.4, 0.6, 127.5, 200.0, 254.7]
 
 
 def test_an_untrained_residual_upsampler_draws_the_enlarged_picture() -> None:

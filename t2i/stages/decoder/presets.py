@@ -92,7 +92,8 @@ PRESETS: dict[str, DecoderConfig] = {
     "adm-64": _adm(_ADM_64, 64),  # ImageNet: 296 M
     "adm-128": _adm(_ADM_128, 128),  # 422 M
     "adm-256": _adm(_ADM_256, 256),  # 554 M
-    "adm-256-uncond": _adm(_ADM_256, 256, num_classes=None),  # ImageNet and LSUN: 553 M
+    "adm-256-uncond": _adm(_ADM_256, 256, num_classes=None),  # ImageNet, and LSUN horses without dropout: 553 M
+    "adm-lsun": _adm(_ADM_256.model_copy(update={"dropout": 0.1}), 256, num_classes=None),
     "adm-512": _adm(_ADM_512, 512),  # 559 M
     "glide": _GLIDE,  # filtered: 385 M
     "glide-inpaint": DecoderConfig.model_validate(

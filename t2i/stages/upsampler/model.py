@@ -25,7 +25,7 @@ class UpsamplerConfig(Config):
     Attributes:
         unet: the network; `image_channels` are the 3 of the small picture, and 4 more to inpaint.
         low_size, image_size: of whole pictures; their ratio is the magnification.
-        levels: how small pictures become 8 bits in training and in sampling: rounded as in GLIDE, truncated as ADM
+        levels: how small pictures become 8 bits in sampling: rounded as in GLIDE, truncated as ADM
             writes its pictures, or not at all ("exact"), so that no difference is too small to stay small.
         interpolation, antialias: how the small picture is enlarged before it is concatenated to x_t.
         residual: the network predicts what x_0 has beyond the enlarged picture; for target "x0".

@@ -15,7 +15,7 @@ from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.timesteps import LossSecondMoment, Timesteps, draw_steps
 from t2i.seed import Streams, upload
 from t2i.stages.upsampler.model import Upsampler
-from t2i.stages.upsampler.sample import process_of, quantised, sample
+from t2i.stages.upsampler.sample import process_of, sample
 from t2i.text.tokenizers import tokenize
 from t2i.types import Batch, Condition, Encoder
 
@@ -70,8 +70,8 @@ class UpsamplerTask(nn.Module):
         return self.model.condition(low_res, tokens, mask, labels, known)
 
     def low_res(self, image: Tensor) -> Tensor:
-        """Area average of a crop, rounded to 8 bits as in sampling, (B, 3, H, W) → (B, 3, h, w)."""
-        return quantised(self.model, F.avg_pool2d(image, self.model.config.magnification))
+        """Area average of a crop, (B, 3, H, W) → (B, 3, h, w)."""
+        return F.avg_pool2d(image, self.model.config.magnification)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
