@@ -32,7 +32,7 @@ def test_train_each_stage_on_your_own_pictures(monkeypatch: pytest.MonkeyPatch, 
     assert len(trainings) == 5
     for training in trainings:
         run(monkeypatch, training, *QUICK)
-    [assemble] = re.findall(r"`(t2i assemble [^`]*)`", README)
+    [assemble] = re.findall(r"`(t2i assemble my-model [^`]*)`", README)
     run(monkeypatch, assemble)
     [generate] = re.findall(r"`(t2i generate \"a cat\"[^`]*)`", README)
     run(monkeypatch, generate, "--steps", "1")

@@ -24,6 +24,8 @@ class Drawer:
     places = parts = MappingProxyType({"prior": "prior", "decoder": "decoder"})
     check_pictures = Pipeline.check_pictures
 
+    subject = "prompt"
+
     def __init__(self, colour: str | None = None) -> None:
         self.colour = colour
         self.calls: list[dict[str, Any]] = []
@@ -79,6 +81,12 @@ def test_several_pictures_per_prompt(drawer: Drawer) -> None:
     rows = evaluate.compose("drawer", num=2, seed=0, device="cpu").facts["pictures"]
     assert len(rows) == 240
     assert [row["prompt"] for row in rows[:4]] == ["a cube", "a cube", "a box", "a box"]
+
+
+def test_a_model_that_reads_no_sentences_is_refused(drawer: Drawer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawer, "subject", "classes")
+    with pytest.raises(UsageError, match="drawer draws classes, and the tasks are sentences"):
+        evaluate.compose("drawer", device="cpu")
 
 
 def test_no_pictures_is_an_error(drawer: Drawer) -> None:
