@@ -50,7 +50,7 @@ def test_a_preset_is_changed_key_by_key(tmp_path: Path) -> None:
     config = run.model
     assert isinstance(config, DecoderConfig)
     assert (config.unet.dropout, config.unet.channels, config.num_classes) == (0.3, 192, 7)
-    with pytest.raises(UsageError, match="unknown preset 'adm-65'; .*, did you mean 'adm-64'"):
+    with pytest.raises(UsageError, match=r"unknown preset 'adm-65'; .*, did you mean 'adm-64'"):
         load_run("configs/adm/imagenet64.yaml", ["preset=adm-65"])
 
 
