@@ -153,13 +153,17 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
 
 def fitted(start: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
     """Weights to start from, and what `model` has beyond them and that starts as nothing: channels of a masked picture
-    after those of x_t (GLIDE, section 3.2), and a `Fine` block."""
+    after those of x_t (GLIDE, section 3.2), and `Fine` blocks, anew where those of `start` are others; without the port
+    for CLIP if `model` has none."""
     wanted, unet = model.state_dict(), getattr(getattr(model, "config", None), "unet", None)
-    out = start | {key: value for key, value in wanted.items() if key.startswith("unet.fine.") and key not in start}
-    for key, folded in (("unet.conv_in.weight", True), ("unet.fine.conv_in.weight", False)):
+    fine, before = ({key: w[key] for key in w if key.startswith("unet.fine.")} for w in (wanted, start))
+    anew = fine and {key: len(fine[key]) for key in fine} != {key: len(before[key]) for key in before}
+    out = {key: start[key] for key in start if key not in before} | fine if anew else dict(start)
+    out = {key: value for key, value in out.items() if key in wanted or not key.startswith("clip_")}
+    for key, pixels in (("unet.conv_in.weight", "patch_size"), ("unet.fine.conv_in.weight", "fine_patch")):
         missing = wanted[key].shape[1] - out[key].shape[1] if key in wanted and key in out else 0
         if missing > 0 and unet is not None:
-            seen = unet.in_channels * (unet.patch_size**2 if folded else 1)  # channels of x_t
+            seen = unet.in_channels * getattr(unet, pixels) ** 2  # channels of x_t
             nothing = out[key].new_zeros(out[key].shape[0], missing, *out[key].shape[2:])
             out[key] = torch.cat([out[key][:, :seen], nothing, out[key][:, seen:]], dim=1)
     return out

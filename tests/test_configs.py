@@ -94,12 +94,39 @@ def test_inpainting_starts_as_the_network_that_it_is_tuned_from(tmp_path: Path) 
 
 def test_a_fine_block_may_be_added_to_what_was_trained_without() -> None:
     small = {"channels": 32, "multipliers": [1], "num_blocks": 1, "attention": [], "mid_attention": False}
-    models = [
-        Decoder(DecoderConfig.model_validate({"unet": small | {"patch_size": 2, "fine_channels": f}, "image_size": 16}))
-        for f in (0, 16)
-    ]
-    start = {key: torch.randn_like(value) for key, value in models[0].state_dict().items()}
-    models[0].load_state_dict(start)
-    models[1].load_state_dict(fitted(start, models[1]))
+    fines = [{}, {"fine_channels": 16}, {"fine_channels": 16, "fine_blocks": 2}]
+    plain, one, two = (
+        Decoder(DecoderConfig.model_validate({"unet": small | {"patch_size": 2} | fine, "image_size": 16}))
+        for fine in fines
+    )
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([1, 2])
-    torch.testing.assert_close(models[0](x, t), models[1](x, t))
+    start = {key: torch.randn_like(value) for key, value in plain.state_dict().items()}
+    plain.load_state_dict(start)
+    one.load_state_dict(fitted(start, one))
+    torch.testing.assert_close(plain(x, t), one(x, t))
+    for parameter in one.unet.fine.parameters():  # type: ignore[union-attr]
+        parameter.data.add_(0.1)
+    assert not torch.allclose(plain(x, t), one(x, t))
+    two.load_state_dict(fitted(one.state_dict(), two))  # other fine blocks start as nothing again
+    torch.testing.assert_close(plain(x, t), two(x, t))
+    with pytest.raises(RuntimeError, match="fine"):
+        plain.load_state_dict(fitted(one.state_dict(), plain))
+
+
+def test_glide_may_start_from_a_decoder_with_a_port_for_clip() -> None:
+    unet = {
+        "channels": 32,
+        "multipliers": [1],
+        "num_blocks": 1,
+        "attention": [],
+        "head_channels": 32,
+        "context_dim": 32,
+    }
+    text = {"width": 32, "layers": 1, "heads": 1}
+    dalle, glide = (
+        Decoder(DecoderConfig.model_validate({"unet": unet, "text": text, "image_size": 16, "clip_dim": dim}))
+        for dim in (8, None)
+    )
+    glide.load_state_dict(fitted(dalle.state_dict(), glide))
+    for key, value in glide.state_dict().items():
+        torch.testing.assert_close(value, dalle.state_dict()[key])

@@ -23,16 +23,23 @@ class UNetConfig(EncoderConfig):
 
     Attributes:
         out_channels: of the raw output.
-        fine_channels: with folded pixels, width of a residual block at full resolution (`Fine`); 0 for none.
+        fine_channels: with folded pixels, width of residual blocks at a finer resolution (`Fine`); 0 for none.
+        fine_blocks, fine_patch: how many they are, and the pixels that they fold; less than `patch_size`.
     """
 
     out_channels: int = Field(default=6, ge=1)
     fine_channels: int = Field(default=0, ge=0)
+    fine_blocks: int = Field(default=1, ge=1)
+    fine_patch: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _check_fine(self) -> Self:
-        if self.fine_channels and self.patch_size == 1:
-            raise ValueError(f"fine_channels={self.fine_channels} is for folded pixels, but patch_size=1")
+        p, finer = self.patch_size, self.fine_patch
+        if self.fine_channels and (finer >= p or p % finer):
+            raise ValueError(
+                f"fine_channels={self.fine_channels} needs pixels folded less than the network's, "
+                f"but patch_size={p} and fine_patch={finer}"
+            )
         if self.fine_channels % (self.widths[0] // self.norm_groups):
             group = self.widths[0] // self.norm_groups
             raise ValueError(
@@ -42,29 +49,34 @@ class UNetConfig(EncoderConfig):
 
 
 class Fine(nn.Module):
-    """One residual block at full resolution, for what p x p pixels in few channels are too narrow to carry.
+    """Residual blocks at a finer resolution, for what p x p pixels in few channels are too narrow to carry.
 
-    It sees the features of every cell, unfolded, and the network's input again, and starts as nothing.
+    They see the features of every cell, unfolded, and the network's input again, and start as nothing.
     """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        c, width, p = config, config.fine_channels, config.patch_size
+        c, width, p = config, config.fine_channels, config.fine_patch
         groups = width * c.norm_groups // c.widths[0]  # as many channels to a group as elsewhere
-        self.unfold = nn.Conv2d(c.widths[0], width * p * p, 1)
-        self.conv_in = nn.Conv2d(c.in_channels + c.image_channels, width, 3, padding=1)
-        self.block = ResBlock(
-            width, width, c.time_dim, scale_shift=c.scale_shift, norm_groups=groups, norm_eps=c.norm_eps
+        self.scale = c.patch_size // p
+        self.unfold = nn.Conv2d(c.widths[0], width * self.scale**2, 1)
+        self.conv_in = nn.Conv2d((c.in_channels + c.image_channels) * p * p, width, 3, padding=1)
+        self.block, *more = (
+            ResBlock(width, width, c.time_dim, scale_shift=c.scale_shift, norm_groups=groups, norm_eps=c.norm_eps)
+            for _ in range(c.fine_blocks)
         )
+        self.more: Any = nn.ModuleList(more)
         self.norm_out = GroupNorm(groups, width, eps=c.norm_eps)
-        self.conv_out = zero_module(nn.Conv2d(width, c.out_channels, 3, padding=1))
+        self.conv_out = zero_module(nn.Conv2d(width, c.out_channels * p * p, 3, padding=1))
         self.patch_size = p
 
     def forward(self, features: Tensor, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, H/p, W/p), the input (B, C_in, H, W) and the time vector (B, D) → (B, out_channels, H, W)."""
-        h = F.pixel_shuffle(self.unfold(features), self.patch_size) + self.conv_in(x)  # (B, width, H, W)
-        out: Tensor = self.conv_out(self.norm_out(self.block(h, time), silu=True))
-        return out
+        x = F.pixel_unshuffle(x, self.patch_size)
+        h = F.pixel_shuffle(self.unfold(features), self.scale) + self.conv_in(x)  # (B, width, H/q, W/q)
+        for block in (self.block, *self.more):
+            h = block(h, time)
+        return F.pixel_shuffle(self.conv_out(self.norm_out(h, silu=True)), self.patch_size)
 
 
 class UNet(Encoder):

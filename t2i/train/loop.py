@@ -31,7 +31,7 @@ from t2i.train.ema import Ema
 from t2i.train.held_out import HeldOut
 from t2i.train.log import Clock, Meter, MetricsFile, announce, memory_gb, status_line, to_stderr
 from t2i.train.objective import Batches, LoaderFactory, Objective, to_device
-from t2i.train.optim import OptimConfig, learning_rate, make_optimizer
+from t2i.train.optim import OptimConfig, freeze, learning_rate, make_optimizer
 from t2i.train.settings import TrainConfig, choose_dtype, is_sample_step
 from t2i.train.stop import StopRequest
 from t2i.types import Batch, Task
@@ -104,6 +104,7 @@ class _Run:
         self.model = task.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = choose_dtype(config.precision, self.device)
         self.objective = Objective(task, self.dtype, self.device)
+        freeze(self.model, optim.only)
         self.optimizer = make_optimizer(self.model, optim)
         self.ema = Ema(self.model, config.ema)
         self.step, self.images, self.minutes = 0, 0, 0.0

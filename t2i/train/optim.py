@@ -1,6 +1,7 @@
 """AdamW and a learning rate that is a plain function of the optimiser step, so it is the same on any number of GPUs."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ class OptimConfig(Config):
     warmup: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     final: float = Field(0.0, ge=0, le=1, description="fraction of lr that a decay ends at")
+    only: tuple[str, ...] = Field((), description="train the parameters whose names begin so, freeze the rest")
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
@@ -33,6 +35,21 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
     progress = min(1.0, (step - config.warmup) / max(1, num_steps - config.warmup))
     fall = progress if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * progress)
     return config.lr * (1 + (config.final - 1) * fall)
+
+
+def freeze(model: nn.Module, only: Sequence[str]) -> None:
+    """Freezes every parameter whose name begins with none of `only`; nothing if that is empty.
+
+    Raises UsageError for a beginning that no parameter has.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for start in only:
+        if not any(name.startswith(start) for name in names):
+            known = ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
+            raise UsageError(f"optim.only: no parameter begins with {start!r}; they begin with {known}")
+    for name, parameter in model.named_parameters():
+        if only and not name.startswith(tuple(only)):
+            parameter.requires_grad_(False)
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -35,7 +35,9 @@ def text(dim: int = 16) -> Condition:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [{}, {"patch_size": 4, "fine_channels": 16}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"patch_size": 4, "fine_channels": 16}, {"patch_size": 4, "fine_channels": 16, "fine_patch": 2}]
+)
 def test_a_new_network_predicts_zero(changes: dict[str, int]) -> None:
     assert (call(UNet(BASE.model_copy(update=changes))) == 0).all()
 
@@ -65,6 +67,32 @@ def test_fine_channels_add_to_the_folded_network_and_see_single_pixels() -> None
     for p in model.fine.conv_out.parameters():
         p.zero_()
     assert (model(x, t) == 0).all()
+
+
+class Pointwise(torch.nn.Module):
+    """A norm that lets no pixel see another."""
+
+    def forward(self, x: torch.Tensor, *modulation: torch.Tensor, silu: bool = False) -> torch.Tensor:
+        return torch.nn.functional.silu(x)
+
+
+@torch.no_grad()
+def test_fine_blocks_follow_each_other_on_their_own_grid() -> None:
+    """A change of one pixel reaches as far as the convolutions of all blocks together, in cells of `fine_patch`."""
+    config = CONV.model_copy(update={"patch_size": 4, "fine_channels": 16, "fine_blocks": 2, "fine_patch": 2})
+    model = build(config)
+    for module in (model.fine.unfold, model.conv_out):  # the trunk is silent
+        for p in module.parameters():
+            p.zero_()
+    x, t = torch.zeros(1, 3, 48, 48), torch.tensor([3])
+    for block in (model.fine.block, *model.fine.more):
+        block.norm1, block.norm2 = Pointwise(), Pointwise()
+    model.fine.norm_out = Pointwise()
+    dot = x.clone()
+    dot[..., 24, 24] = 1
+    moved = (model(dot, t) - model(x, t)).abs().sum((0, 1)).nonzero()
+    cells = 1 + 2 * 2 + 1  # the first convolution, two in each of two blocks, and the last
+    assert (moved // 2 - 12).abs().max() == cells
 
 
 @torch.no_grad()
@@ -175,7 +203,8 @@ def test_bfloat16_gives_nearly_the_same_in_float32() -> None:
         ({"attention": (8,)}, r"factors \[8\].*\[1, 2\]"),
         ({"channels": 40}, r"widths \[40, 80\].*32"),
         ({"attention": (), "mid_attention": False, "context_dim": 8}, "context_dim=8 needs attention"),
-        ({"fine_channels": 16}, "fine_channels=16 is for folded pixels, but patch_size=1"),
+        ({"fine_channels": 16}, "fine_channels=16 needs pixels folded less.*patch_size=1 and fine_patch=1"),
+        ({"fine_channels": 16, "patch_size": 4, "fine_patch": 3}, "patch_size=4 and fine_patch=3"),
         ({"fine_channels": 7, "patch_size": 2, "channels": 64}, "fine_channels=7 is not a multiple of 2"),
     ],
 )

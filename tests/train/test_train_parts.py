@@ -14,7 +14,7 @@ from t2i.errors import DataError, UsageError
 from t2i.train import OptimConfig, TrainConfig, checkpoint
 from t2i.train.ema import Ema
 from t2i.train.log import Meter, MetricsFile, status_line
-from t2i.train.optim import learning_rate, make_optimizer
+from t2i.train.optim import freeze, learning_rate, make_optimizer
 from t2i.train.stop import StopRequest
 
 # Averages
@@ -129,6 +129,19 @@ def test_weight_decay_spares_vectors_and_frozen_weights():
     assert spared["weight_decay"] == 0
     with pytest.raises(UsageError, match="no trainable"):
         make_optimizer(Net().requires_grad_(False), OptimConfig())
+
+
+def test_only_what_is_named_trains():
+    model = Net()
+    freeze(model, [])
+    assert model.first.weight.requires_grad
+    freeze(model, ["last.", "norm.weight"])
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"last.weight", "last.bias", "norm.weight"}
+    with pytest.raises(
+        UsageError, match=r"optim\.only: no parameter begins with 'lost'; they begin with .*first\.bias"
+    ):
+        freeze(model, ["lost"])
 
 
 @pytest.mark.parametrize("betas", ["[2, 3]", "[0.9, 1]", "[-0.1, 0.9]"])
