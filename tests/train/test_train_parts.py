@@ -14,7 +14,7 @@ from t2i.errors import DataError, UsageError
 from t2i.train import OptimConfig, TrainConfig, checkpoint
 from t2i.train.ema import Ema
 from t2i.train.log import Meter, MetricsFile, status_line
-from t2i.train.optim import freeze, learning_rate, make_optimizer
+from t2i.train.optim import Muon, freeze, learning_rate, make_optimizer, orthogonal
 from t2i.train.stop import StopRequest
 
 # Averages
@@ -129,6 +129,57 @@ def test_weight_decay_spares_vectors_and_frozen_weights():
     assert spared["weight_decay"] == 0
     with pytest.raises(UsageError, match="no trainable"):
         make_optimizer(Net().requires_grad_(False), OptimConfig())
+
+
+@pytest.mark.parametrize("shape", [(8, 72), (72, 8), (16, 16)])
+def test_orthogonal_keeps_directions_and_evens_their_sizes(shape):
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrix = (u * torch.logspace(0, 1, min(shape))) @ v  # (U, sizes from 1 to 10, Vᵀ)
+    even = torch.linalg.svdvals(orthogonal(matrix, steps=8))
+    assert 0.6 < even.min()
+    assert even.max() < 1.3
+    found = u.T @ orthogonal(matrix, steps=8) @ v.T  # diagonal in the same basis
+    assert (found - found.diagonal().diag()).abs().max() < 1e-9
+
+
+def test_muon_moves_kernels_as_far_as_adamw_and_leaves_the_rest_to_it():
+    steps = {}
+    for kind in ("adamw", "muon"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.GroupNorm(4, 64))
+        model.conv_out = nn.Conv2d(64, 3, 1)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = make_optimizer(model, OptimConfig(kind=kind, lr=1e-3, weight_decay=0.1))
+        model(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+        steps[kind] = {name: (p - before[name]) for name, p in model.named_parameters()}
+    assert isinstance(optimizer, Muon)
+    for name in before:
+        if name in ("0.weight", "1.weight"):
+            size = steps["muon"][name].square().mean().sqrt().item()
+            assert size == pytest.approx(0.2e-3, rel=0.2), name  # AdamW's usual root mean square is 0.2 to 0.4 of lr
+        else:
+            torch.testing.assert_close(steps["muon"][name], steps["adamw"][name])
+
+
+def test_muon_decays_weights_and_learns():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.Linear(32, 16)), torch.randn(64, 16)
+    optimizer = make_optimizer(model, OptimConfig(kind="muon", lr=2e-2))
+    losses = []
+    for _ in range(60):
+        loss = (model(x) - x.flip(1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    still = nn.Linear(4, 4, bias=False)
+    optimizer, weight = make_optimizer(still, OptimConfig(kind="muon", lr=0.1, weight_decay=0.5)), still.weight.clone()
+    still.weight.grad = torch.zeros(4, 4)
+    optimizer.step()
+    torch.testing.assert_close(still.weight, 0.95 * weight)
 
 
 def test_only_what_is_named_trains():
@@ -252,11 +303,12 @@ def test_resume_choices(tmp_path):
         checkpoint.find(other, str(path))
 
 
-def test_optimiser_state_goes_by_name_and_keeps_its_layout(tmp_path):
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_optimiser_state_goes_by_name_and_keeps_its_layout(tmp_path, kind):
     def stepped():
         torch.manual_seed(0)
         model = Net().to(memory_format=torch.channels_last)
-        optimizer = make_optimizer(model, OptimConfig())
+        optimizer = make_optimizer(model, OptimConfig(kind=kind))
         return model, optimizer
 
     model, optimizer = stepped()
