@@ -1,9 +1,11 @@
 """DALL-E 2 (Ramesh et al. 2022, arXiv 2204.06125): a sentence becomes a picture in four steps.
 
     sentence y ──CLIP text tower──▶ z_t
-    (y, z_t)   ──diffusion prior──▶ z_i, the CLIP embedding of a picture that fits        P(z_i | y)
+    (y, z_t)   ──prior────────────▶ z_i, the CLIP embedding of a picture that fits        P(z_i | y)
     (z_i, y)   ──decoder──────────▶ the picture at 64 × 64                                P(x | z_i, y)
     64 × 64    ──upsampler────────▶ 256 × 256 ──upsampler──▶ 1024 × 1024
+
+What it does with pictures stands in `manipulations.py`.
 
 Legend: N pictures · D width of CLIP embeddings · S side of a picture in pixels.
 """
@@ -16,26 +18,30 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from t2i.call import Call, Callback, Output, sentences
-from t2i.errors import DataError
+from t2i.errors import DataError, UsageError
 from t2i.images import to_pil
-from t2i.known import Known, read_known, read_start
-from t2i.pipeline import Pipeline
+from t2i.known import Known, Latent, read_known, read_start
+from t2i.pipelines.manipulations import Manipulations
 from t2i.seed import Streams
-from t2i.stages.clip.model import ClipEncoder
+from t2i.stages.ar_prior import sample as ar_prior
+from t2i.stages.ar_prior.model import ArPrior
 from t2i.stages.decoder import sample as decoder
 from t2i.stages.decoder.model import Decoder
+from t2i.stages.laion_decoder import sample as laion_decoder
+from t2i.stages.laion_decoder.model import LaionDecoder
+from t2i.stages.laion_prior import sample as laion_prior
+from t2i.stages.laion_prior.model import LaionPrior
 from t2i.stages.prior import sample as prior
 from t2i.stages.prior.model import Prior
 from t2i.stages.upsampler import sample as upsampler
 from t2i.stages.upsampler.model import Upsampler
 from t2i.text.tokenizers import tokenize
-from t2i.types import Tokenizer
+from t2i.types import Condition, TextFeatures, Tokenizer
 
 _SAME_CLIP = 0.98  # cosine of two marks; rounding to 8 bits moves it by less than a hundredth
-CANDIDATES = 2  # embeddings drawn by the prior, of which the better is kept (section 2.2)
 
 
-class DALLE2(Pipeline):
+class DALLE2(Manipulations):
     """`pipe("a red cube")`. Stages that draw: prior, decoder, up256, up1024; a model may stop earlier."""
 
     kind = "dalle2"
@@ -49,13 +55,17 @@ class DALLE2(Pipeline):
         "up256": "upsampler",
         "up1024": "upsampler",
     }
+    alternatives: ClassVar = {  # as model_index.json says; the paper has both priors
+        "prior": ("ar_prior", "laion_prior"),
+        "decoder": ("laion_decoder",),
+    }
     defaults: ClassVar = {  # steps and samplers of Table 3, fewer where small networks need fewer
         "steps": {"prior": 25, "decoder": 20, "up256": 10, "up1024": 6},
         "guidance": {"prior": 2.0, "decoder": 3.0},
         "sampler": {"prior": "ddpm", "decoder": "ddim", "up256": "ddim", "up1024": "ddim"},
+        "candidates": {"prior": 2},  # embeddings, of which the better is kept (section 2.2)
     }
-
-    passes: ClassVar = {"prior": CANDIDATES}
+    optional: ClassVar = frozenset({"prior"})  # without one a model varies pictures and draws no sentences
 
     def __init__(
         self, parts: Mapping[str, nn.Module], settings: Mapping[str, Mapping[str, Any]], source: str = ""
@@ -63,7 +73,7 @@ class DALLE2(Pipeline):
         super().__init__(parts, settings, source)
         _check_fit(self.parts)
         self.plan()
-        spelled = self._config("decoder").tokenizer if "decoder" in self.parts else None
+        spelled = getattr(self._config("decoder"), "tokenizer", None) if "decoder" in self.parts else None
         self._tokenizer = spelled.build() if spelled is not None else None
 
     def __call__(  # type: ignore[override]
@@ -80,6 +90,7 @@ class DALLE2(Pipeline):
         callback: Callback | None = None,
         progress: bool = True,
         max_batch: int = 8,
+        max_tile: int | None = None,
     ) -> Output:
         """Draw pictures.
 
@@ -93,13 +104,17 @@ class DALLE2(Pipeline):
             stop_after: the last stage to run; "decoder" gives 64 px pictures, "prior" embeddings only.
             callback: called with `Progress` after every step; its `preview()` is the present guess.
             max_batch: pictures that are drawn at once, at most; costly stages take fewer.
+            max_tile: pixels of a side that an upsampler sees at once, at most: larger pictures are drawn in tiles that
+                overlap, in less memory. None for whole pictures.
 
         Raises:
             UsageError: an argument that cannot be. NonFiniteError: a stage broke down.
         """
         plan = self.plan(steps, guidance, sampler, stop_after)
         rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers)
-        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress)
+        call = self.begin(
+            rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, max_tile=max_tile
+        )
         return self._output(call, cut)
 
     def inpaint(
@@ -119,6 +134,7 @@ class DALLE2(Pipeline):
         callback: Callback | None = None,
         progress: bool = True,
         max_batch: int = 8,
+        max_tile: int | None = None,
     ) -> Output:
         """Draw anew what is white in `mask`; all else stays as it is, to the bit.
 
@@ -137,7 +153,16 @@ class DALLE2(Pipeline):
         rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers)
         sizes = [self._config(stage).image_size for stage in list(plan.sampling)[1:]]
         known = read_known(image, mask, size=sizes[-1], base=sizes[0], blend=blend).to(self.device)
-        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=known)
+        call = self.begin(
+            rows,
+            seed,
+            plan,
+            max_batch=max_batch,
+            callback=callback,
+            progress=progress,
+            brought=known,
+            max_tile=max_tile,
+        )
         return self._output(call, cut, task="inpaint")
 
     def edit(
@@ -156,6 +181,7 @@ class DALLE2(Pipeline):
         callback: Callback | None = None,
         progress: bool = True,
         max_batch: int = 8,
+        max_tile: int | None = None,
     ) -> Output:
         """Draw `prompt`, starting from a noised picture (Meng et al. 2021, arXiv 2108.01073).
 
@@ -169,16 +195,29 @@ class DALLE2(Pipeline):
         self.check_pictures(list(plan.sampling)[-1])
         rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers)
         start = read_start(image, strength, self._config("decoder").image_size).to(self.device)
-        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=start)
+        call = self.begin(
+            rows,
+            seed,
+            plan,
+            max_batch=max_batch,
+            callback=callback,
+            progress=progress,
+            brought=start,
+            max_tile=max_tile,
+        )
         return self._output(call, cut, task="edit")
 
     def _draw(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """The story itself: embeddings (N, D), and pictures (N, 3, S, S) in [-1, 1] unless it stops before."""
-        z_i = self.each(call, "prior", self._prior)  # (N, D)
-        x = None
+        if isinstance(call.brought, Latent):
+            z_i, x = call.brought.z_i.to(self.device), None
+        elif "prior" in call.sampling:
+            z_i, x = self.each(call, "prior", self._prior), None  # (N, D)
+        else:
+            raise UsageError("this model has no prior, so it draws no sentences; it makes variations of pictures")
         if "decoder" in call.sampling:
             x = self.each(call, "decoder", self._decoder, z_i)  # (N, 3, 64, 64)
-        for stage in list(call.sampling)[2:]:
+        for stage in (name for name in call.sampling if self.places[name] == "upsampler"):
             x = self.each(call, stage, self._upsampler, x)  # (N, 3, 256, 256), (N, 3, 1024, 1024)
         return z_i, x
 
@@ -187,32 +226,48 @@ class DALLE2(Pipeline):
         text = self.clip.encode_text(call.rows["prompt"][rows])
         null = self.clip.encode_text(call.rows["negative_prompt"][rows]) if sampling.guidance != 1 else None
         streams = Streams(call.seeds[rows], stage)
-        model: Prior = self.parts["prior"]  # type: ignore[assignment]
-        return prior.sample(model, text, streams, sampling, null=null, num_candidates=CANDIDATES, callback=on_step)
+        model = self.parts["prior"]
+        if isinstance(model, ArPrior):
+            return ar_prior.sample(model, text, streams, sampling.guidance, null=null, callback=on_step)
+        num = self.settings["candidates"]["prior"]
+        if isinstance(model, LaionPrior):
+            if any(call.rows["negative_prompt"][rows]):
+                raise UsageError("LAION's prior knows no negative prompts")
+            return laion_prior.sample(model, text, streams, sampling, num_candidates=num, callback=on_step)
+        assert isinstance(model, Prior)
+        return prior.sample(model, text, streams, sampling, null=null, num_candidates=num, callback=on_step)
 
     def _decoder(self, call: Call, stage: str, rows: slice, on_step: Any, z_i: Tensor) -> Tensor:
-        sampling = call.sampling[stage]
-        model: Decoder = self.parts["decoder"]  # type: ignore[assignment]
-        condition = model.condition(*self._tokens(call.rows["prompt"][rows]), z_i)
+        sampling, model = call.sampling[stage], self.parts["decoder"]
+        prompts, negatives = call.rows["prompt"][rows], call.rows["negative_prompt"][rows]
+        said, unsaid = self._states(prompts, negatives)
+        if isinstance(model, LaionDecoder):
+            if call.brought is not None or any(negatives):
+                raise UsageError("LAION's decoder takes sentences alone, no pictures and no negative prompts")
+            told, null = model.condition(z_i, said), model.null_condition(len(z_i)) if sampling.guidance != 1 else None
+            return laion_decoder.sample(model, told, null, Streams(call.seeds[rows], stage), sampling, callback=on_step)
+        assert isinstance(model, Decoder)
+        condition = model.condition(*self._tokens(prompts), z_i, clip_text=said)
         null = None
         if sampling.guidance != 1:
             drop = torch.zeros(len(z_i), dtype=torch.bool, device=z_i.device)
-            null = model.condition(*self._tokens(call.rows["negative_prompt"][rows]), z_i, clip_keep=drop)
+            null = model.condition(*self._tokens(negatives), z_i, clip_text=unsaid, clip_keep=drop)
         steering, streams = self.brought(call, stage, len(z_i)), Streams(call.seeds[rows], stage)
-        return decoder.sample(model, condition, streams, sampling, null=null, steering=steering, callback=on_step)
+        x_T = call.brought.x_T[rows] if isinstance(call.brought, Latent) else None
+        return decoder.sample(
+            model, condition, streams, sampling, null=null, steering=steering, x_T=x_T, callback=on_step
+        )
 
     def _upsampler(self, call: Call, stage: str, rows: slice, on_step: Any, low_res: Tensor) -> Tensor:
         model: Upsampler = self.parts[stage]  # type: ignore[assignment]
         condition = model.condition(upsampler.quantised(model, low_res))
         steering, streams = self.brought(call, stage, len(low_res)), Streams(call.seeds[rows], stage)
-        return upsampler.sample(model, condition, streams, call.sampling[stage], steering=steering, callback=on_step)
+        sampling, max_tile = call.sampling[stage], call.max_tile
+        return upsampler.sample(
+            model, condition, streams, sampling, steering=steering, max_tile=max_tile, callback=on_step
+        )
 
     # -- what surrounds the story --------------------------------------------------------------------------------------
-
-    @property
-    def clip(self) -> ClipEncoder:
-        """The frozen CLIP model that the prior and the decoder were trained with."""
-        return self.parts["clip"]  # type: ignore[return-value]
 
     @property
     def _readers(self) -> list[Tokenizer]:
@@ -235,6 +290,10 @@ class DALLE2(Pipeline):
             truncated=cut,
         )
 
+    def _wordless(self, z_i: Tensor) -> Condition:
+        texts, model = [""] * len(z_i), self.parts["decoder"]
+        return model.condition(*self._tokens(texts), z_i, clip_text=self._states(texts)[0])  # type: ignore[operator]
+
     def _tokens(self, texts: list[str]) -> tuple[Tensor | None, Tensor | None]:
         """Tokens and mask for the decoder's own text path, if it has one."""
         if self._tokenizer is None:
@@ -242,26 +301,41 @@ class DALLE2(Pipeline):
         tokens, mask = tokenize(self._tokenizer, texts)
         return tokens.to(self.device), mask.to(self.device)
 
+    def _states(self, *texts: list[str]) -> list[TextFeatures | None]:
+        """What CLIP says of sentences, all of one length, if the decoder reads that."""
+        if self._config("decoder").clip_text_width is None:
+            return [None] * len(texts)
+        read = [self.clip.encode_text(sentences) for sentences in texts]
+        return [features.padded(max(f.mask.shape[1] for f in read)) for features in read]
+
 
 def _check_fit(parts: Mapping[str, Any]) -> None:
     """DataError if a stage was trained beside another one than its neighbour in this chain."""
 
-    def same(what: str, giver: str, given: int, taker: str, taken: int | None) -> None:
+    def same(what: str, giver: str, given: float, taker: str, taken: float | None) -> None:
         if given != taken:
             raise DataError(f"{taker} takes {what} {taken}, but {giver} gives {given}: they do not belong together")
 
-    clip, prior = parts["clip"], parts["prior"].config
-    same("embeddings of width", "clip", clip.dim, "prior", prior.clip_dim)
-    same("text states of width", "clip", clip.text_width, "prior", prior.text_width)
-    if clip.tokenizer.context > prior.context:
-        raise DataError(f"prior reads {prior.context} tokens, but clip gives {clip.tokenizer.context}")
+    clip = parts["clip"]
+    if not parts.keys() & {"prior", "decoder"}:
+        raise UsageError("the chain clip → prior lacks prior")
+    if "prior" in parts:
+        prior = parts["prior"].config
+        same("embeddings of width", "clip", clip.dim, "prior", prior.clip_dim)
+        same("text states of width", "clip", clip.text_width, "prior", prior.text_width)
+        same("embeddings of unit_norm", "clip", clip.config.unit_norm, "prior", prior.unit_norm)
+        if (context := clip.config.tokenizer.context) > prior.context:
+            raise DataError(f"prior reads {prior.context} tokens, but clip gives {context}")
     mark = torch.tensor(clip.mark())
     for name in ("prior", "decoder"):
         theirs = torch.tensor(parts[name].config.clip_mark if name in parts else ())
         if len(theirs) and (len(theirs) != len(mark) or torch.cosine_similarity(mark, theirs, dim=0) < _SAME_CLIP):
             raise DataError(f"{name} was trained with another CLIP than this one: they do not belong together")
     if "decoder" in parts:
-        same("embeddings of width", "clip", clip.dim, "decoder", parts["decoder"].config.clip_dim)
+        decoder = parts["decoder"].config
+        same("embeddings of width", "clip", clip.dim, "decoder", decoder.clip_dim)
+        if decoder.clip_text_width is not None:
+            same("text states of width", "clip", clip.text_width, "decoder", decoder.clip_text_width)
     for small, large in (("decoder", "up256"), ("up256", "up1024")):
         if large in parts:
             same("pictures of side", small, parts[small].config.image_size, large, parts[large].config.low_size)

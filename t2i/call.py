@@ -22,14 +22,12 @@ from t2i.diffusion.samplers import SAMPLERS
 from t2i.diffusion.sampling import Sampling
 from t2i.errors import DataError, NonFiniteError, UsageError, did_you_mean
 from t2i.images import read_recipe, save_png
-from t2i.known import Known, Start
+from t2i.known import Known, Latent, Start
 from t2i.types import Tokenizer
 
 MAX_PROMPT = 2000  # characters
 ALWAYS = {"seed", "steps", "guidance", "sampler", "stop_after", "max_batch"}
 """Arguments that every recipe holds."""
-PER_PICTURE = ("prompt", "negative_prompt", "classes", "seed")
-"""Arguments in a recipe that hold one value per picture."""
 
 
 class Progress(NamedTuple):
@@ -59,7 +57,7 @@ class Call:
     """One call, resolved: every row is one picture.
 
     `rows` holds what each is drawn from, by the name of the argument; `sampling` and `steering` as in `Plan`; `brought`
-    is a picture of which a part stays, or from which drawing begins.
+    is a picture of which a part stays, or from which drawing begins, or what pictures were taken apart into.
     """
 
     rows: dict[str, list[Any]]
@@ -69,7 +67,8 @@ class Call:
     max_batch: int
     callback: Callback | None
     bar: tqdm
-    brought: Known | Start | None = None
+    brought: Known | Start | Latent | None = None
+    max_tile: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -79,7 +78,7 @@ class Output:
 
     `embeddings` (N, D) are the CLIP image embeddings, where there are any; `timings` are seconds by stage;
     `truncated[i]` tells that the prompt was longer than the model reads; `recipe` repeats the call, with one prompt,
-    negative prompt, class and seed per picture.
+    negative prompt, class and seed per picture: its lists are of pictures.
     """
 
     images: list[Image]
@@ -105,9 +104,7 @@ class Output:
         arguments = self.recipe["arguments"]
         i, size = range(len(self.seeds))[i], arguments["max_batch"]
         first = i - i % size
-        group = {
-            key: arguments[key] and arguments[key][first : first + size] for key in PER_PICTURE if key in arguments
-        }
+        group = {key: value[first : first + size] for key, value in arguments.items() if isinstance(value, list)}
         if len(group.get("prompt", ())) == 1:
             group["prompt"] = group["prompt"][0]
         return {**self.recipe, "arguments": {**arguments, **group}, "picture": i - first}
@@ -129,6 +126,8 @@ def recipe_in(path: Path) -> dict[str, Any]:
     """The recipe in a PNG, if it has the form that `Output.recipe_of` gives it, or DataError; UsageError for one that a
     call alone does not repeat."""
     recipe = read_recipe(path)
+    if isinstance(task := recipe.get("task"), str):
+        raise UsageError(f"{path} was made from another picture ({task}); a recipe alone does not repeat that")
     arguments, picture = recipe.get("arguments"), recipe.get("picture")
     seeds = arguments.get("seed") if isinstance(arguments, dict) and arguments.keys() >= ALWAYS else None
     if (
@@ -138,8 +137,6 @@ def recipe_in(path: Path) -> dict[str, Any]:
         or not all(isinstance(recipe.get(key), str) for key in ("model", "weights", "torch", "device", "dtype"))
     ):
         raise DataError(f"{path}: its recipe is not one of this version of t2i")
-    if task := recipe.get("task"):
-        raise UsageError(f"{path} was made from another picture ({task}); a recipe alone does not repeat that")
     return recipe
 
 

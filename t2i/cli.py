@@ -1,11 +1,11 @@
-"""The command line: `t2i generate | train | assemble | convert | data | eval | info`.
+"""The command line: `t2i generate | variations | interpolate | text-diff | train | calibrate | assemble | convert |
+data | eval | info`.
 
 Nothing heavy is imported before a command runs.
 
 Exit codes: 0 done · 2 wrong usage · 3 bad data or disk · 4 values that are not finite · 75 stopped by a signal, saved.
 """
 
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,16 +13,15 @@ from typing import Annotated, Any
 
 import typer
 
+from t2i.cli_pictures import interpolate, text_diff, variations
 from t2i.errors import DataError, T2IError, UsageError
+from t2i.options import Device, Model, by_stage, int_or_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write training data.")
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
-
-Model = Annotated[str, typer.Option(help="A model by name (t2i info lists them), or a folder.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 def _version(wanted: bool) -> None:
@@ -75,7 +74,7 @@ def generate(
 
     given = {
         "negative_prompt": negative, "seed": seed, "stop_after": stop_after,
-        "steps": by_stage("steps", steps, _int_or_text), "guidance": by_stage("guidance", guidance, float),
+        "steps": by_stage("steps", steps, int_or_text), "guidance": by_stage("guidance", guidance, float),
         "sampler": by_stage("sampler", sampler, str),
     }  # fmt: skip
     recipe = None
@@ -117,6 +116,10 @@ def generate(
         typer.echo(f"{path}  seed {result.seeds[i]}")
 
 
+for command in (variations, interpolate, text_diff):
+    app.command()(command)
+
+
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file, such as configs/shapes/decoder.yaml.")],
@@ -128,6 +131,23 @@ def train(
     from t2i.recipe import train as run
 
     run(config, overrides or [])
+
+
+@app.command()
+def calibrate(
+    prior: Annotated[str, typer.Argument(help="Folder of a trained prior.")],
+    clip: Annotated[str, typer.Option(help="Folder of the CLIP that it was trained with.")],
+    out: Annotated[Path, typer.Option(help="Stage folder to write; that of the prior, to change it in place.")],
+    num: Annotated[int, typer.Option(min=1, help="Pictures, at most.")] = 256,
+    data: Annotated[str, typer.Option(help="shapes, a folder of captioned pictures, or shards.")] = "shapes",
+    seed: Annotated[int, typer.Option(help="Of the order of pictures and of their noise.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Measure a prior's analytic variances, which are better than fixed ones where steps are few."""
+    from t2i.calibrate import calibrate as run
+
+    count = run(prior, clip, out, data=data, num=num, seed=seed, device=device)
+    typer.echo(f"{out}: a prior with analytic variances, of {count} pictures")
 
 
 @app.command()
@@ -169,7 +189,7 @@ def convert(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the written weights; as in the file if not given.")] = None,
 ) -> None:
-    """Turn published weights (DDPM, IDDPM, ADM, GLIDE) into a stage folder. No code in a file is ever run."""
+    """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run."""
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
     import torch
@@ -217,7 +237,7 @@ def compose(
     from t2i.evaluate import compose as run
 
     chosen = {
-        "steps": by_stage("steps", steps, _int_or_text),
+        "steps": by_stage("steps", steps, int_or_text),
         "guidance": by_stage("guidance", guidance, float),
         "stop_after": stop_after,
     }
@@ -243,7 +263,7 @@ def bpd(
     _writable(out)
     from t2i.evaluate import bpd as run
 
-    chosen = None if steps is None else _int_or_text(steps)
+    chosen = None if steps is None else int_or_text(steps)
     things = _num_things(num_things)
     report = run(
         model, data=data, num=num, batch=batch, steps=chosen, num_things=things, whole=whole, seed=seed, device=device
@@ -251,11 +271,28 @@ def bpd(
     _tell(report, out)
 
 
+@eval_app.command()
+def prior(
+    model: Model = "shapes",
+    data: Annotated[str, typer.Option(help="shapes, a folder of captioned pictures, or shards.")] = "shapes",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+    num: Annotated[int, typer.Option(min=2, help="Captions, at most.")] = 512,
+    steps: Annotated[str, typer.Option(help="Such as 8.")] = "8",
+    seed: Annotated[int, typer.Option(help="Of the order of pictures and of the noise.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Embeddings that a prior draws with fixed and with analytic variances, beside the true ones."""
+    _writable(out)
+    from t2i.evaluate import prior as run
+
+    _tell(run(model, data=data, num=num, steps=int_or_text(steps), seed=seed, device=device), out)
+
+
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="A model by name or folder; none lists the known ones.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A model by name or folder, or a config; none lists all.")] = None,
 ) -> None:
-    """Versions and this machine, or the stages, sizes and settings of a model."""
+    """Versions and this machine, or the stages, sizes, cost and settings of a model."""
     from t2i.info import describe
 
     typer.echo(describe(model))
@@ -298,23 +335,6 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
     if mask is not None:
         return "inpaint", [open_image(image), open_mask(mask)]
     return "edit", [open_image(image)] if strength is None else [open_image(image), strength]
-
-
-def by_stage(what: str, text: str | None, convert: Any) -> Any:
-    """`30` → one value; `prior=10,decoder=30` → a dict. A comma parts stages only before the name of one."""
-    if text is None:
-        return None
-    try:
-        if "=" not in text:
-            return convert(text)
-        pairs = [part.split("=") for part in re.split(r",(?=[^,=]*=)", text)]
-        return {name.strip(): convert(value) for name, value in pairs}
-    except ValueError:
-        raise UsageError(f"--{what}: expected a number or stage=number,stage=number, got {text!r}") from None
-
-
-def _int_or_text(text: str) -> int | str:
-    return int(text) if text.strip().lstrip("+-").isdigit() else text.strip()
 
 
 def main() -> None:

@@ -8,26 +8,36 @@ import pickle
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from t2i.described import described
 from t2i.errors import DataError, UsageError, did_you_mean
-from t2i.nn.foreign import Layout, Shape, misfit
+from t2i.nn.foreign import Layout, Shape, misfit, modules
 from t2i.registry import one_line, save_stage
 from t2i.stages.noised_clip.convert import join, tower_of
+from t2i.stages.prior.convert import STATISTICS, lacks_statistics
 from t2i.storage import clear_errors, output_folder, read_json
-from t2i.unpublished import ASKED, read_shapes
+from t2i.unpublished import ASKED, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
 
-CONVERTING = ("decoder", "upsampler", "classifier", "noised_clip")
+CONVERTING = ("decoder", "upsampler", "classifier", "noised_clip", "prior", "laion_prior", "laion_decoder", "clip")
 """Stages that read weights of others."""
-WRAPPERS = ("state_dict", "model")
-"""Keys under which some files keep their weights."""
-DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WRAPPERS = ("state_dict", "ema_model", "model")
+"""Keys under which some files keep their weights, averaged ones first."""
+FOLDER_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+"""Weights in a folder of diffusers or transformers."""
 SHARD = 2**32  # bytes; converted weights stay on this machine
 _NEAR = 12  # so many keys or shapes may differ from those of a known network, and it is still named in the error
 
@@ -48,10 +58,11 @@ def convert_files(
     given: Sequence[str] = (),
     dtype: torch.dtype | None = None,
 ) -> Converted:
-    """Write a stage folder from published weights of DDPM, IDDPM, ADM or GLIDE.
+    """Write a stage folder from published weights of DDPM, IDDPM, ADM, GLIDE or unCLIP.
 
     Args:
-        paths: a `.pt`, `.ckpt`, `.bin` or `.safetensors` file or a diffusers folder; two files for a noised CLIP.
+        paths: a `.pt`, `.ckpt`, `.bin` or `.safetensors` file or a folder of diffusers or transformers; two where a
+            network lies in two: a noised CLIP, Karlo's prior and its statistics, or folders of unCLIP's pipeline.
         out: the folder to write.
         network: its name, if it must be a certain one; None recognises it.
         given: `key=value`, what the weights of an unpublished network do not show (see `t2i.unpublished.Facts`).
@@ -61,18 +72,30 @@ def convert_files(
         UsageError: something about an unknown network is not given, or `out` cannot be written.
         DataError: a file is damaged, holds more than tensors, or does not fit; nothing is written then.
     """
-    state = _joined([read_weights(path) for path in paths], paths)
-    where, shapes = " + ".join(map(str, paths)), {key: tuple(value.shape) for key, value in state.items()}
-    layout = read_shapes(shapes, given, where) if given else recognise(shapes, where, network)
-    for path in paths:
-        _check_diffusers(Path(path), layout.config)
+    layout, converted = converted_weights(paths, network=network, given=given)
     with output_folder(out):
-        with one_line(where, DataError):
-            converted = layout.convert(state)
         with torch.device("meta"):
             model = layout.model(layout.config)
         save_stage(out, layout.stage, model, converted, dtype, max_shard_size=SHARD)
     return Converted(layout.stage, layout.name, sum(value.numel() for value in converted.values()))
+
+
+def converted_weights(
+    paths: Sequence[str | Path], *, network: str | None = None, given: Sequence[str] = ()
+) -> tuple[Layout, dict[str, Tensor]]:
+    """What network published files are, and its weights by our keys; arguments and errors of `convert_files`."""
+    folders = [Path(path) for path in paths]
+    layout = described(folders) if network is None and not given else None
+    state = _joined([read_weights(path) for path in folders], folders)
+    where, shapes = " + ".join(map(str, paths)), {key: tuple(value.shape) for key, value in state.items()}
+    if layout is None and network is None and of_dalle2_pytorch(shapes):
+        layout = read_dalle2_pytorch(shapes, given, where)
+    elif layout is None:
+        layout = read_shapes(shapes, given, where) if given else recognise(shapes, where, network)
+        for path in folders:
+            _check_diffusers(path, layout.config)
+    with one_line(where, DataError):
+        return layout, layout.convert(state)
 
 
 @cache
@@ -97,10 +120,10 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
     if not candidates:
         names = sorted({layout.name for layout in layouts()})
         raise UsageError(f"unknown network {name!r}; known: {', '.join(names)}{did_you_mean(name, names)}")
-    modules = {key.removesuffix(".weight").removesuffix(".bias") for key in shapes}
-    apart = [len(modules ^ layout.keys) for layout in candidates]  # cheap: no network is built
+    apart = [len(modules(layout.read(shapes)) ^ layout.keys) for layout in candidates]  # cheap: no network is built
     near = [layout for layout, count in zip(candidates, apart, strict=True) if count <= min(apart) + 1]
-    best, problems = min(((layout, misfit(layout.shapes, shapes)) for layout in near), key=lambda pair: len(pair[1]))
+    misfits = ((layout, misfit(layout.shapes, layout.read(shapes))) for layout in near)
+    best, problems = min(misfits, key=lambda pair: len(pair[1]))
     if not problems:
         return best
     if name is None and len(problems) > _NEAR:
@@ -111,35 +134,48 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file or of a diffusers folder; nothing in a file is ever executed.
+    """The tensors of a file or of a folder of diffusers or transformers; nothing in a file is ever executed.
 
     Raises DataError for what is missing, truncated, foreign or holds more than tensors.
     """
     path = Path(path)
     if path.is_dir():
-        path = next((path / name for name in DIFFUSERS_FILES if (path / name).is_file()), path)
+        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
         if path.is_dir():
-            raise DataError(f"{path}: holds none of {', '.join(DIFFUSERS_FILES)}")
+            raise DataError(f"{path}: holds none of {', '.join(FOLDER_FILES)}")
     with clear_errors(path), open(path, "rb"):
         pass
-    data = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    data: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     for _ in WRAPPERS:
         inner = [data[key] for key in WRAPPERS if isinstance(data, dict) and isinstance(data.get(key), dict)]
         data = inner[0] if inner else data
+    if isinstance(data, tuple) and len(data) == 2:  # statistics of CLIP's embeddings: mean and standard deviation
+        data = dict(zip(STATISTICS, data, strict=True))
     named = isinstance(data, dict) and data and all(isinstance(key, str) for key in data)
     if not named or not all(isinstance(value, Tensor) for value in data.values()):
         raise DataError(f"{path}: expected a dictionary of tensors by name")
     return data
 
 
-def _joined(states: Sequence[dict[str, Tensor]], paths: Sequence[str | Path]) -> dict[str, Tensor]:
-    """One state dict of one file, or of the two of a noised CLIP."""
-    towers = [tower_of(state) for state in states]
-    if len(states) == 1 and towers == [None]:
-        return states[0]
-    if sorted(map(str, towers)) != ["image", "text"]:
-        raise DataError(f"{' + '.join(map(str, paths))}: expected one file, or both encoders of a noised CLIP")
-    return join(states)
+def _joined(states: Sequence[dict[str, Tensor]], paths: Sequence[Path]) -> dict[str, Tensor]:
+    """One state dict of one file, or of two that make one network. Where both name their tensors alike, the encoders of
+    a noised CLIP are told apart by what is in them, and others by the names of their folders, put before the keys."""
+    where, towers = " + ".join(map(str, paths)), [tower_of(state) for state in states]
+    if any(towers):
+        if sorted(map(str, towers)) != ["image", "text"]:
+            raise DataError(f"{where}: expected one file, or both encoders of a noised CLIP")
+        return join(states)
+    if len(states) > 1 and any(first.keys() & second.keys() for first, second in pairwise(states)):
+        states = [{f"{path.name}.{key}": x for key, x in s.items()} for path, s in zip(paths, states, strict=True)]
+    joined = {key: value for state in states for key, value in state.items()}
+    if len(joined) < sum(map(len, states)):
+        raise DataError(f"{where}: the same names twice; expected one file, or both encoders of a noised CLIP")
+    if lacks_statistics(joined):
+        raise DataError(
+            f"{where}: a prior without the statistics of CLIP's embeddings; give the file of them as well, which was "
+            "published beside it (ViT-L-14_stats.th)"
+        )
+    return joined
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -150,6 +186,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
+    if _is_program(path):
+        raise DataError(f"{path}: a program (TorchScript), and code from a file is never run")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
@@ -159,6 +197,14 @@ def _read_pickle(path: Path) -> Any:
         raise DataError(f"{path}: not a file of weights, or damaged") from None
     except Exception:  # whatever bytes that are none of torch's provoke in its reader
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        with ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # another format, or damaged, which is found out where it is read
+        return False
 
 
 def _is_zip(path: Path) -> bool:
@@ -171,15 +217,17 @@ def _check_diffusers(path: Path, config: Any) -> None:
     if not path.is_dir() or not (path / "config.json").is_file():
         return
     theirs, unet = read_json(path / "config.json"), getattr(config, "unet", None)
-    if unet is None or not isinstance(theirs, dict):
-        raise DataError(f"{path / 'config.json'}: not the config of a U-Net, as its weights are")
+    if not isinstance(theirs, dict):
+        raise DataError(f"{path / 'config.json'}: not the config of a network, as its weights are")
+    if unet is None:
+        return
     facts = {
         "norm_eps": unet.norm_eps,
         "norm_num_groups": unet.norm_groups,
         "flip_sin_to_cos": unet.time_order == "cos_sin",
         "freq_shift": unet.time_denominator_shift,
         "downsample_padding": 0 if unet.down_padding == "right_bottom" else 1,
-        "attention_head_dim": None,
+        "attention_head_dim": unet.head_channels if unet.mid_attention else theirs.get("attention_head_dim"),
         "center_input_sample": False,
         "act_fn": "silu",
     }

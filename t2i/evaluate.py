@@ -2,6 +2,7 @@
 
 compose    a pipeline draws, a reader that knows nothing of it looks, and the share of right pictures is counted
 bpd        pictures are told to a decoder, which says how many bits they cost
+prior      a prior draws embeddings for captions, with each kind of variance, and they are compared with the true ones
 """
 
 import json
@@ -21,11 +22,17 @@ from t2i.diffusion.sampling import Sampling
 from t2i.errors import UsageError
 from t2i.images import from_pil
 from t2i.metrics import bpd as likelihood
+from t2i.metrics import embeddings
 from t2i.metrics.compose import Prompt, Share, mean, prompts, score, summary
 from t2i.pipeline import Output, Pipeline
 from t2i.precision import device_of
 from t2i.registry import find_stage, load_stage, one_line
+from t2i.seed import Streams
+from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
+from t2i.stages.prior.model import Prior, PriorVariance
+from t2i.stages.prior.sample import sample
+from t2i.stages.prior.task import PriorOptions, PriorTask
 from t2i.stages.reader.model import Detection, Reader
 from t2i.stages.reader.task import accuracy, listed
 
@@ -125,6 +132,61 @@ def bpd(
     result = likelihood.summary(bits, process)
     facts = {"model": model, "data": data, "held_out": not whole, "seed": seed, **result}
     return Report(likelihood.table(result, f"{'' if whole else 'held-out '}pictures of {data}"), facts)
+
+
+def prior(
+    model: str, *, data: str = "shapes", num: int = 512, steps: str | int = 8, seed: int = 0, device: str = "auto"
+) -> Report:
+    """What fixed and analytic variances are worth to a prior that takes few steps.
+
+    One embedding is drawn for each held-out caption, by DDPM's sampler without guidance, from the same noise for every
+    variance. As many other pictures show how far apart two sets of true embeddings are.
+
+    Args:
+        model: a pipeline with a CLIP and a prior, by name or folder; analytic variances are those that `t2i calibrate`
+            has measured.
+        data: shapes, a folder or shards; the pictures of it that training holds out.
+        num: captions, at most.
+        steps: of the process, spaced as for sampling.
+
+    Raises UsageError for a model without a prior and for steps that cannot be, DataError for unusable data.
+    """
+    pipe = Pipeline.from_pretrained(model, device=device)
+    clip, network = pipe.parts.get("clip"), pipe.parts.get("prior")
+    if not isinstance(clip, ClipEncoder) or not isinstance(network, Prior):
+        raise UsageError(f"{model}: no diffusion prior among {', '.join(pipe.parts)}")
+    sampling = Sampling(steps, "ddpm")
+    task = PriorTask(network, clip, PriorOptions(sampling=Sampling(steps=1)))
+    with one_line(f"steps of {model}", UsageError):
+        process = task.process.respace(steps)
+    kinds: list[PriorVariance] = ["fixed_small", "fixed_large"]
+    kinds += ["analytic"] if network.config.variance == "analytic" else []
+    loader = Loader(
+        DataConfig(source=data, size=clip.image_size, num_workers=0),
+        seed=seed,
+        batch_size=min(_BATCH, num),
+        split="val",
+    )
+    true: list[Tensor] = []  # (B, D) each
+    errors: list[Tensor] = []  # (B, T)
+    drawn: dict[PriorVariance, list[Tensor]] = {kind: [] for kind in kinds}
+    with torch.no_grad():
+        for batch in likelihood.pictures(loader, 2 * num, task.keys, pipe.device):
+            true.append(clip.encode_image(batch["image"]).cpu())
+            if sum(len(part) for part in errors) < num:
+                errors.append(task.squared_errors(batch, process))
+                text, seeds = clip.encode_text(batch["caption"]), batch["seed"]
+                for kind, parts in drawn.items():
+                    streams = Streams(seeds, "eval")
+                    parts.append(sample(network, text, streams, sampling, num_candidates=1, variance=kind).cpu())
+    z_i, others = torch.cat(true).tensor_split([sum(len(part) for part in errors)])
+    rows = {"other pictures": embeddings.compare(others, z_i[: len(others)])} if len(others) > 1 else {}
+    for kind, parts in drawn.items():
+        rows[kind] = embeddings.compare(torch.cat(parts), z_i)
+        rows[kind]["bound"] = embeddings.bound(process, torch.cat(errors).mean(dim=0), network.parametrisation(kind))
+    facts = {"model": model, "data": data, "steps": list(process.positions), "pictures": len(z_i), "rows": rows}
+    where = f"{process.num_steps} steps, {len(z_i)} held-out pictures of {data}"
+    return Report(embeddings.table(rows, where), facts)
 
 
 def _decoder_task(model: str, device: str) -> tuple[DecoderTask, torch.device]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -128,7 +129,9 @@ def _convert(rows: list[dict[str, Any]], folder: Path, place: str) -> None:
     from t2i.convert import convert_files
 
     files = [
-        _from_hub(row["hub"]) if "hub" in row else download(row["url"], _file(row, folder), md5=row.get("md5"))
+        _from_hub(row["hub"], row.get("folder", ""))
+        if "hub" in row
+        else download(row["url"], _file(row, folder), md5=row.get("md5"))
         for row in rows
     ]
     unfinished = folder / f"{place}.part"
@@ -155,18 +158,23 @@ def _here(row: dict[str, Any], folder: Path) -> bool:
     return "hub" in row or _file(row, folder).is_file()
 
 
-def _from_hub(repository: str) -> Path:
-    """The folder of a diffusers repository in the cache of Hugging Face's client: its config and its weights."""
+def _from_hub(repository: str, folder: str = "") -> Path:
+    """A folder of a repository in the cache of Hugging Face's client, "" for the whole: its config and its weights."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    from t2i.convert import FOLDER_FILES
+
     fetch = partial(hf_hub_download, repository, local_files_only=offline())
+    *names, last = (f"{folder}/{name}" if folder else name for name in FOLDER_FILES)
     try:
-        config = fetch("config.json")
-        try:
-            fetch("diffusion_pytorch_model.safetensors")
-        except EntryNotFoundError:
-            fetch("diffusion_pytorch_model.bin")
+        config = fetch(f"{folder}/config.json" if folder else "config.json")
+        for name in names:
+            with suppress(EntryNotFoundError):
+                fetch(name)
+                break
+        else:
+            fetch(last)
         return Path(config).parent
     except LocalEntryNotFoundError:
         why = f"and {' or '.join(OFFLINE)} forbids to download it" if offline() else "and the Hub cannot be reached"

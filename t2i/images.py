@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,16 +139,20 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
 
 def grid(x: Tensor, columns: int | None = None, gap: int = 2) -> Image.Image:
     """(B, 3, H, W) in [-1, 1] → one picture, row by row on white; `columns` defaults to a square arrangement."""
-    pictures = to_pil(x)
+    return sheet(to_pil(x), columns, gap)
+
+
+def sheet(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
+    """Pictures of one size → one picture of them, as in `grid`."""
     if not pictures:
         raise ValueError("a grid needs at least one picture, got 0")
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     width, height = pictures[0].width + gap, pictures[0].height + gap
-    sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    whole = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
     for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * width, i // columns * height))
-    return sheet
+        whole.paste(picture, (i % columns * width, i // columns * height))
+    return whole
 
 
 def save_png(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None = None) -> None:
@@ -156,13 +161,21 @@ def save_png(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None
     Raises:
         UsageError: the file cannot be written. DataError: the disk is full.
     """
-    path = Path(path)
     text = PngImagePlugin.PngInfo()
     if recipe is not None:
         text.add_itxt(RECIPE_KEY, json.dumps(recipe, ensure_ascii=False))
+    _save(image, Path(path), "PNG", pnginfo=text)
+
+
+def save_gif(pictures: Sequence[Image.Image], path: str | Path, seconds: float = 0.25) -> None:
+    """Write pictures of one size as an endless animation, each for so many `seconds`; errors as in `save_png`."""
+    _save(pictures[0], Path(path), "GIF", save_all=True, append_images=pictures[1:], duration=1000 * seconds, loop=0)
+
+
+def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        image.save(temporary, "PNG", pnginfo=text)
+        image.save(temporary, kind, **options)
         os.replace(temporary, path)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

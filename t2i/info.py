@@ -10,16 +10,23 @@ from typing import Any
 import torch
 
 from t2i import __version__
+from t2i.diffusion.schedules import respaced_steps
+from t2i.errors import UsageError
+from t2i.flops import cost
 from t2i.hub import cached, find, index, megabytes, parts
 from t2i.pipeline import Pipeline
 from t2i.precision import fast_bfloat16
-from t2i.registry import find_stage, load_stage
+from t2i.recipe import complete, load_clip, load_run
+from t2i.registry import find_stage, load_stage, one_line, stage
 
 
 def describe(model: str | None = None) -> str:
-    """Versions, devices and known models; or the stages, parameters and settings of one model, or one stage."""
+    """Versions, devices and known models; or the stages, parameters, cost and settings of one model, of one stage, or
+    of what a config would train."""
     if model is None:
         return _installation()
+    if model.endswith((".yaml", ".yml")):
+        return _config(model)
     if (alone := find_stage(model)).is_dir() and (alone / "config.json").is_file():
         return _stage(alone)
     folder = find(model)
@@ -67,25 +74,61 @@ def _published(model: str) -> str:
 
 def _model(model: str, folder: Path) -> str:
     pipe = Pipeline.from_pretrained(model, device="cpu")
-    lines = [f"{model}: {type(pipe).__name__} in {folder}"]
+    lines, plan = [f"{model}: {type(pipe).__name__} in {folder}"], pipe.plan().sampling
+    repeats, spent = pipe.settings.get("candidates", {}), []  # FLOPs of the stages that draw
     for name, part in pipe.parts.items():
         count = sum(p.numel() for p in part.parameters())
         size = sum(f.stat().st_size for f in (folder / name).glob("*.safetensors"))
         lines.append(
             f"  {name:<8} {count / 1e6:7.2f} M parameters  {size / 2**20:6.1f} MiB  {_chosen(pipe.settings, name)}"
         )
-    return "\n".join(lines)
+        if name in plan:
+            config: Any = part.config
+            found = cost(part)
+            spent.append(None if found is None else found.of(plan[name], config.num_steps, repeats.get(name, 1)))
+            lines[-1] += f"  {_flops(spent[-1])}" if spent[-1] is not None else ""
+    return "\n".join(lines if None in spent else [*lines, f"  {_flops(sum(filter(None, spent)))} per picture"])
 
 
 def _stage(folder: Path) -> str:
     """A stage on its own."""
     part = load_stage(folder)
     count, size = sum(p.numel() for p in part.parameters()), sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    return f"{folder}: {type(part).__name__}, {count / 1e6:.2f} M parameters, {size / 2**20:.1f} MiB"
+    found = cost(part)
+    spent = f", {_flops(found.step)} per evaluation" if found is not None else ""
+    return f"{folder}: {type(part).__name__}, {count / 1e6:.2f} M parameters, {size / 2**20:.1f} MiB{spent}"
+
+
+def _config(path: str) -> str:
+    """What a config would train, and what a picture would cost with the `sampling` of its task."""
+    run = load_run(path, [])
+    spec, config = stage(run.stage), run.model
+    if run.clip is None and getattr(config, "num_classes", None) is None:  # pictures of classes need not be here
+        config = complete(run, spec, None)
+    elif run.clip is not None and find_stage(run.clip).is_dir():  # nor need a CLIP that is yet to be trained
+        config = complete(run, spec, load_clip(run.clip))
+    with one_line(path, UsageError), torch.device("meta"):
+        part = spec.model_class(config)
+    count, dtype = sum(p.numel() for p in part.parameters()), getattr(torch, run.save_dtype)
+    size = sum(x.numel() for x in part.state_dict().values()) * dtype.itemsize
+    line = f"{path}: {type(part).__name__}, {count / 1e6:.2f} M parameters, {size / 2**20:.1f} MiB in {run.save_dtype}"
+    if (found := cost(part)) is None:
+        return line
+    line += f", {_flops(found.step)} per evaluation"
+    if (sampling := getattr(run.task, "sampling", None)) is None:
+        return line
+    steps, guided = len(respaced_steps(sampling.steps, run.model.num_steps)), sampling.guidance != 1  # type: ignore[attr-defined]
+    whole = found.of(sampling, run.model.num_steps)  # type: ignore[attr-defined]
+    return f"{line}, {_flops(whole)} per picture of {steps} {'guided ' if guided else ''}steps"
 
 
 def _chosen(settings: Mapping[str, Mapping[str, Any]], place: str) -> str:
     return ", ".join(f"{what} {values[place]}" for what, values in settings.items() if values.get(place) is not None)
+
+
+def _flops(number: float) -> str:
+    unit = next((unit for unit in "KMGT" if number < 1000 * 1000 ** (1 + "KMGT".index(unit))), "P")
+    return f"{number / 1000 ** (1 + 'KMGTP'.index(unit)):.3g} {unit}FLOPs"
 
 
 def _size(megabytes: float) -> str:

@@ -1,10 +1,12 @@
 """Pictures that users bring along: what of them stays, or from where drawing begins.
 
-B pictures of a batch · S side of the result in pixels
+B pictures of a batch · S side of the result in pixels · N pictures · s side of the decoder's · D width of embeddings
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from t2i.diffusion.inpaint import keep_known
 from t2i.errors import UsageError
-from t2i.images import pasted, square, square_mask
+from t2i.images import open_image, pasted, square, square_mask
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,54 @@ class Start:
     def to(self, device: torch.device) -> "Start":
         """On a device."""
         return replace(self, picture=self.picture.to(device))
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Pictures taken apart (Ramesh et al. 2022, section 3): `z_i` (N, D), the CLIP embeddings that say what they show,
+    and `x_T` (N, 3, s, s), the noise from which the decoder, told z_i, comes back to them. Both float32, on the CPU."""
+
+    z_i: Tensor
+    x_T: Tensor
+
+    def __len__(self) -> int:
+        return len(self.z_i)
+
+    def __getitem__(self, rows: slice) -> "Latent":
+        return Latent(self.z_i[rows], self.x_T[rows])
+
+    def repeated(self, num: int) -> "Latent":
+        """Every picture `num` times in a row."""
+        return Latent(self.z_i.repeat_interleave(num, 0), self.x_T.repeat_interleave(num, 0))
+
+    def check(self, dim: int, size: int, unit_norm: bool) -> "Latent":
+        """Itself, if it is one of a model with embeddings of this width and pictures of this side; or UsageError."""
+        num = len(self.z_i)
+        if num == 0 or self.z_i.shape != (num, dim) or self.x_T.shape != (num, 3, size, size):
+            raise UsageError(
+                f"z_i {tuple(self.z_i.shape)} and x_T {tuple(self.x_T.shape)} are not this model's, which are "
+                f"(N, {dim}) and (N, 3, {size}, {size})"
+            )
+        if not (self.z_i.isfinite().all() and self.x_T.isfinite().all()):
+            raise UsageError("z_i or x_T holds NaN or infinity")
+        length = self.z_i.float().norm(dim=1)
+        worst = float(length[(length - 1).abs().argmax()])
+        if unit_norm and abs(worst - 1) > 1e-2:
+            raise UsageError(f"embeddings of this model have length 1, but there is a z_i of length {worst:.3g}")
+        return Latent(self.z_i.float().cpu(), self.x_T.float().cpu())
+
+
+def read_pictures(image: Any) -> list[Image]:
+    """One picture or several, PIL or the `Path` of a file, as PIL; UsageError for anything else."""
+    given = list(image) if isinstance(image, Sequence) and not isinstance(image, str) else [image]
+    if not given:
+        raise UsageError("no picture given")
+    for one in given:
+        if isinstance(one, str):
+            raise UsageError(f"expected a picture, got the text {one[:60]!r}; name a file as pathlib.Path(…)")
+        if not isinstance(one, Image | Path):
+            raise UsageError(f"expected a PIL picture or the Path of one, got {type(one).__name__}")
+    return [open_image(one) if isinstance(one, Path) else one for one in given]
 
 
 def read_known(image: Image, mask: Image, *, size: int, base: int, blend: float) -> Known:

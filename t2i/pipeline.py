@@ -33,17 +33,20 @@ from t2i.call import (
 )
 from t2i.diffusion.sampling import Sampling, Steering
 from t2i.diffusion.schedules import respaced_steps
+from t2i.diffusion.tiles import SMALLEST
 from t2i.errors import DataError, UsageError, did_you_mean
 from t2i.hub import resolve
 from t2i.images import to_pil
-from t2i.known import Known, Start
+from t2i.known import Known, Latent, Start
 from t2i.precision import device_of, dtype_of
-from t2i.registry import load_stage, save_stage
+from t2i.registry import STAGES, load_stage, save_stage
 from t2i.storage import fingerprint, read_json, write
 from t2i.types import Prediction, StepCallback
 
 KINDS = {"dalle2": "DALLE2", "ddpm": "DDPM", "adm": "ADM", "glide": "GLIDE"}
 """Pipelines by the name in `model_index.json`: module of `t2i.pipelines` → class."""
+UNCLIP = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
+"""Pipelines of diffusers whose folders are opened as they are; the second has no prior."""
 
 
 class Pipeline:
@@ -68,16 +71,17 @@ class Pipeline:
     """Names of the stages that draw, in order."""
     places: ClassVar[dict[str, str]]
     """Every place in the chain, in order, and the kind of stage that fills it."""
+    alternatives: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Other kinds of stage that may fill a place instead."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """Places that may be empty although later ones are filled."""
     defaults: ClassVar[dict[str, dict[str, Any]]]
-    """What `steps`, `guidance` and `sampler` of every stage are unless a model says otherwise."""
+    """What `steps`, `guidance` and `sampler` of every stage are unless a model says otherwise; with `candidates`, how
+    often a stage samples to choose from."""
     steering: ClassVar[tuple[str, ...]] = ()
     """Parts that draw nothing and have a guidance: classifiers, CLIP."""
     temperature: ClassVar[dict[str, float]] = {}
     """Factor of the initial noise of a stage, where it is not 1."""
-    passes: ClassVar[dict[str, int]] = {}
-    """How often a stage samples for one chunk, where it is not once."""
 
     def __init__(
         self, parts: Mapping[str, nn.Module], settings: Mapping[str, Mapping[str, Any]], source: str = ""
@@ -93,7 +97,7 @@ class Pipeline:
         name_or_folder: str | Path = "shapes", *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
     ) -> "Pipeline":
         """Open a model by name (`t2i info` lists them; published ones are downloaded and converted on first use), or a
-        folder written by `save_pretrained`.
+        folder written by `save_pretrained`, or one of diffusers' unCLIP pipelines as it is.
 
         Args:
             device: "auto" takes the GPU if there is one.
@@ -109,13 +113,17 @@ class Pipeline:
         path = folder / "model_index.json"
         index = read_json(path)
         kind = str(index.get("_class_name")) if isinstance(index, dict) else f"a {type(index).__name__}"
-        if kind not in KINDS:
-            raise DataError(f"{path}: unknown kind of pipeline {kind!r}; known: {', '.join(KINDS)}")
-        cls = pipeline_class(kind)
+        if kind not in (*KINDS, *UNCLIP):
+            raise DataError(f"{path}: unknown kind of pipeline {kind!r}; known: {', '.join((*KINDS, *UNCLIP))}")
         settings = index.pop("settings", None)
         stages = {name: folder / name for name, value in index.items() if isinstance(value, list)}
         try:
-            pipe = cls.assemble(stages, settings)
+            if kind in UNCLIP:
+                from t2i.unclip import SETTINGS, read_unclip
+
+                pipe = pipeline_class("dalle2")(read_unclip(folder), SETTINGS)
+            else:
+                pipe = pipeline_class(kind).assemble(stages, settings)
         except UsageError as error:
             raise DataError(f"{path}: {error}") from error
         pipe.source = str(folder.resolve() if folder == Path(name_or_folder) else name_or_folder)
@@ -135,7 +143,7 @@ class Pipeline:
         Raises UsageError for a place that the chain does not have and for a hole in it, DataError for a folder that
         holds another stage and for stages that do not fit together.
         """
-        parts = {name: load_stage(folders[name], expect=cls.places[name]) for name in cls._chain(folders)}
+        parts = {name: load_stage(folders[name], expect=cls._kinds(name)) for name in cls._chain(folders)}
         return cls(parts, {} if settings is None else settings)
 
     def to(self, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> Self:
@@ -153,8 +161,9 @@ class Pipeline:
         folder = Path(folder)
         index: dict[str, Any] = {"_class_name": self.kind, "_t2i_version": __version__}
         for name, part in self.parts.items():
-            save_stage(folder / name, self.places[name], part, dtype=dtype)
-            index[name] = ["t2i", self.places[name]]
+            kind = next(k for k in self._kinds(name) if type(part) is STAGES[k].model_class)
+            save_stage(folder / name, kind, part, dtype=dtype)
+            index[name] = ["t2i", kind]
         index["settings"] = self.settings
         write(folder / "model_index.json", json.dumps(index, indent=2).encode() + b"\n")
         if dtype is None:
@@ -163,6 +172,11 @@ class Pipeline:
     def __call__(self, *subject: Any, **arguments: Any) -> Output:
         """Draw; every kind of pipeline says what it takes."""
         raise TypeError(f"{type(self).__name__} does not draw; open a model with Pipeline.from_pretrained")
+
+    @classmethod
+    def _kinds(cls, place: str) -> tuple[str, ...]:
+        """The kinds of stage that may fill a place."""
+        return (cls.places[place], *cls.alternatives.get(place, ()))
 
     @classmethod
     def _chain(cls, names: Collection[str]) -> list[str]:
@@ -178,14 +192,19 @@ class Pipeline:
         return chain
 
     def _completed(self, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """`defaults` of the stages that are there, overridden by `given`."""
+        """`defaults` of the stages that are there, overridden by `given`; guidance alone for one that draws codes."""
         if not isinstance(given, Mapping) or not all(isinstance(values, Mapping) for values in given.values()):
             raise UsageError(f"settings must hold values by stage for each of {', '.join(self.defaults)}, got {given}")
         for what in given:
             if what not in self.defaults:
                 raise UsageError(f"unknown setting {what!r}{did_you_mean(what, self.defaults)}")
+        coded = {name for name in self.parts if hasattr(self._config(name), "num_codes")}
         return {
-            what: {name: v for name, v in {**values, **given.get(what, {})}.items() if name in self.parts}
+            what: {
+                name: v
+                for name, v in {**values, **given.get(what, {})}.items()
+                if name in self.parts and (what == "guidance" or name not in coded)
+            }
             for what, values in self.defaults.items()
         }
 
@@ -206,8 +225,9 @@ class Pipeline:
             raise UsageError(f"stop_after: unknown stage {stop_after!r}; stages are {', '.join(stages)}{hint}")
         steering = [part for part in self.steering if part in self.parts]
         defaults, guided = self.settings, self.defaults["guidance"]
-        num_steps = by_stage("steps", steps, stages, defaults["steps"], self._check_steps)
-        samplers = by_stage("sampler", sampler, stages, defaults["sampler"], check_sampler)
+        stepped = self._stepped(stages, steps=steps, sampler=sampler)
+        num_steps = by_stage("steps", steps, stepped, defaults["steps"], self._check_steps)
+        samplers = by_stage("sampler", sampler, stepped, defaults["sampler"], check_sampler)
         scales = by_stage(
             "guidance",
             guidance,
@@ -219,11 +239,21 @@ class Pipeline:
         heat = self.temperature
         return Plan(
             {
-                s: Sampling(num_steps[s], samplers[s], scales[s], temperature=heat.get(s, 1.0))
+                s: Sampling(num_steps.get(s, 1), samplers.get(s, "ddim"), scales[s], temperature=heat.get(s, 1.0))
                 for s in stages[: last + 1]
             },
             {part: scales[part] for part in steering},
         )
+
+    def _stepped(self, stages: list[str], **given: Any) -> list[str]:
+        """Of `stages` those that have `steps` and a `sampler`; UsageError if another one is `given` them by name."""
+        stepped = [stage for stage in stages if stage in self.settings["steps"]]
+        for what, values in given.items():
+            for name in values if isinstance(values, Mapping) else ():
+                if name in stages and name not in stepped:
+                    num = self._config(name).num_codes
+                    raise UsageError(f"{what} of {name}: this {name} draws {num} codes one by one and has none")
+        return stepped
 
     def begin(
         self,
@@ -234,14 +264,18 @@ class Pipeline:
         max_batch: int = 8,
         callback: Callback | None = None,
         progress: bool = True,
-        brought: Known | Start | None = None,
+        brought: Known | Start | Latent | None = None,
+        max_tile: int | None = None,
     ) -> Call:
         """A call over rows of equal length, with its progress bar."""
         count, max_batch = len(next(iter(rows.values()))), whole("max_batch", max_batch)
         bar = tqdm(disable=not progress, unit="step", leave=False)
-        call = Call(rows, seeds_of(seed, count), *plan, max_batch, callback, bar, brought)
+        if max_tile is not None:
+            max_tile = self._check_tile(max_tile, plan)
+        call = Call(rows, seeds_of(seed, count), *plan, max_batch, callback, bar, brought, max_tile)
+        repeats = self.settings.get("candidates", {})
         bar.total = sum(
-            len(self.chunks(call, stage)) * self._num_steps(stage, chosen.steps) * self.passes.get(stage, 1)
+            len(self.chunks(call, stage)) * self._num_steps(stage, chosen.steps) * repeats.get(stage, 1)
             for stage, chosen in plan.sampling.items()
         )
         if isinstance(brought, Start):
@@ -270,22 +304,26 @@ class Pipeline:
     def chunks(self, call: Call, stage: str) -> list[slice]:
         """Rows that a stage draws at once: `max_batch`, or fewer where its U-Net works on more than 64 × 64 places."""
         config = self._config(stage)
-        places = config.image_size // config.unet.patch_size if hasattr(config, "unet") else 1
+        side = getattr(config, "image_size", 1)
+        if call.max_tile is not None and self.places[stage] == "upsampler":
+            side = min(side, call.max_tile)
+        places = side // config.unet.patch_size if hasattr(config, "unet") else 1
         return chunks(len(call.seeds), call.max_batch, call.max_batch * 64**2 // places**2)
 
     def recipe(self, call: Call, task: str | None = None) -> dict[str, Any]:
         """Everything that decides the pictures, as JSON, row by row; where a `task` was given another picture, that is
         not in it."""
         guided = [stage for stage in self.defaults["guidance"] if stage in call.sampling]
+        stepped = {stage: call.sampling[stage] for stage in self._stepped(list(call.sampling))}
         arguments = {
             **{name: None if set(values) <= {None, ""} else values for name, values in call.rows.items()},
             "seed": call.seeds,
-            "steps": {stage: chosen.steps for stage, chosen in call.sampling.items()},
+            "steps": {stage: chosen.steps for stage, chosen in stepped.items()},
             "guidance": {stage: call.sampling[stage].guidance for stage in guided} | call.steering,
-            "sampler": {stage: chosen.sampler for stage, chosen in call.sampling.items()},
+            "sampler": {stage: chosen.sampler for stage, chosen in stepped.items()},
             "stop_after": list(call.sampling)[-1],
             "max_batch": call.max_batch,
-        }
+        } | ({"max_tile": call.max_tile} if call.max_tile is not None else {})
         return ({"task": task} if task is not None else {}) | {
             "t2i": __version__,
             "torch": torch.__version__,
@@ -312,7 +350,8 @@ class Pipeline:
         return self.parts[stage].config
 
     def _num_steps(self, stage: str, spec: int | str) -> int:
-        return len(respaced_steps(spec, self._config(stage).num_steps))
+        config = self._config(stage)
+        return config.num_codes if hasattr(config, "num_codes") else len(respaced_steps(spec, config.num_steps))
 
     def _check_steps(self, stage: str, value: Any) -> int | str:
         try:
@@ -323,6 +362,17 @@ class Pipeline:
         except ValueError as error:
             raise UsageError(f"steps of {stage}: {error}") from error
         return value
+
+    def _check_tile(self, value: Any, plan: Plan) -> int:
+        """A side of tiles that every upsampler folds, or UsageError."""
+        side = whole("max_tile", value)
+        for stage in (name for name in plan.sampling if self.places[name] == "upsampler"):
+            unet = self._config(stage).unet
+            if side < (least := SMALLEST * unet.factor):
+                raise UsageError(f"max_tile must be at least {least} for {stage}, got {side}")
+            if unet.attention_positions:
+                raise UsageError(f"max_tile is not for {stage}, which knows the places of pixels in the whole picture")
+        return side
 
     @contextmanager
     def running(self, stage: str, timings: dict[str, float]) -> Iterator[None]:

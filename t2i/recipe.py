@@ -40,7 +40,7 @@ class Run(Config):
     """A training run, as a YAML file says it.
 
     Attributes:
-        stage: clip, noised_clip, prior, decoder, upsampler, classifier or reader.
+        stage: clip, noised_clip, prior, ar_prior, decoder, upsampler, classifier or reader.
         preset: name of a published network, whose `model` this is but for what is given there.
         clip: folder of the frozen CLIP that the stage learns from, if it does; a path, or one under `weights/`.
         init: folder of a trained stage to start from, instead of random weights; see `fitted`.
@@ -69,7 +69,8 @@ class Run(Config):
             raise ValueError(
                 f"unknown preset {name!r}; {data['stage']}s are {', '.join(known)}{did_you_mean(name, known)}"
             )
-        return data | {"model": _over(known[name].model_dump(mode="json"), data.get("model") or {})}
+        preset = known[name].model_dump(mode="json", exclude_unset=True)  # what it leaves open may follow from a CLIP
+        return data | {"model": _over(preset, data.get("model") or {})}
 
 
 def load_run(path: str | Path, overrides: list[str]) -> Run:

@@ -1,6 +1,6 @@
 """The trainable stages by name, and how each is saved and loaded."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -57,6 +57,11 @@ class Stage:
 STAGES = {
     "clip": Stage("clip", "ClipConfig", "ClipEncoder", "ClipTask", "ClipOptions"),
     "prior": Stage("prior", "PriorConfig", "Prior", "PriorTask", "PriorOptions"),
+    "ar_prior": Stage("ar_prior", "ArPriorConfig", "ArPrior", "ArPriorTask", "ArPriorOptions"),
+    "laion_prior": Stage("laion_prior", "LaionPriorConfig", "LaionPrior", "LaionPriorTask", "LaionPriorOptions"),
+    "laion_decoder": Stage(
+        "laion_decoder", "LaionDecoderConfig", "LaionDecoder", "LaionDecoderTask", "LaionDecoderOptions"
+    ),
     "decoder": Stage("decoder", "DecoderConfig", "Decoder", "DecoderTask", "DecoderOptions"),
     "upsampler": Stage("upsampler", "UpsamplerConfig", "Upsampler", "UpsamplerTask", "UpsamplerOptions"),
     "reader": Stage("reader", "ReaderConfig", "Reader", "ReaderTask", "ReaderOptions"),
@@ -103,8 +108,10 @@ def find_stage(folder: str | Path) -> Path:
     return folder if folder.is_dir() or not bundled.is_dir() else bundled
 
 
-def load_stage(folder: str | Path, expect: str | None = None) -> nn.Module:
+def load_stage(folder: str | Path, expect: str | Sequence[str] | None = None) -> nn.Module:
     """The model of a stage folder (see `find_stage`), in float32 on the CPU, in evaluation mode.
+
+    `expect` is the kind of stage that it must be, or several that it may be.
 
     Raises DataError for a missing, truncated or foreign folder and for weights that do not fit their config.
     """
@@ -113,8 +120,9 @@ def load_stage(folder: str | Path, expect: str | None = None) -> nn.Module:
     name = str(config.get("stage", ""))
     if name not in STAGES:
         raise DataError(f"{folder}: config.json names no known stage (found {name!r})")
-    if expect is not None and name != expect:
-        raise DataError(f"{folder}: holds a {name}, expected a {expect}")
+    kinds = [expect] if isinstance(expect, str) else expect
+    if kinds is not None and name not in kinds:
+        raise DataError(f"{folder}: holds a {name}, expected a {' or '.join(kinds)}")
     model_config = config.get("model", {})
     elsewhere = model_config.get("pretrained") if isinstance(model_config, dict) else None  # null in what we save
     if elsewhere is not None:

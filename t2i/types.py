@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Batch = dict[str, Any]
@@ -94,15 +95,22 @@ class NoiseSource(Protocol):
 
 
 class TextFeatures(NamedTuple):
-    """A text encoder's output: `pooled` (B, D) of unit norm, `sequence` (B, L, W) of token states, `mask` (B, L)."""
+    """A text encoder's output: `pooled` (B, D), `sequence` (B, L, W) of token states, `mask` (B, L)."""
 
     pooled: Tensor
     sequence: Tensor
     mask: Tensor
 
+    def padded(self, length: int) -> "TextFeatures":
+        """Sentences lengthened to L = `length` places, the new ones masked, so that both rows of guidance fit one
+        batch."""
+        missing = length - self.mask.shape[1]
+        return TextFeatures(self.pooled, F.pad(self.sequence, (0, 0, 0, missing)), F.pad(self.mask, (0, missing)))
+
 
 class Encoder(Protocol):
-    """A frozen joint encoder of pictures and sentences, such as CLIP. Embeddings have unit norm."""
+    """A frozen joint encoder of pictures and sentences, such as CLIP. Embeddings have unit norm, unless it was
+    published with stages that take them as they are."""
 
     dim: int
 

@@ -1,4 +1,5 @@
-"""Flat U-Nets of sizes that nobody published: what keys and shapes show of them, and what must be told.
+"""Flat U-Nets of sizes that nobody published, and priors of DALLE2-pytorch: what keys and shapes show of them, and what
+must be told.
 
 C channels · L level · R residual blocks per level
 """
@@ -14,6 +15,9 @@ from t2i.nn.foreign import Layout, RowOrder, Shape
 from t2i.registry import one_line
 from t2i.stages.decoder import convert as decoder
 from t2i.stages.decoder.model import Decoder, DecoderConfig
+from t2i.stages.laion_decoder import convert as laion_decoder
+from t2i.stages.laion_prior import convert as laion_prior
+from t2i.stages.laion_prior.model import Era
 from t2i.stages.upsampler import convert as upsampler
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 
@@ -62,6 +66,40 @@ _NEEDED = {
     "input_blocks.0.0.weight", "input_blocks.1.0.emb_layers.1.weight", "output_blocks.0.0.in_layers.0.weight",
     "time_embed.0.weight", "out.2.weight",
 }  # fmt: skip
+
+
+class LaionFacts(Config):
+    """What the weights of DALLE2-pytorch's networks do not show: `era`, of their attention, and of a decoder's pictures
+    the `image_size`."""
+
+    era: Era | None = None
+    image_size: int = Field(64, ge=1)
+
+
+def of_dalle2_pytorch(shapes: Mapping[str, Shape]) -> bool:
+    """Whether these are keys of a prior or of a decoder of DALLE2-pytorch."""
+    return laion_prior.is_prior(shapes) or laion_decoder.is_decoder(shapes)
+
+
+def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where: str) -> Layout:
+    """The layout of a network of DALLE2-pytorch, of any size; arguments and errors as `read_shapes`."""
+    facts, stage = load(None, given, LaionFacts), laion_prior if laion_prior.is_prior(shapes) else laion_decoder
+    with one_line(where, DataError):
+        seen = stage.era_of(shapes)
+    if (era := facts.era or seen) is None:
+        raise UsageError(
+            f"{where}: its keys do not tell how this network attends; give era=C (weights of 13 to 28 July 2022, such "
+            "as LAION's prior/latest.pth and decoder/v1.0.2) or era=D (later ones)"
+        )
+    if seen not in (None, era):
+        raise UsageError(f"{where}: era={era}, but its keys are those of era {seen}")
+    try:
+        with one_line(where, DataError):
+            if stage is laion_prior:
+                return laion_prior.layout(NAME, laion_prior.config_from(shapes, era))
+            return laion_decoder.read(NAME, shapes, era, facts.image_size)
+    except KeyError as error:
+        raise DataError(f"{where}: not a whole network; it lacks {error}") from None
 
 
 def read_shapes(shapes: Mapping[str, Shape], given: Sequence[str], where: str) -> Layout:

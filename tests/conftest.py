@@ -34,11 +34,11 @@ def _new_accelerator() -> None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def small_clip() -> ClipEncoder:
+def small_clip(embed_dim: int = 16) -> ClipEncoder:
     torch.manual_seed(0)
     config = ClipConfig.model_validate(
         {
-            "embed_dim": 16,
+            "embed_dim": embed_dim,
             "vision": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
             "text": {"width": 32, "layers": 1, "heads": 2},
             "tokenizer": {"kind": "words", "context": CONTEXT, "words": WORDS},

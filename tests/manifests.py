@@ -1,4 +1,4 @@
-"""Keys and shapes of published checkpoints (`tests/golden/manifests.json`), as tensors without memory."""
+"""Keys and shapes of published checkpoints (`tests/golden/manifests*.json`), as tensors without memory."""
 
 import json
 from functools import cache
@@ -9,18 +9,19 @@ from golden_tools import GOLDEN
 from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
+UNCLIP = "manifests_unclip.json"
 
 
 @cache
-def manifests() -> dict[str, Any]:
-    """Every entry by its name."""
-    return json.loads((GOLDEN / "manifests.json").read_text())["checkpoints"]
+def manifests(file: str = "manifests.json") -> dict[str, Any]:
+    """Every entry by its name, of OpenAI's checkpoints or, in `UNCLIP`, of Karlo and its relatives."""
+    return json.loads((GOLDEN / file).read_text())["checkpoints"]
 
 
-def shapes(name: str) -> Shapes:
+def shapes(name: str, file: str = "manifests.json") -> Shapes:
     """Keys and shapes of one checkpoint."""
-    entry = manifests()[name]
-    keys = manifests()[entry["same_keys_as"]]["keys"] if "same_keys_as" in entry else entry["keys"]
+    entry = manifests(file)[name]
+    keys = manifests(file)[entry["same_keys_as"]]["keys"] if "same_keys_as" in entry else entry["keys"]
     return {key: tuple(shape) for key, shape in [*keys, *entry.get("shape_differences", [])]}
 
 

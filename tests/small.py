@@ -1,4 +1,4 @@
-"""Small untrained stages and pipelines of classes and of GLIDE, 16 and 32 pixels."""
+"""Small untrained stages and pipelines of classes and of GLIDE, 16 and 32 pixels, and an autoregressive prior."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from t2i.nn.unet import UNetConfig
 from t2i.pipelines.adm import ADM
 from t2i.pipelines.ddpm import DDPM
 from t2i.pipelines.glide import GLIDE
+from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
@@ -50,6 +51,16 @@ def noised_clip(**changes: Any) -> NoisedClip:
     tower = TowerConfig(width=32, layers=1, heads=2)
     config = NoisedClipConfig(embed_dim=16, image_size=16, vision=tower, text=tower, tokenizer=TOKENIZER, **changes)
     return NoisedClip(config).eval()
+
+
+def ar_prior(**changes: Any) -> ArPrior:
+    """Of `conftest.small_clip`, calibrated on embeddings drawn at random: 9 codes of 16 buckets."""
+    torch.manual_seed(6)
+    sizes = {"num_components": 8, "num_buckets": 16, "width": 32, "layers": 2, "heads": 2}
+    text = {"text_width": 32, "context": CONTEXT, "encoder_width": 16, "encoder_layers": 1, "encoder_heads": 2}
+    model = ArPrior(ArPriorConfig(clip_dim=16, **(sizes | text | changes))).eval()
+    model.calibrate(*torch.nn.functional.normalize(torch.randn(2, 64, 16), dim=-1))
+    return shaken(model)
 
 
 def settings(pipe: type, parts: dict) -> dict:

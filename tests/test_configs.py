@@ -2,14 +2,17 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from t2i.assets import asset
 from t2i.errors import UsageError
-from t2i.recipe import fitted, load_run, train
+from t2i.recipe import complete, fitted, load_run, train
 from t2i.registry import load_stage, stage
+from t2i.stages.clip.model import ClipConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 
 CONFIGS = sorted(asset("configs").rglob("*.yaml"))
@@ -42,7 +45,46 @@ def test_paper_configs_are_the_published_networks(path: Path) -> None:
     with torch.device("meta"):
         ours, theirs = spec.model_class(run.model), spec.model_class(spec.presets[run.preset])
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
-    assert (run.data.crop or run.data.size) == run.model.image_size  # type: ignore[attr-defined]
+    side = run.data.size if run.stage == "upsampler" else run.data.crop or run.data.size  # upsamplers learn from crops
+    assert side == run.model.image_size  # type: ignore[attr-defined]
+
+
+DALLE2 = {  # parameters; batch, steps, learning rate, beta 2, epsilon, weight decay, EMA of table 3
+    "clip": (986_523_137, 32768, 635_000, 3e-4, 0.98, 1e-6, 0.2, 0.999),  # of its size and rate alone the paper speaks
+    "ar-prior": (2_178_495_360, 4096, 1_000_000, 1.6e-4, 0.91, 1e-10, 4e-2, 0.999),
+    "prior": (1_225_925_632, 4096, 600_000, 1.1e-4, 0.96, 1e-6, 6e-2, 0.9999),
+    "decoder": (3_563_696_646, 2048, 800_000, 1.2e-4, 0.999, 1e-8, 0, 0.9999),
+    "up256": (729_710_726, 1024, 1_000_000, 1.2e-4, 0.999, 1e-8, 0, 0.9999),
+    "up1024": (282_064_326, 512, 1_000_000, 1e-4, 0.999, 1e-8, 0, 0.9999),
+}
+
+
+@pytest.mark.parametrize("name", DALLE2)
+def test_dalle2_is_table_3(name: str) -> None:
+    run = load_run(f"configs/dalle2/{name}.yaml", [])
+    with torch.device("meta"):
+        model = stage(run.stage).model_class(run.model)
+    o, t = run.optim, run.train
+    found = (t.batch_size, t.steps, o.lr, o.betas[1], o.eps, o.weight_decay, t.ema[0])
+    assert (sum(p.numel() for p in model.parameters()), *found) == DALLE2[name]
+    assert o.betas[0] == 0.9
+    if name == "decoder":  # the U-Net with its ports for CLIP, and the text transformer without its table of words
+        text = model.text
+        words, ends = text.tokens.weight.numel(), text.positions.numel() + text.padding.numel()
+        assert sum(p.numel() for p in text.transformer.parameters()) == 1_208_598_528
+        assert sum(p.numel() for p in model.parameters()) - words - ends == pytest.approx(3.46e9, rel=1e-3)
+        assert model.config.unet.dropout == 0.1
+
+
+@pytest.mark.parametrize("name", ["ar-prior", "prior", "decoder"])
+def test_what_learns_from_the_clip_of_dalle2_fits_it(name: str) -> None:
+    run, clip = load_run(f"configs/dalle2/{name}.yaml", []), load_run("configs/dalle2/clip.yaml", []).model
+    assert isinstance(clip, ClipConfig)
+    encoder: Any = SimpleNamespace(config=clip, dim=clip.embed_dim, text_width=clip.text.width, mark=lambda: (0.5,))
+    config: Any = complete(run, stage(run.stage), encoder)
+    assert (config.clip_dim, config.clip_mark) == (1024, (0.5,))
+    context = config.text.context if name == "decoder" else config.context
+    assert context == clip.tokenizer.context == 256
 
 
 def test_a_preset_is_changed_key_by_key(tmp_path: Path) -> None:
@@ -55,7 +97,8 @@ def test_a_preset_is_changed_key_by_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ddpm", "iddpm", "adm", "adm-classifier", "glide", "glide-inpaint", "glide-upsampler", "noised-clip"]
+    "name",
+    ["ddpm", "iddpm", "adm", "adm-classifier", "glide", "glide-inpaint", "glide-upsampler", "noised-clip", "ar-prior"],
 )
 def test_a_step_of_every_family_trains(tmp_path: Path, name: str) -> None:
     more = ["init=null"] if name == "glide-inpaint" else []
@@ -67,6 +110,15 @@ def test_a_step_of_every_family_trains(tmp_path: Path, name: str) -> None:
         assert model.config.class_names[:2] == ("red cube", "orange cube")
     grids = list((tmp_path / "samples").glob("step-*.png"))
     assert len(grids) == (0 if name in ("adm-classifier", "noised-clip") else 2)
+
+
+def test_a_step_against_bsr_trains(tmp_path: Path) -> None:
+    """As the header of up1024.yaml says it."""
+    path = asset("configs") / "shapes" / "up1024.yaml"
+    found = re.search(r"up1024\.yaml '(task\.degradation=\{kind: bsr_light\})'", path.read_text())
+    assert found is not None
+    train(path, [f"train.out={tmp_path}", *QUICK, found[1], "data.crop=64", "train.sample_every=0"])
+    assert all(torch.isfinite(p).all() for p in load_stage(tmp_path).parameters())
 
 
 def test_inpainting_starts_as_the_network_that_it_is_tuned_from(tmp_path: Path) -> None:

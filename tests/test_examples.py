@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from manifests import shapes
 from PIL import Image
+
+from t2i.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -42,6 +45,59 @@ def test_01_generate(tmp_path: Path) -> None:
     out = run("01", "a red cube", "--num", 1, "--stop-after", "decoder", "--out", tmp_path, cwd=tmp_path)
     assert "repeated exactly: True" in out
     assert (tmp_path / "picture.png").is_file()
+
+
+def saved(pipe: Pipeline, folder: Path) -> Path:
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def test_03_guidance_dial(tmp_path: Path) -> None:
+    """Two ways of two small models that know a cube; what they draw means nothing."""
+    models = [
+        "--glide",
+        saved(small.glide(), tmp_path / "glide"),
+        "--adm",
+        saved(small.adm(classifier=small.classifier()), tmp_path / "adm"),
+    ]
+    out = run("03", "a red cube", "--num", 2, "--steps", 2, *models, "--out", tmp_path / "dial", cwd=tmp_path)
+    assert [line.split()[0] for line in out.splitlines()] == ["classifier-free"] * 5 + ["CLIP"] * 5 + ["classifier"] * 5
+    facts = json.loads((tmp_path / "dial.json").read_text())
+    assert all(row["right"] in (0, 0.5, 1) and 0 <= row["diversity"] <= 2 for row in facts["rows"])
+    assert Image.open(tmp_path / "dial.png").size == (5 * 66 - 2 + 4, 3 * 66 - 2 + 4)
+    assert (tmp_path / "dial-plot.png").is_file()
+
+
+def test_04_inpaint(tmp_path: Path) -> None:
+    model = saved(small.glide("upsampler", "inpaint_upsampler"), tmp_path / "glide")
+    out = run("04", "--model", model, "--steps", 2, "--prompt", "a red cube", "--out", tmp_path / "out", cwd=tmp_path)
+    assert "trained: the largest change outside of the mask is 0 of 255" in out
+    assert "replaced: the largest change outside of the mask is 0 of 255" in out
+    assert Image.open(tmp_path / "out" / "row.png").height >= 16
+
+
+def test_06_learned_variance(tmp_path: Path) -> None:
+    less = ["train.batch_size=2", "data.num_workers=0", "train.sample_every=0", "model.unet.num_blocks=1"]
+    out = run("06", "--steps", 1, "--num", 2, "--spacing", 4, "--out", tmp_path / "out", "--set", *less, cwd=tmp_path)
+    assert [line.split(",")[0] for line in out.splitlines()[1:]] == ["linear", "linear", "cosine", "cosine"]
+    facts = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert len(facts["runs"]["cosine, learned"]["vb"]) == 4
+    assert (tmp_path / "out" / "terms.png").is_file()
+
+
+def test_05_variations_interpolation_textdiff(tmp_path: Path) -> None:
+    small = ["--steps", 2, "--num", 2, "--num-pictures", 8, "--out", tmp_path / "a"]
+    out = run("05", *small, cwd=tmp_path)
+    ways = ["reconstruct", "variations", "interpolate", "interpolate-fixed", "interpolate-text", "text-diff", "probe"]
+    assert [Path(line.split()[0]).stem for line in out.splitlines()] == ways
+    assert Image.open(tmp_path / "a" / "variations.png").size == (3 * 66 - 2, 64)
+    assert Image.open(tmp_path / "a" / "interpolate.gif").n_frames == 2
+
+
+def test_08_measure_manipulations(tmp_path: Path) -> None:
+    out = run("08", "--num", 2, "--num-variations", 1, "--steps", 2, "--main-steps", 2, cwd=tmp_path)
+    assert out.count("dB") == 7
+    assert out.count(" of 2 (") == 12
 
 
 def test_07_load_published_checkpoint(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from file_server import FileServer, serving
-from manifests import manifests, shapes
+from manifests import UNCLIP, manifests, shapes
 
 from t2i import Pipeline, hub
 from t2i.convert import layouts
@@ -31,7 +31,7 @@ BODIES = {name: random.Random(name).randbytes(300_000) for name in ("base", "ups
 
 def source(row: dict[str, Any]) -> str:
     """The file of a checkpoint, as the manifests name it."""
-    return row.get("hub") or row.get("file") or PurePosixPath(row["url"]).name
+    return row.get("folder") or row.get("hub") or row.get("file") or PurePosixPath(row["url"]).name
 
 
 # -- the index ---------------------------------------------------------------------------------------------------------
@@ -39,19 +39,25 @@ def source(row: dict[str, Any]) -> str:
 
 def test_every_published_file_is_listed_once() -> None:
     families = [row["family"] if "url" in row else "hub" for row in ROWS.values()]
-    assert {f: families.count(f) for f in families} == {"hub": 9, "ddpm": 8, "iddpm": 8, "adm": 15, "glide": 6}
-    assert len({row.get("url", row.get("hub")) for row in ROWS.values()}) == len(ROWS)
+    assert {f: families.count(f) for f in families} == {
+        "hub": 17, "ddpm": 8, "iddpm": 8, "adm": 15, "glide": 6, "karlo": 4,
+    }  # fmt: skip
+    assert len({row.get("url") or (row["hub"], row.get("folder")) for row in ROWS.values()}) == len(ROWS)
     assert FILES.keys() <= {source(row) for row in ROWS.values()}
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_checkpoint_is_what_its_manifest_says(name: str) -> None:
     row = ROWS[name]
-    entry = FILES.get(source(row), manifests()["ddpm/256 (diffusers)"] if "hub" in row else None)
+    if name == "karlo/statistics":  # of 768 embeddings, mean and deviation
+        assert row["parameters"] == 2 * 768
+        return
+    entry = manifests(UNCLIP).get(f"{name} (OpenAI)" if name == "clip/ViT-L-14" else name)
+    entry = entry or FILES.get(source(row), manifests()["ddpm/256 (diffusers)"] if "hub" in row else None)
     assert entry is not None
     assert row["parameters"] == entry["n_params"]
     assert row["megabytes"] == round(4 * row["parameters"] / 1e6, 1)
-    assert row["family"] == entry["family"]
+    assert row["family"] in (entry["family"], entry["family"].removesuffix("-diffusers"), name.split("/")[0])
     assert (row["stage"], row["config"]) in {(layout.stage, layout.name) for layout in layouts()}
     assert row.get("url", "https://").startswith("https://")
     assert len(row.get("md5", "0" * 32)) == 32
@@ -65,9 +71,11 @@ def test_a_published_model_fits_its_pipeline(name: str, monkeypatch: pytest.Monk
     cls = getattr(import_module(f"t2i.pipelines.{entry['pipeline']}"), KINDS[entry["pipeline"]])
     stages = {place: {row["stage"] for row in rows} for place, rows in hub.parts(name).items()}
     assert stages == {place: {cls.places[place]} for place in cls._chain(stages)}
-    assert {row["licence"] for rows in hub.parts(name).values() for row in rows} == {entry["licence"]}
-    files = [PurePosixPath(source(row)).name for rows in hub.parts(name).values() for row in rows]
+    licences = {row["licence"] for rows in hub.parts(name).values() for row in rows}
+    assert licences - {"MIT"} == {entry["licence"]} - {"MIT"}, "MIT forbids nothing that others allow"
+    files = [PurePosixPath(source(row)).name for rows in hub.parts(name).values() for row in rows if "url" in row]
     assert len(set(files)) == len(files), "they lie in one folder while they wait for their conversion"
+    monkeypatch.setattr("t2i.stages.clip.model.ClipEncoder.mark", lambda _: (1.0,))
     networks = {place: network(rows[0]["config"]) for place, rows in hub.parts(name).items()}
     settings = cls(networks, entry["settings"]).settings  # which checks that they fit each other
     for what, values in entry["settings"].items():
@@ -298,6 +306,10 @@ def test_a_repository_gives_its_config_and_its_safest_weights(repository: dict[s
     repository["diffusion_pytorch_model.safetensors"] = b"new"
     names = {path.name for path in hub._from_hub("us/safe").iterdir()}
     assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
+    repository |= {"text/config.json": b"{}", "text/pytorch_model.bin": b"of transformers"}
+    folder = hub._from_hub("us/parts", "text")
+    assert folder.name == "text"
+    assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model.bin"}
 
 
 def test_errors_of_the_hub_are_one_line(repository: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

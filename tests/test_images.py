@@ -173,3 +173,23 @@ def test_a_full_disk_is_no_usage_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(DataError, match=r"a.png: No space left"):
         images.save_png(Image.new("RGB", (3, 3)), tmp_path / "a.png")
+
+
+def test_an_animation_shows_every_picture_and_is_whole_or_absent(tmp_path):
+    shades = [Image.new("RGB", (8, 6), (80 * i, 0, 0)) for i in range(4)]
+    images.save_gif(shades, tmp_path / "a.gif", seconds=0.1)
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert animation.n_frames == 4
+        assert animation.info["duration"] == 100
+        assert animation.info["loop"] == 0
+        animation.seek(3)
+        assert animation.convert("RGB").getpixel((4, 3)) == (240, 0, 0)
+    with pytest.raises(UsageError, match="cannot write"):
+        images.save_gif(shades, tmp_path / "none" / "a.gif")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+
+
+def test_a_sheet_of_one_row():
+    sheet = images.sheet([Image.new("RGB", (4, 3), c) for c in ("red", "lime")], columns=2, gap=1)
+    assert sheet.size == (9, 3)
+    assert [sheet.getpixel((x, 1)) for x in (0, 4, 5)] == [(255, 0, 0), (255, 255, 255), (0, 255, 0)]

@@ -10,22 +10,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS = [
     {"types", "assets", "seed", "errors"},
-    {"config", "images", "precision", "storage"},
+    {"config", "images", "options", "precision", "storage"},
     {"nn", "diffusion", "text", "data", "download"},
     {"stages"},
     {"train", "metrics"},
     {"registry"},
-    {"unpublished"},
+    {"unpublished", "described"},
     {"convert"},
-    {"hub"},
+    {"hub", "unclip"},
     {"known"},
     {"call"},
-    {"pipeline", "recipe"},
-    {"pipelines", "evaluate", "info"},
+    {"pipeline", "recipe", "flops"},
+    {"pipelines", "calibrate", "evaluate", "info"},
+    {"cli_pictures"},
     {"cli"},
     {"__main__"},
 ]
-BUILDS_ON = {"pipelines.adm": "pipelines.ddpm"}  # ADM's story is IDDPM's with a classifier beside it
+BUILDS_ON = {
+    "pipelines.adm": "pipelines.ddpm",  # ADM's story is IDDPM's with a classifier beside it
+    "pipelines.dalle2": "pipelines.manipulations",  # DALL-E 2's has a second part, about pictures,
+    "pipelines.manipulations": "pipelines.bipartite",  # that are taken apart for it
+    "pipelines.bipartite": "pipelines.upsampling",  # and a third, about those that are only enlarged
+}
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 

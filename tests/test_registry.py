@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_classifier, small_clip, small_decoder, small_noised_clip, small_prior, small_upsampler
+from small import ar_prior
 from torch import nn
 
 from t2i.data import shapes
@@ -15,6 +16,8 @@ from t2i.nn.transformer import TextConfig
 from t2i.registry import STAGES, load_stage, save_stage, stage
 from t2i.seed import upload
 from t2i.stages.decoder.model import Decoder
+from t2i.stages.laion_decoder.model import LaionDecoder, LaionDecoderConfig
+from t2i.stages.laion_prior.model import LaionPrior, LaionPriorConfig
 from t2i.stages.prior.model import Prior
 from t2i.stages.reader.model import Reader, ReaderConfig
 from t2i.types import Condition
@@ -22,6 +25,24 @@ from t2i.types import Condition
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "clip": small_clip,
     "prior": small_prior,
+    "ar_prior": ar_prior,
+    "laion_prior": lambda: LaionPrior(LaionPriorConfig(era="D", clip_dim=32, layers=2, heads=2, head_width=8)).eval(),
+    "laion_decoder": lambda: LaionDecoder(
+        LaionDecoderConfig(
+            era="D",
+            channels=16,
+            multipliers=(1, 2),
+            num_blocks=1,
+            attention=(1,),
+            heads=2,
+            head_width=8,
+            context_dim=16,
+            clip_dim=16,
+            clip_text_width=32,
+            context=12,
+            image_size=32,
+        )
+    ).eval(),
     "decoder": small_decoder,
     "upsampler": lambda: small_upsampler(8, 32),
     "reader": lambda: Reader(ReaderConfig(widths=(8, 8, 16), blocks=(0, 1, 1))).eval(),
@@ -47,7 +68,8 @@ def batch(count: int = 4) -> dict:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_contract_of_a_task(name: str) -> None:
-    model, encoder = SMALL[name](), small_clip().requires_grad_(False)
+    encoder = small_clip(embed_dim=32 if name == "laion_prior" else 16).requires_grad_(False)
+    model = SMALL[name]()
     task = STAGES[name].task_class(model, encoder, STAGES[name].options_class())
     data = shapes.batch(range(4), 32) if name == "reader" else batch()  # what stands in its pictures must be known
     losses = task.loss(data)

@@ -7,6 +7,7 @@ B batch · C channels · H W pixels
 """
 
 import io
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +22,14 @@ from t2i.seed import Streams, upload
 
 
 class Degradation(Config):
-    """How to degrade, drawn anew for each sample. Called with pictures and their streams it gives the degraded ones."""
+    """How to degrade, drawn anew for each sample. Called with pictures and their streams it gives the degraded ones.
 
+    As it stands it is the blur of unCLIP's first upsampler, that of cascaded diffusion (Ho et al. 2021, arXiv
+    2106.15282): 3 pixels wide, of standard deviation 0.6, half of the time. "bsr" and "bsr_light" are chains of their
+    own, which begin at the large picture, see `t2i.data.bsr`.
+    """
+
+    kind: Literal["blur", "bsr", "bsr_light"] = Field("blur", description="what follows, or a chain that is all drawn")
     blur: float = Field(0.5, ge=0, le=1, description="probability of a Gaussian blur")
     sigma: tuple[float, float] = Field((0.6, 0.6), description="range of its standard deviation, pixels")
     kernel: int = Field(3, ge=1, description="its odd width, pixels")
@@ -32,6 +39,8 @@ class Degradation(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "Degradation":
+        if self.kind != "blur" and (given := sorted(self.model_fields_set - {"kind"})):
+            raise ValueError(f"kind={self.kind!r} draws all by laws of its own; leave {', '.join(given)} away")
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
         if not 0 < self.sigma[0] <= self.sigma[1]:
@@ -46,6 +55,7 @@ class Degradation(Config):
         Every sample draws the same numbers in the same order whatever the settings, so switching one kind of damage off
         leaves the others as they were.
         """
+        assert self.kind == "blur"
         if len(streams) != len(x):
             raise ValueError(f"{len(x)} pictures need as many streams, got {len(streams)}")
         chance = streams.uniform(5)  # (B, 5)

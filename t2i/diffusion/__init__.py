@@ -3,12 +3,14 @@
 schedules     betas, and which steps to keep
 process       tables, q_sample, posterior, respacing
 prediction    a network's output → Prediction(x_0, eps, log_variance)
+analytic      the best variances for a trained network
 losses        per-sample training losses and the variational bound
 timesteps     which steps are trained how often
 likelihood    the whole bound, in bits per dimension
 samplers      ddpm, ddim, ddim_invert, dpm_solver_pp_2m
 guidance      classifier-free, and by the gradient of a classifier or CLIP
 inpaint       keeps what is known of a picture, or begins from one
+sphere        between embeddings and between noises: slerp, what text changes, principal components
 sampling      all of these as one setting, and `draw`
 """
 

@@ -5,11 +5,12 @@ A network predicts eps, x_0 or v, and perhaps the variance in as many channels a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
+from t2i.diffusion import analytic
 from t2i.diffusion.process import Process, Step
 from t2i.types import Condition, Prediction
 
@@ -25,19 +26,24 @@ class Parametrisation:
 
     `target`: "eps" the noise (Ho et al. 2020), "x0" the clean data (DALL-E 2's prior) or "v" = sqrt(alpha_bar) eps -
     sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022). `variance`: the posterior's, beta, or "learned_range", a second half
-    of channels that interpolates between the logarithms of both (Nichol & Dhariwal 2021, eq. 15).
+    of channels that interpolates between the logarithms of both (Nichol & Dhariwal 2021, eq. 15), or "analytic", from
+    the `x_0_variance` (T,) that was measured of a trained network (see `t2i.diffusion.analytic`).
     """
 
     target: Target = "eps"
-    variance: Variance = "learned_range"
+    variance: Variance | Literal["analytic"] = "learned_range"
+    x_0_variance: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.target not in ("eps", "x0", "v"):
             raise ValueError(f"unknown target {self.target!r}; known: 'eps', 'x0', 'v'")
-        if self.variance not in ("fixed_small", "fixed_large", "learned_range"):
+        if self.variance not in ("fixed_small", "fixed_large", "learned_range", "analytic"):
             raise ValueError(
-                f"unknown variance {self.variance!r}; known: 'fixed_small', 'fixed_large', 'learned_range'"
+                f"unknown variance {self.variance!r}; known: 'fixed_small', 'fixed_large', 'learned_range', 'analytic'"
             )
+        if (self.x_0_variance is None) == (self.variance == "analytic"):
+            given = "missing" if self.x_0_variance is None else "given"
+            raise ValueError(f"a measured x_0_variance is {given}, but variance={self.variance!r}")
 
     def num_outputs(self, channels: int) -> int:
         """How many channels a network for data of `channels` channels puts out."""
@@ -102,6 +108,8 @@ class Parametrisation:
         """Log variance of p(x_{t-1} | x_t), broadcastable to x_t; `variance` are the learned channels, -1…1, if any."""
         if self.variance == "fixed_large":
             return process.at("large_log_variance", step, x_t)
+        if self.x_0_variance is not None:
+            return analytic.log_variance(process, self.x_0_variance, x_t, step)
         small = process.at("posterior_log_variance", step, x_t)
         if variance is None:
             return small

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from t2i.diffusion.prediction import x_0_from_eps
 from t2i.diffusion.process import Process
 from t2i.types import Denoiser, NoiseSource, Prediction, StepCallback
 
@@ -66,20 +67,34 @@ def ddim(
 
 @torch.no_grad()
 def ddim_invert(
-    denoise: Denoiser, x_0: Tensor, process: Process, *, to_noise: bool = False, callback: StepCallback | None = None
+    denoise: Denoiser,
+    x_0: Tensor,
+    process: Process,
+    *,
+    to_noise: bool = False,
+    corrections: int = 0,
+    callback: StepCallback | None = None,
 ) -> Tensor:
     """Run DDIM's ordinary differential equation from data to noise (Song et al. 2020, eq. 14, backwards).
 
     x_0 is taken as the state at step 0; num_steps - 1 moves lead to the state at the last step, from where `ddim` comes
     back to x_0 up to an error that shrinks with the number of steps. `to_noise` moves once more, to alpha_bar = 0, and
     returns eps. For a faithful return let `denoise` leave x_0 unclipped.
+
+    A move takes eps from where it starts, `ddim` on its way back from where it ended. Each of `corrections` asks the
+    denoiser there and moves again (fixed-point iteration, Pan et al. 2023, arXiv 2309.04907), which brings `ddim`
+    nearer to x_0 than as many more steps do.
     """
     x = x_0.float()
     num_moves = process.num_steps - (0 if to_noise else 1)
     for step in range(num_moves):
         p = denoise(x, step)
         after = process.at("alpha_bar_next", step, x)
-        x = after.sqrt() * p.x_0 + (1 - after).sqrt() * p.eps
+        moved = after.sqrt() * p.x_0 + (1 - after).sqrt() * p.eps
+        for _ in range(corrections if step + 1 < process.num_steps else 0):
+            eps = denoise(moved, step + 1).eps
+            moved = after.sqrt() * x_0_from_eps(process, x, eps, step) + (1 - after).sqrt() * eps
+        x = moved
         _tell(callback, step + 1, process, x, p)
     return x
 

@@ -4,7 +4,7 @@ B batch · C channels
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -56,6 +56,7 @@ class Steering:
         gradient: (x_t (B, C, …), t (B,)) → ∇ log p(y | x_t) of a classifier or of CLIP, see `score_guided`; it moves
             x_0 after both.
         gradient_scale: factor of it.
+        last: the network of the last step, where that is another one.
         wrap: (denoise, process) → a denoiser around all that, such as `inpaint.replaced`.
         start: (B, C, …) data to begin from instead of noise, see `inpaint.noised_start`.
         strength: 0…1, the share of the steps that `start` goes through.
@@ -65,16 +66,20 @@ class Steering:
     processed: Callable[[Tensor], Tensor] | None = None
     gradient: Callable[[Tensor, Tensor], Tensor] | None = None
     gradient_scale: float = 1.0
+    last: Model | None = None
     wrap: Callable[[Denoiser, Process], Denoiser] | None = None
     start: Tensor | None = None
     strength: float = 1.0
 
-    def around(self, denoise: Denoiser, process: Process, sampler: str) -> Denoiser:
-        """A denoiser steered by `gradient`, in the form of the sampler, and by `wrap`."""
+    def around(self, denoise: ClassifierFree, process: Process, sampler: str) -> Denoiser:
+        """A denoiser steered by `gradient`, in the form of the sampler, and by `wrap`; `last` takes its last step."""
+        steered: Denoiser = denoise
+        if self.last is not None:
+            steered = _until(denoise, replace(denoise, model=self.last))
         if self.gradient is not None:
             form: Literal["ddpm", "ddim"] = "ddpm" if sampler == "ddpm" else "ddim"
-            denoise = score_guided(denoise, self.gradient, self.gradient_scale, process, form)
-        return denoise if self.wrap is None else self.wrap(denoise, process)
+            steered = score_guided(steered, self.gradient, self.gradient_scale, process, form)
+        return steered if self.wrap is None else self.wrap(steered, process)
 
 
 def draw(
@@ -121,3 +126,8 @@ def draw(
     extra = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
     steered = steering.around(denoise, process, sampling.sampler)
     return sampler(steered, x_t, process, noise=noise, callback=callback, **extra)
+
+
+def _until(denoise: Denoiser, last: Denoiser) -> Denoiser:
+    """A denoiser whose step 0 is another one's."""
+    return lambda x_t, step: (denoise if step > 0 else last)(x_t, step)

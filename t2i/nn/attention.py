@@ -85,10 +85,6 @@ class Attention(nn.Module):
         )
         return k, v
 
-    def keys_values(self, x: Tensor) -> KeysValues:
-        """The keys and values that tokens x (B, L, D) show to others, two of (B, N, L, d)."""
-        return self._split(x)[1:]
-
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x, (B, N, L, d) each."""
         x = fit(x, self.qkv.weight)
@@ -111,11 +107,17 @@ class Attention(nn.Module):
             mask: True where valid, over the context if there is one (x is then all visible), else over x.
             causal: tokens of x see the context and the tokens of x up to their own place.
         """
+        return self.extend(x, context, mask, causal=causal)[0]
+
+    def extend(
+        self, x: Tensor, context: KeysValues | None = None, mask: Tensor | None = None, *, causal: bool = False
+    ) -> tuple[Tensor, KeysValues]:
+        """`forward`, and all keys and values that x has seen, its own last: the context of what comes after x."""
         q, k, v = self._split(x)
         if context is not None:
             k, v = torch.cat([context[0].to(k.dtype), k], 2), torch.cat([context[1].to(v.dtype), v], 2)
             mask = None if mask is None else F.pad(mask, (0, x.shape[1]), value=True)
-        return self.proj(rearrange(attend(q, k, v, mask, causal=causal), "b n l d -> b l (n d)"))
+        return self.proj(rearrange(attend(q, k, v, mask, causal=causal), "b n l d -> b l (n d)")), (k, v)
 
 
 class ImageAttention(nn.Module):

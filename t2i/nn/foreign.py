@@ -6,10 +6,11 @@ The grammar is shared by every pixel-space network of that lineage (`input_block
 Legend: C channels · D width · N heads · d head width · L level · R residual blocks per level.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from einops import rearrange
@@ -26,6 +27,7 @@ RowOrder = Literal["legacy", "new"]
 
 
 Shape = tuple[int, ...]
+Value = TypeVar("Value")
 
 
 class Entry(NamedTuple):
@@ -33,7 +35,8 @@ class Entry(NamedTuple):
 
     `foreign` names the module there, or several whose rows follow each other here (separate q, k, v). `kernel` is the
     number of axes of size 1 that end its weight there and not here (a linear layer stored as a 1 × 1 convolution);
-    `fix` then brings rows into our order. `bare` tensors have no `.weight` and `.bias`.
+    `fix` then brings rows into our order. `bare` tensors have no `.weight` and `.bias`. `shape` turns our shape into
+    that of the file, where `fix` changes it.
     """
 
     foreign: str | tuple[str, ...]
@@ -41,14 +44,34 @@ class Entry(NamedTuple):
     fix: Callable[[Tensor], Tensor] | None = None
     kernel: int = 0
     bare: bool = False
+    shape: Callable[[Shape], Shape] | None = None
 
     def tensors(self, wanted: Mapping[str, Shape]) -> Iterator[tuple[list[str], str, Shape]]:
         """(foreign keys, our key, shape of each of the foreign tensors) of everything that `wanted` has of it."""
         names = (self.foreign,) if isinstance(self.foreign, str) else self.foreign
         for suffix in [""] if self.bare else [".weight", ".bias"]:
             if (shape := wanted.get(self.ours + suffix)) is not None:
+                shape = self.shape(shape) if self.shape else shape
+                shape = (shape[0] // len(names), *shape[1:]) if len(names) > 1 else shape
                 axes = (1,) * self.kernel if suffix == ".weight" else ()
-                yield [name + suffix for name in names], self.ours + suffix, (shape[0] // len(names), *shape[1:], *axes)
+                yield [name + suffix for name in names], self.ours + suffix, (*shape, *axes)
+
+
+def leading(foreign: str, ours: str) -> Entry:
+    """A bare tensor that has one more axis of size 1 there, before all others."""
+    return Entry(foreign, ours, lambda x: x[0], bare=True, shape=lambda shape: (1, *shape))
+
+
+def transposed(foreign: str, ours: str) -> Entry:
+    """A bare matrix that stands there the other way round."""
+    return Entry(foreign, ours, lambda x: x.T.contiguous(), bare=True, shape=lambda shape: shape[::-1])
+
+
+def prefixed(prefix: str, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The same modules in a file where every key starts with `prefix`."""
+    for entry in entries:
+        names = (entry.foreign,) if isinstance(entry.foreign, str) else entry.foreign
+        yield entry._replace(foreign=tuple(prefix + name for name in names))
 
 
 def shapes_of(model: Callable[[], nn.Module]) -> dict[str, Shape]:
@@ -60,6 +83,11 @@ def shapes_of(model: Callable[[], nn.Module]) -> dict[str, Shape]:
 def foreign_shapes(entries: Iterable[Entry], wanted: Mapping[str, Shape]) -> dict[str, Shape]:
     """Keys and shapes of the foreign checkpoint that fits a module of the keys and shapes `wanted`."""
     return {key: shape for entry in entries for keys, _, shape in entry.tensors(wanted) for key in keys}
+
+
+def modules(keys: Iterable[str]) -> frozenset[str]:
+    """The modules that keys are of; bare tensors by their own names."""
+    return frozenset(key.removesuffix(".weight").removesuffix(".bias") for key in keys)
 
 
 def misfit(expected: Mapping[str, Shape], given: Mapping[str, Shape]) -> list[str]:
@@ -75,13 +103,19 @@ def misfit(expected: Mapping[str, Shape], given: Mapping[str, Shape]) -> list[st
     return problems
 
 
-def rekey(state: Mapping[str, Tensor], entries: Iterable[Entry], model: Callable[[], nn.Module]) -> dict[str, Tensor]:
+def rekey(
+    state: Mapping[str, Tensor],
+    entries: Iterable[Entry],
+    model: Callable[[], nn.Module],
+    constants: Mapping[str, float] | None = None,
+) -> dict[str, Tensor]:
     """Rename and re-order a foreign state dict.
 
     Args:
         state: the foreign weights.
         entries: what they are called there and here.
         model: builds the module that the result is for.
+        constants: values of those of our tensors that the file does not hold.
 
     Returns:
         A state dict that loads strictly into `model()`.
@@ -100,6 +134,7 @@ def rekey(state: Mapping[str, Tensor], entries: Iterable[Entry], model: Callable
             value = torch.cat([state[key] for key in sources]) if len(sources) > 1 else state[sources[0]]
             value = value.reshape(*value.shape[: value.ndim - entry.kernel]) if value.ndim > 1 else value
             out[target] = entry.fix(value) if entry.fix else value
+    out |= {key: torch.full(wanted[key], value) for key, value in (constants or {}).items()}
     assert out.keys() == wanted.keys(), f"no foreign name for {sorted(wanted.keys() - out.keys())}"
     return out
 
@@ -114,6 +149,8 @@ class Layout:
         config: its whole configuration, with what no weight file shows.
         model: builds it from that.
         entries: its modules there and here.
+        ignored: a regular expression of keys that say nothing: tables, and networks of others kept beside it.
+        constants: values of those of our tensors that the file does not hold.
     """
 
     stage: str
@@ -121,13 +158,17 @@ class Layout:
     config: Config
     model: Callable[[Any], nn.Module]
     entries: tuple[Entry, ...]
+    ignored: str | None = None
+    constants: Mapping[str, float] = field(default_factory=dict)
+
+    def read(self, state: Mapping[str, Value]) -> dict[str, Value]:
+        """What counts of a file."""
+        return {k: v for k, v in state.items() if self.ignored is None or not re.fullmatch(self.ignored, k)}
 
     @cached_property
     def keys(self) -> frozenset[str]:
         """Modules, and bare tensors, of the file."""
-        return frozenset(
-            name for e in self.entries for name in ((e.foreign,) if isinstance(e.foreign, str) else e.foreign)
-        )
+        return modules(n for e in self.entries for n in ((e.foreign,) if isinstance(e.foreign, str) else e.foreign))
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -136,7 +177,7 @@ class Layout:
 
     def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `rekey`."""
-        return rekey(state, self.entries, lambda: self.model(self.config))
+        return rekey(self.read(state), self.entries, lambda: self.model(self.config), self.constants)
 
 
 def rows_by_part(num_parts: int, num_heads: int, order: RowOrder = "legacy") -> Callable[[Tensor], Tensor]:
@@ -221,12 +262,17 @@ def flat_text(config: TextConfig, ours: str = "text.") -> Iterator[Entry]:
     yield Entry("positional_embedding", f"{ours}positions", bare=True)
     yield Entry("padding_embedding", f"{ours}padding", bare=True)
     yield Entry("token_embedding", f"{ours}tokens")
-    for i in range(config.layers):
+    yield from flat_blocks(config.layers, config.heads, ours)
+    yield Entry("final_ln", f"{ours}norm")
+
+
+def flat_blocks(num_layers: int, num_heads: int, ours: str = "") -> Iterator[Entry]:
+    """Every module of the transformer in GLIDE's text encoder and in Karlo's prior."""
+    for i in range(num_layers):
         theirs, mine = f"transformer.resblocks.{i}", f"{ours}transformer.blocks.{i}"
         yield Entry(f"{theirs}.ln_1", f"{mine}.norm1")
-        yield Entry(f"{theirs}.attn.c_qkv", f"{mine}.attention.qkv", rows_by_part(3, config.heads))
+        yield Entry(f"{theirs}.attn.c_qkv", f"{mine}.attention.qkv", rows_by_part(3, num_heads))
         yield Entry(f"{theirs}.attn.c_proj", f"{mine}.attention.proj")
         yield Entry(f"{theirs}.ln_2", f"{mine}.norm2")
         yield Entry(f"{theirs}.mlp.c_fc", f"{mine}.mlp.0")
         yield Entry(f"{theirs}.mlp.c_proj", f"{mine}.mlp.2")
-    yield Entry("final_ln", f"{ours}norm")

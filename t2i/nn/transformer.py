@@ -66,8 +66,15 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, context: KeysValues | None = None) -> Tensor:
         """(B, L, D) → (B, L, D)."""
-        x = x + self.attention(self.norm1(x), context, mask, causal=self.causal)
-        return x + self.mlp(fit(self.norm2(x), self.attention.proj.weight))
+        return self.extend(x, mask, context)[0]
+
+    def extend(
+        self, x: Tensor, mask: Tensor | None = None, context: KeysValues | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        """As `Attention.extend`."""
+        seen, known = self.attention.extend(self.norm1(x), context, mask, causal=self.causal)
+        x = x + seen
+        return x + self.mlp(fit(self.norm2(x), self.attention.proj.weight)), known
 
 
 class Transformer(nn.Module):
@@ -98,13 +105,20 @@ class Transformer(nn.Module):
 
     def prefix(self, x: Tensor, mask: Tensor | None = None) -> tuple[KeysValues, ...]:
         """Read the first P tokens (B, P, D) of causal sequences once: keys and values of every layer, for `forward`."""
+        return self.extend(x, mask)[1]
+
+    def extend(
+        self, x: Tensor, mask: Tensor | None = None, context: Sequence[KeysValues] | None = None
+    ) -> tuple[Tensor, tuple[KeysValues, ...]]:
+        """`forward` of causal sequences, and the context with x after it, for the tokens that follow. A mask over the
+        context grows with it: pad it with True."""
         assert self.config.causal, "tokens before others can be read alone only under a causal mask"
-        context = []
-        for block in self.blocks:
+        grown = []
+        for i, block in enumerate(self.blocks):
             assert isinstance(block, TransformerBlock)
-            context.append(block.attention.keys_values(block.norm1(x)))
-            x = block(x, mask)
-        return tuple(context)
+            x, known = block.extend(x, mask, None if context is None else context[i])
+            grown.append(known)
+        return x, tuple(grown)
 
 
 class TextTransformer(nn.Module):

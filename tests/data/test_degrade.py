@@ -48,6 +48,15 @@ def test_blur_hits_the_stated_share():
     assert 0.18 < changed < 0.32
 
 
+def test_left_alone_it_is_the_blur_of_the_first_upsampler():
+    x = pictures(200)
+    y = Degradation()(x, Streams(range(200)))
+    blurred = gaussian_blur(x, torch.full((200,), 0.6), 3)
+    hit = (y != x).flatten(1).any(1)
+    assert torch.allclose(y[hit], blurred[hit], atol=1e-6)
+    assert 0.4 < hit.float().mean() < 0.6
+
+
 def test_blur_is_the_gaussian_of_its_sigma():
     x = torch.zeros(2, 1, 9, 9)
     x[:, :, 4, 4] = 1
@@ -99,6 +108,8 @@ def test_bad_input():
         FULL(pictures(), Streams(range(2)))
     with pytest.raises(ValueError, match="larger pictures, got 2×2"):
         gaussian_blur(torch.zeros(1, 3, 2, 2), torch.ones(1), 5)
+    with pytest.raises(ValueError, match="kind='bsr' draws all by laws of its own; leave blur, noise away"):
+        Degradation(kind="bsr", noise=0.1, blur=0.5)
     with pytest.raises(ValueError, match="odd, got 4"):
         Degradation(kernel=4)
     with pytest.raises(ValueError, match="range of positive"):

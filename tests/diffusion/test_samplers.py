@@ -94,6 +94,21 @@ def test_inversion_comes_back() -> None:
     assert errors[2] < 0.005
 
 
+def test_corrections_bring_inversion_nearer_than_as_many_steps() -> None:
+    """The last place of the way, without a step after it to be corrected by, stays the limit."""
+    x_0 = MEAN + STD * Streams([2]).normal(1, 16, 16)
+
+    def error(spec: int, corrections: int) -> float:
+        denoise, process = gaussian(spec)
+        x_T = ddim_invert(denoise, x_0, process, corrections=corrections)
+        return (ddim(denoise, x_T, process) - x_0).abs().max().item()
+
+    assert error(25, 1) < error(50, 0) / 2
+    assert error(25, 2) < error(25, 1) / 2
+    denoise, process = gaussian(1)
+    assert bool(ddim_invert(denoise, x_0, process, to_noise=True, corrections=2).isfinite().all())
+
+
 def test_samples_do_not_depend_on_their_batch() -> None:
     denoise, process = gaussian(10)
     x_T = Streams([1, 2, 3], "start").normal(1, 4, 4)

@@ -96,9 +96,9 @@ def test_a_bias_of_keys_alone_changes_nothing(causal: bool) -> None:
         | {"qv_bias": torch.cat([q, v])}
     )
     torch.testing.assert_close(without(x, causal=causal), with_bias(x, causal=causal), atol=1e-6, rtol=1e-5)
-    keys, values = without.keys_values(x)
-    torch.testing.assert_close(keys, with_bias.keys_values(x)[0] - k.view(2, 1, 8), atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(values, with_bias.keys_values(x)[1])
+    keys, values = without.extend(x)[1]
+    torch.testing.assert_close(keys, with_bias.extend(x)[1][0] - k.view(2, 1, 8), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(values, with_bias.extend(x)[1][1])
 
 
 def test_heads_must_divide_the_width() -> None:

@@ -45,6 +45,18 @@ def test_a_prefix_read_before_gives_the_same_as_the_whole_sequence(prefix: int, 
 
 
 @torch.no_grad()
+def test_a_context_grows_token_by_token() -> None:
+    model, x = transformer(True), torch.randn(2, 9, 32)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[0, 1:3] = False
+    whole, context = model(x, mask), model.prefix(x[:, :4], mask[:, :4])
+    for i in range(4, 9):
+        out, context = model.extend(x[:, i : i + 1], mask[:, :i], context)
+        torch.testing.assert_close(out, whole[:, i : i + 1], atol=1e-5, rtol=1e-5)
+    assert [k.shape for k, _ in context] == [(2, 4, 9, 8)] * 3
+
+
+@torch.no_grad()
 def test_padding_rows_replace_tokens_and_are_attended_to() -> None:
     torch.manual_seed(0)
     model = TextTransformer(TextConfig(width=32, layers=2, heads=4, vocab_size=11, context=6)).eval()

@@ -127,8 +127,10 @@ def test_chunks_start_anew_in_every_group(count: int, group: int, size: int, exp
 def test_costly_stages_take_fewer(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
     large = SimpleNamespace(image_size=1024, unet=SimpleNamespace(patch_size=8))  # 128 × 128 places
     monkeypatch.setattr(pipe, "_config", lambda stage: large if stage == "up1024" else SimpleNamespace())
-    call = SimpleNamespace(seeds=range(5), max_batch=8)
+    call = SimpleNamespace(seeds=range(5), max_batch=8, max_tile=None)
     assert [rows.stop - rows.start for rows in pipe.chunks(call, "up1024")] == [2, 2, 1]
+    call.max_tile = 512
+    assert [rows.stop - rows.start for rows in pipe.chunks(call, "up1024")] == [5]
     assert [rows.stop - rows.start for rows in pipe.chunks(call, "prior")] == [5]
 
 
@@ -320,7 +322,7 @@ def test_a_damaged_index_is_one_clear_line(pipe: DALLE2, tmp_path: Path, content
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("missing", ["clip", "prior", "decoder", "up256"])
+@pytest.mark.parametrize("missing", ["clip", "decoder", "up256"])  # without a prior it varies pictures
 def test_a_chain_with_a_hole_is_refused(pipe: DALLE2, missing: str) -> None:
     with pytest.raises(UsageError, match=f"lacks {missing}"):
         DALLE2({name: part for name, part in pipe.parts.items() if name != missing}, {})

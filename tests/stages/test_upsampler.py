@@ -1,12 +1,20 @@
 """Training and sampling the upsamplers."""
 
+from itertools import pairwise
+
+import pytest
 import torch
 import torch.nn.functional as F
 from conftest import small_upsampler
 from torch import Tensor
 
+from t2i.assets import asset
+from t2i.data import shapes
+from t2i.data.bsr import bsr
 from t2i.data.degrade import Degradation
+from t2i.diffusion import tiles
 from t2i.diffusion.sampling import Sampling
+from t2i.registry import load_stage
 from t2i.seed import Streams
 from t2i.stages.upsampler.model import Upsampler
 from t2i.stages.upsampler.sample import quantised, sample
@@ -37,6 +45,18 @@ def test_losses_belong_to_samples_and_not_to_batches() -> None:
     whole = task.loss(edges(range(4)))
     assert {name: tuple(x.shape) for name, x in whole.items()} == {"loss": (4,), "mse": (4,), "vb": (4,)}
     torch.testing.assert_close(task.loss(edges(range(2, 4)))["loss"], whole["loss"][2:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bsr", "bsr_light"])
+def test_bsr_begins_at_the_large_picture(kind: str) -> None:
+    degradation = Degradation.model_validate({"kind": kind})
+    task = UpsamplerTask(small_upsampler(8, 32), None, UpsamplerOptions(degradation=degradation))
+    batch = edges(range(4))
+    low_res = task.degraded(batch["image"], Streams(range(4)))
+    assert torch.equal(low_res, bsr(batch["image"], 4, Streams(range(4)), light=kind == "bsr_light"))
+    assert low_res.shape == (4, 3, 8, 8)
+    whole = task.loss(batch)["loss"]
+    torch.testing.assert_close(task.loss(edges(range(2, 4)))["loss"], whole[2:], rtol=1e-4, atol=1e-5)
 
 
 def test_small_pictures_are_area_averages() -> None:
@@ -97,3 +117,53 @@ def test_a_trained_upsampler_draws_sharp_edges_at_any_size() -> None:
         assert drawn.shape == picture.shape
         assert error(drawn, picture) < 0.5 * error(model.enlarge(low_res), picture)
         assert error(F.avg_pool2d(drawn, 4), low_res) < 0.05
+
+
+def jump(x: Tensor, cuts: list[int], within: int) -> float:
+    """How much stronger the mean gradient across columns is around `cuts` than elsewhere."""
+    gradient = x.diff(dim=3).abs().mean((0, 1, 2))
+    near = torch.zeros_like(gradient, dtype=torch.bool)
+    for cut in cuts:
+        near[cut - within : cut + within] = True
+    return float(gradient[near].mean() / gradient[~near].mean())
+
+
+def test_tiles_show_no_seam_and_come_no_less_close_to_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled network, whose group norms see a tile and not the picture: what that changes is spread evenly."""
+    model = load_stage(asset("weights") / "shapes" / "up256")
+    assert isinstance(model, Upsampler)
+    truth = shapes.batch([500], 256)["image"]
+    condition = model.condition(F.avg_pool2d(truth, 4))
+
+    def drawn(max_tile: int | None) -> Tensor:
+        return sample(model, condition, Streams([0]), Sampling(steps=3), max_tile=max_tile)
+
+    whole, tiled = drawn(None), drawn(96)
+    spans = tiles.Tiled(model, 96, 8).spans(256)
+    cuts = [(a.stop + b.start) // 2 for a, b in pairwise(spans)]
+    assert psnr(tiled, whole) > 38
+    assert psnr(tiled, truth) > psnr(whole, truth) - 0.1
+    assert jump(tiled - whole, cuts, 6) < 1.5
+    assert abs(jump(tiled, cuts, 6) / jump(whole, cuts, 6) - 1) < 0.05
+    monkeypatch.setattr(tiles, "OVERLAP", 0.0)
+    monkeypatch.setattr(tiles, "FADE", 1e-6)
+    assert jump(drawn(64) - whole, [64, 128, 192], 1) > 2
+
+
+def test_no_network_sees_more_than_a_tile() -> None:
+    model = upsampler(last_step=True)
+    seen: dict[str, set[tuple[int, ...]]] = {"unet": set(), "last": set()}
+    for name, sizes in seen.items():
+        getattr(model, name).register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.add(tuple(args[0].shape[2:])))
+    low_res = torch.zeros(1, 3, 24, 20)
+    drawn = sample(model, model.condition(low_res), Streams([0]), Sampling(steps=2), max_tile=39)
+    assert drawn.shape == (1, 3, 96, 80)
+    assert seen == {"unet": {(32, 32)}, "last": {(32, 32)}}
+
+
+def test_tiles_are_not_for_networks_that_know_places() -> None:
+    model = upsampler()
+    placed = model.config.unet.model_copy(update={"attention_positions": True})
+    model.config = model.config.model_copy(update={"unet": placed})
+    with pytest.raises(ValueError, match="attention_positions=True tells places in the whole picture"):
+        sample(model, model.condition(torch.zeros(1, 3, 8, 8)), Streams([0]), Sampling(steps=2), max_tile=32)

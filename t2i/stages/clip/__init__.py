@@ -7,6 +7,7 @@ tower's token states (B, L, W) for stages that read the whole sentence.
     ClipEncoder.encode_image(pictures), .encode_text(words)  use it (`t2i.stages.clip.model`)
     architecture: ViT-L-14, tokenizer: {kind: clip, context: 77} in a config
                                                              open_clip's two plain towers of that name
+    t2i convert text_encoder image_encoder --out FOLDER      read OpenAI's weights as transformers has them
 
 Not every architecture of open_clip is one: those with a tower of another library, another vocabulary or text that
 attends both ways (SigLIP, CoCa, CLIPA, multilingual ones) are refused by name.

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
-from t2i.errors import did_you_mean
+from t2i.errors import UsageError, did_you_mean
 from t2i.seed import upload
 from t2i.text.tokenizers import TokenizerConfig
 from t2i.types import TextFeatures
@@ -52,15 +52,19 @@ class ClipConfig(Config):
     """Either `architecture`, a name of `open_clip.list_models()` with two plain CLIP towers, or the sizes of our own.
 
     `pretrained` is one of open_clip's tags of published weights, fetched to start from. `mean` and `std` normalise
-    pixels in [0, 1] before the vision tower; for an `architecture` they are OpenAI's unless given.
+    pixels in [0, 1] before the vision tower; for an `architecture` they are OpenAI's unless given. `vision` may be
+    None, for a model that only reads. `quick_gelu` is OpenAI's activation, x · sigmoid(1.702 x). `unit_norm` is off
+    where the other stages take embeddings as they are.
     """
 
     architecture: str | None = None
     pretrained: str | None = None
     embed_dim: int = Field(256, ge=1)
-    vision: VisionConfig = VisionConfig()
+    vision: VisionConfig | None = VisionConfig()
     text: TextConfig = TextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    quick_gelu: bool = False
+    unit_norm: bool = True
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -93,7 +97,11 @@ def build_clip(config: ClipConfig) -> CLIP:
         pool_type="eos" if config.tokenizer.kind == "words" else "argmax",
         eos_id=2,
     )
-    return CLIP(config.embed_dim, CLIPVisionCfg(**config.vision.model_dump()), text)
+    vision = CLIPVisionCfg(**(config.vision or VisionConfig(layers=0, width=64)).model_dump())
+    model = CLIP(config.embed_dim, vision, text, quick_gelu=config.quick_gelu)
+    if config.vision is None:
+        model.visual = None
+    return model
 
 
 def _published(architecture: str, pretrained: str | None, tokenizer: TokenizerConfig) -> CLIP:
@@ -113,7 +121,8 @@ def _published(architecture: str, pretrained: str | None, tokenizer: TokenizerCo
 
 
 class ClipEncoder(nn.Module):
-    """CLIP as the other stages see it (protocol `Encoder`): pictures and sentences to unit vectors."""
+    """CLIP as the other stages see it (protocol `Encoder`): pictures and sentences to vectors, of unit norm unless
+    `unit_norm` is off."""
 
     mean: Tensor
     std: Tensor
@@ -123,25 +132,29 @@ class ClipEncoder(nn.Module):
         self.config = config.model_copy(update={"pretrained": None})  # from here on these weights are what counts
         self.clip = build_clip(config)
         self.tokenizer = config.tokenizer.build()
-        visual = self.clip.visual
-        size = visual.image_size
+        size = self.clip.visual.image_size if self.clip.visual is not None else 0
         self.image_size = size[0] if isinstance(size, tuple | list) else size
-        self.dim = int(visual.output_dim)
+        self.dim = config.embed_dim if self.clip.visual is None else int(self.clip.visual.output_dim)
         self.text_width = int(self.clip.ln_final.weight.shape[0])
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → unit vectors (B, D), float32. Other sizes are resized with antialiasing."""
+        """(B, 3, H, W) in [-1, 1] → (B, D), float32. Other sizes are resized with antialiasing.
+
+        Raises UsageError if this model has no tower for pictures.
+        """
+        if self.clip.visual is None:
+            raise UsageError("this CLIP reads sentences only (vision=None): it was published without its image encoder")
         if image.shape[-2:] != (self.image_size, self.image_size):
             image = F.interpolate(image.float(), size=(self.image_size,) * 2, mode="bicubic", antialias=True).clamp(
                 -1, 1
             )
         pixels = ((image + 1) / 2 - self.mean.to(image.dtype)) / self.std.to(image.dtype)
-        return F.normalize(self.clip.encode_image(pixels).float(), dim=-1)
+        return self._out(self.clip.encode_image(pixels))
 
     def encode_tokens(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
-        """Tokens (B, L) → pooled (B, D) unit vectors, token states (B, L, W) after the last norm, mask (B, L)."""
+        """Tokens (B, L) → pooled (B, D), token states (B, L, W) after the last norm, mask (B, L)."""
         clip = self.clip
         length = tokens.shape[1]  # the mask is causal: any length will do
         x = clip.token_embedding(tokens) + clip.positional_embedding[:length]  # (B, L, W)
@@ -149,7 +162,10 @@ class ClipEncoder(nn.Module):
         pooled = text_global_pool(x, tokens, clip.text_pool_type, eos_token_id=clip.text_eos_id)
         projection = clip.text_projection
         pooled = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
-        return TextFeatures(F.normalize(pooled.float(), dim=-1), x, mask)
+        return TextFeatures(self._out(pooled), x, mask)
+
+    def _out(self, z: Tensor) -> Tensor:
+        return F.normalize(z.float(), dim=-1) if self.config.unit_norm else z.float()
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) and mask on the encoder's device, L being no longer than the longest caption needs."""

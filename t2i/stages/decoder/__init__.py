@@ -1,6 +1,7 @@
 """The decoder: a base diffusion model at 64 pixels that turns conditions into a small picture.
 
-unCLIP (Ramesh et al. 2022, arXiv 2204.06125, section 2.1) on top of GLIDE (Nichol et al. 2021, arXiv 2112.10741);
+unCLIP (Ramesh et al. 2022, arXiv 2204.06125, section 2.1) on top of GLIDE (Nichol et al. 2021, arXiv 2112.10741),
+or on top of what CLIP itself says of a sentence (Karlo);
 without text and CLIP ports it is ADM (Dhariwal & Nichol 2021, arXiv 2105.05233) or IDDPM.
 
 In: x_t (B, 3, H, W) in [-1, 1] plus noise, t (B,), and any of tokens (B, L), image embedding (B, D), labels (B,).

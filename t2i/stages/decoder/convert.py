@@ -1,11 +1,16 @@
-"""Reading decoders published by DDPM, IDDPM, ADM and GLIDE into `Decoder`."""
+"""Reading decoders published by DDPM, IDDPM, ADM, GLIDE and Karlo into `Decoder`.
 
-from collections.abc import Iterator, Mapping
+C channels of the context · T context tokens made of one image embedding
+"""
 
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from einops import rearrange
 from torch import Tensor
 
-from t2i.nn.foreign import Entry, Layout, RowOrder, flat_text, flat_unet, rekey
-from t2i.nn.foreign_levels import DIFFUSERS, DIFFUSERS_BEFORE_0_12, PESSER, level_unet
+from t2i.nn.foreign import Entry, Layout, RowOrder, flat_text, flat_unet, prefixed, rekey
+from t2i.nn.foreign_levels import DIFFUSERS, DIFFUSERS_BEFORE_0_12, PESSER, level_unet, unet_from
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.presets import PRESETS
 
@@ -34,6 +39,8 @@ def layouts() -> Iterator[Layout]:
         if name.startswith("ddpm"):
             for names in (PESSER, DIFFUSERS, DIFFUSERS_BEFORE_0_12):
                 yield Layout("decoder", name, config, Decoder, tuple(level_unet(config.unet, names)))
+        elif config.clip_text_width is not None:
+            yield from (karlo_layout(name, config), diffusers_layout(name, config))
         elif not name.startswith("dalle2"):
             order: RowOrder = "new" if name in NEW_ORDER else "legacy"
             yield Layout("decoder", name, config, Decoder, tuple(flat_entries(config, order)))
@@ -47,3 +54,52 @@ def flat_entries(config: DecoderConfig, order: RowOrder) -> Iterator[Entry]:
     if config.text is not None:
         yield from flat_text(config.text)
         yield Entry("transformer_proj", "text_vector")
+
+
+def karlo_layout(name: str, config: DecoderConfig) -> Layout:
+    """Karlo's decoder, in one file."""
+    names = {
+        "clip_emb": "clip_vector",
+        "text_feat_proj": "clip_text_vector",
+        "text_seq_proj.0": "clip_text.0",
+        "text_seq_proj.1": "clip_text.1",
+    }
+    entries = [Entry(theirs, ours) for theirs, ours in names.items()]
+    entries += [Entry("cf_param", "clip_null", bare=True)]
+    entries += [Entry("clip_tok_proj", "clip_tokens", _tokens_last(config))]
+    entries += flat_unet(config.unet, "legacy")
+    return Layout("decoder", name, config, Decoder, tuple(prefixed("model.", entries)))
+
+
+def diffusers_layout(name: str, config: DecoderConfig) -> Layout:
+    """The same as diffusers' UNet2DConditionModel, joined with UnCLIPTextProjModel, which holds the text path."""
+    names = {
+        "clip_image_embeddings_project_to_time_embeddings": "clip_vector",
+        "embedding_proj": "clip_text_vector",
+        "encoder_hidden_states_proj": "clip_text.0",
+        "text_encoder_hidden_states_norm": "clip_text.1",
+    }
+    entries = [Entry(theirs, ours) for theirs, ours in names.items()]
+    entries += [Entry("learned_classifier_free_guidance_embeddings", "clip_null", bare=True)]
+    entries += [Entry("clip_extra_context_tokens_proj", "clip_tokens", _tokens_last(config))]
+    entries += level_unet(config.unet, DIFFUSERS)
+    return Layout("decoder", name, config, Decoder, tuple(entries))
+
+
+def config_from(unet: Mapping[str, Any], text: Mapping[str, Any]) -> DecoderConfig:
+    """The config of Karlo's decoder from those of its UNet2DConditionModel and its UnCLIPTextProjModel.
+
+    Raises ValueError for another kind of U-Net.
+    """
+    return DecoderConfig(
+        unet=unet_from(unet),
+        clip_dim=text["clip_embeddings_dim"],
+        clip_text_width=text["clip_embeddings_dim"],
+        num_clip_tokens=text["clip_extra_context_tokens"],
+        image_size=unet["sample_size"],
+    )
+
+
+def _tokens_last(config: DecoderConfig) -> Callable[[Tensor], Tensor]:
+    """Rows of the projection to image tokens: channel by channel there, token by token here."""
+    return lambda x: rearrange(x, "(c t) ... -> (t c) ...", t=config.num_clip_tokens)

@@ -1,6 +1,7 @@
 """The decoder network: one U-Net and the ports that turn captions, CLIP embeddings and labels into its `Condition`.
 
-B batch · H W pixels · L tokens · D width of CLIP embeddings · S width of the context · V width of the time embedding
+B batch · H W pixels · L tokens · D width of CLIP embeddings · W of CLIP's text states · S of the context
+V width of the time embedding
 """
 
 from typing import Literal, Self
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from t2i.config import Config
 from t2i.diffusion.prediction import Parametrisation, Target, Variance
-from t2i.nn.layers import masked
+from t2i.nn.layers import fit, masked
 from t2i.nn.transformer import TextConfig, TextTransformer
 from t2i.nn.unet import UNet, UNetConfig
 from t2i.text.tokenizers import TokenizerConfig
-from t2i.types import Condition
+from t2i.types import Condition, TextFeatures
 
 
 class DecoderConfig(Config):
@@ -27,6 +28,7 @@ class DecoderConfig(Config):
         text: a text transformer trained with the U-Net, or None.
         clip_dim: width D of CLIP image embeddings, or None for no such port.
         clip_mark: `ClipEncoder.mark` of the CLIP it was trained with, empty if unknown.
+        clip_text_width: width W of CLIP's text states, which then stand for `text` (Karlo), or None.
         num_clip_tokens: context tokens made of one image embedding.
         clip_scale: image embeddings are multiplied by it first; √D gives unit vectors unit variance.
         num_classes: size of a label table, or None.
@@ -42,6 +44,7 @@ class DecoderConfig(Config):
     text: TextConfig | None = None
     clip_dim: int | None = Field(default=None, ge=1)
     clip_mark: tuple[float, ...] = ()
+    clip_text_width: int | None = Field(default=None, ge=1)
     num_clip_tokens: int = Field(default=4, ge=1)
     clip_scale: float = 1.0
     num_classes: int | None = Field(default=None, ge=1)
@@ -73,6 +76,8 @@ class DecoderConfig(Config):
             raise ValueError(f"unet.context_dim={unet.context_dim} must equal text.width={self.text.width}")
         if self.clip_dim is not None and unet.context_dim is None:
             raise ValueError(f"clip_dim={self.clip_dim} needs a unet.context_dim for its tokens, got None")
+        if self.clip_text_width is not None and (self.clip_dim is None or self.text is not None):
+            raise ValueError(f"clip_text_width={self.clip_text_width} needs a clip_dim, and no text of its own")
         if self.text is None and self.tokenizer is not None:
             raise ValueError("a tokenizer needs a text transformer to read its tokens, got text=None")
         if self.text is not None and self.tokenizer is not None and "vocab_size" in self.text.model_fields_set:
@@ -105,6 +110,9 @@ class Decoder(nn.Module):
             self.clip_vector = nn.Linear(config.clip_dim, vector_dim)
             self.clip_tokens = nn.Linear(config.clip_dim, config.num_clip_tokens * context_dim)
             self.clip_null = nn.Parameter(torch.zeros(config.clip_dim))
+        if config.clip_text_width is not None:
+            self.clip_text_vector = nn.Linear(config.clip_dim or 0, vector_dim)
+            self.clip_text = nn.Sequential(nn.Linear(config.clip_text_width, context_dim), nn.LayerNorm(context_dim))
         if config.num_classes is not None:
             self.classes = nn.Embedding(config.num_classes + config.null_class, vector_dim)
 
@@ -121,6 +129,7 @@ class Decoder(nn.Module):
         labels: Tensor | None = None,
         known: tuple[Tensor, Tensor] | None = None,
         *,
+        clip_text: TextFeatures | None = None,
         text_keep: Tensor | None = None,
         clip_keep: Tensor | None = None,
     ) -> Condition:
@@ -133,21 +142,24 @@ class Decoder(nn.Module):
             labels: (B,) int64, for class-conditional networks; `num_classes` is the absent class, if they have one.
             known: a picture (B, 3, S, S) in [-1, 1] and a mask (B, 1, S, S), 1 where it is known, for networks that
                 inpaint; None means that nothing is known.
+            clip_text: what CLIP says of the sentences, for networks that read it.
             text_keep: (B,) bool; captions that are not kept count as empty.
             clip_keep: (B,) bool; embeddings that are not kept are replaced by the null embedding.
 
         Returns:
             `vector` (B, V) or None, and `sequence` (B, L', S) or None with the CLIP tokens before the text. As in GLIDE
             the vector is made of the last feature and there is no mask, as padding has learned rows of its own; with
-            `text.attend_padding` off it is made of the mean of the words, and `mask` (B, L') hides the padding.
+            `text.attend_padding` off it is made of the mean of the words, and `mask` (B, L') hides the padding; so it
+            does for CLIP's states, and the vector is made of its embedding of the sentence.
             `image` (B, 4, S, S) where the network inpaints.
 
         Raises:
             ValueError: if an input has no port in this network, if labels are missing, or if nothing is given.
         """
         c = self.config
-        self._check_ports(tokens, image_embedding, labels, known)
-        given = (tokens, image_embedding, labels, None if known is None else known[0])
+        self._check_ports(tokens, image_embedding, labels, known, clip_text)
+        pooled, picture = (None if x is None else x[0] for x in (clip_text, known))
+        given = (tokens, image_embedding, labels, picture, pooled)
         first = next((x for x in given if x is not None), None)
         if first is None:
             if c.text is not None or c.clip_dim is not None or c.inpaint:
@@ -165,6 +177,10 @@ class Decoder(nn.Module):
             features, visible = self._read(tokens, mask, text_keep)  # (B, L, S) (B, L)
             vectors.append(self.text_vector(features[:, -1] if visible is None else _mean(features, visible)))
             sequences.append(features)
+        if clip_text is not None:
+            vectors.append(self.clip_text_vector(fit(clip_text.pooled, self.clip_text_vector.weight)))
+            sequences.append(self.clip_text(fit(clip_text.sequence, self.clip_text_vector.weight)))  # (B, L, S)
+            visible = clip_text.mask
         if labels is not None:
             vectors.append(self.classes(labels))
         return Condition(
@@ -179,9 +195,12 @@ class Decoder(nn.Module):
         class; what is `known` of the pictures stays known.
 
         Raises:
-            ValueError: for class-conditional networks that know no absent class.
+            ValueError: for class-conditional networks that know no absent class, and for those that read CLIP's states,
+                of the empty sentence too.
         """
         c = self.config
+        if c.clip_text_width is not None:
+            raise ValueError("this decoder reads what CLIP says of the empty sentence: give `condition` that")
         if c.num_classes is not None and not c.null_class:
             raise ValueError(f"a network over {c.num_classes} classes has no unconditional branch")
         device = self.unet.conv_in.weight.device
@@ -224,8 +243,12 @@ class Decoder(nn.Module):
         image_embedding: Tensor | None,
         labels: Tensor | None,
         known: tuple[Tensor, Tensor] | None,
+        clip_text: TextFeatures | None,
     ) -> None:
         c = self.config
+        if (clip_text is None) != (c.clip_text_width is None):
+            given = "missing" if clip_text is None else "given"
+            raise ValueError(f"CLIP's text states are {given}, but clip_text_width={c.clip_text_width}")
         if known is not None and not c.inpaint:
             raise ValueError("this decoder sees no masked picture (inpaint=False)")
         if tokens is not None and c.text is None:

@@ -99,6 +99,19 @@ PRESETS: dict[str, DecoderConfig] = {
     "glide-inpaint": DecoderConfig.model_validate(
         {**_GLIDE.model_dump(), "unet": {**_GLIDE.unet.model_dump(), "image_channels": 4}, "inpaint": True}
     ),
+    "karlo": DecoderConfig(  # 893 M, 885 M of them in the U-Net
+        unet=UNetConfig(
+            channels=320,
+            multipliers=(1, 2, 3, 4),
+            num_blocks=3,
+            attention=(2, 4, 8),
+            head_channels=64,
+            context_dim=1536,
+            dropout=0.1,
+        ),
+        clip_dim=768,
+        clip_text_width=768,
+    ),
     "dalle2": DecoderConfig(  # unCLIP, Table 3: 3.5 B
         unet=UNetConfig(
             channels=512,
@@ -109,7 +122,7 @@ PRESETS: dict[str, DecoderConfig] = {
             context_dim=2048,
             dropout=0.1,
         ),
-        text=TextConfig(width=2048, layers=24, heads=32, vocab_size=50257, context=256),
+        text=TextConfig(width=2048, layers=24, heads=32, vocab_size=49408, context=256),  # by the tokens of its CLIP
         clip_dim=1024,
     ),
 }

@@ -1,4 +1,4 @@
-"""Drawing small pictures from an image embedding and a sentence.
+"""Drawing small pictures from an image embedding and a sentence, and the way back.
 
 B batch · L tokens · D width of CLIP embeddings
 """
@@ -6,7 +6,9 @@ B batch · L tokens · D width of CLIP embeddings
 import torch
 from torch import Tensor
 
+from t2i.diffusion.prediction import ModelDenoiser
 from t2i.diffusion.process import Process
+from t2i.diffusion.samplers import ddim_invert
 from t2i.diffusion.sampling import Sampling, Steering, draw
 from t2i.seed import Streams
 from t2i.stages.decoder.model import Decoder
@@ -28,6 +30,7 @@ def sample(
     *,
     null: Condition | None = None,
     steering: Steering = Steering(),
+    x_T: Tensor | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Pictures (B, 3, S, S) in [-1, 1] from `model.condition(…)`.
@@ -36,12 +39,14 @@ def sample(
         streams: one random stream per picture.
         null: what guidance moves away from; `model.null_condition(B)` if None.
         steering: classifiers, known parts, a picture to begin from; tensors of it on the model's device.
+        x_T: (B, 3, S, S), the noise to begin from, such as `invert` finds; drawn from `streams` if None.
     """
     c = model.config
     if null is None and sampling.guidance != 1:
         null = model.null_condition(len(streams))
     device = next(model.parameters()).device
-    x_T = streams.normal(c.unet.in_channels, c.image_size, c.image_size).to(device)  # (B, 3, S, S)
+    if x_T is None:
+        x_T = streams.normal(c.unet.in_channels, c.image_size, c.image_size)  # (B, 3, S, S)
     return draw(
         model,
         model.project(condition),
@@ -49,8 +54,26 @@ def sample(
         process_of(model),
         c.parametrisation,
         sampling,
-        x_T.contiguous(memory_format=torch.channels_last),
+        x_T.to(device).contiguous(memory_format=torch.channels_last),
         streams,
         steering=steering,
         callback=callback,
     )
+
+
+@torch.no_grad()
+def invert(
+    model: Decoder,
+    condition: Condition,
+    x_0: Tensor,
+    steps: int | str,
+    *,
+    corrections: int = 0,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """x_T (B, 3, S, S), from which DDIM with as many steps, eta 0 and no guidance comes back to the pictures x_0
+    (B, 3, S, S) in [-1, 1], on the model's device; `corrections` as in `ddim_invert`."""
+    process = process_of(model).respace(steps)
+    denoise = ModelDenoiser(model, model.project(condition), process, model.config.parametrisation, clip=False)
+    x_0 = x_0.contiguous(memory_format=torch.channels_last)
+    return ddim_invert(denoise, x_0, process, corrections=corrections, callback=callback)

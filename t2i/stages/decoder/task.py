@@ -62,7 +62,8 @@ class DecoderTask(nn.Module):
             )
         if options.sampling.guidance != 1 and c.text is None and c.clip_dim is None and not c.null_class:
             raise ValueError(f"nothing to guide: sampling.guidance must be 1, got {options.sampling.guidance}")
-        ports = {"caption": c.text is not None, "label": c.num_classes is not None}
+        reads = c.text is not None or c.clip_text_width is not None
+        ports = {"caption": reads, "label": c.num_classes is not None}
         self.keys: tuple[str, ...] = ("image", *(key for key, there in ports.items() if there))
         self.model = model
         self.encoder = encoder
@@ -82,15 +83,19 @@ class DecoderTask(nn.Module):
             trim: as in `tokenize`.
         """
         c, image, o = self.model.config, batch["image"], self.options
-        tokens = mask = embedding = labels = known = text_keep = clip_keep = None
+        tokens = mask = embedding = clip_text = labels = known = text_keep = clip_keep = None
+        captions = batch["caption"] if "caption" in self.keys else []
         if drops is not None:
-            keep = upload(drops.uniform(2), image.device)  # (B, 2)
+            drawn = drops.uniform(2)  # (B, 2)
+            keep = upload(drawn, image.device)
             text_keep, clip_keep = keep[:, 0] >= o.text_drop, keep[:, 1] >= o.clip_drop
+            captions = [x if u >= o.text_drop else "" for x, u in zip(captions, drawn[:, 0].tolist(), strict=False)]
         if self.tokenizer is not None:
             tokens, mask = (upload(x, image.device) for x in tokenize(self.tokenizer, batch["caption"], trim=trim))
         if self.encoder is not None and c.clip_dim is not None:
             with torch.no_grad():
                 embedding = self.encoder.encode_image(image)  # (B, D)
+                clip_text = self.encoder.encode_text(captions) if c.clip_text_width is not None else None
         if c.num_classes is not None:
             labels = batch["label"]
             if c.null_class and drops is not None:
@@ -98,7 +103,9 @@ class DecoderTask(nn.Module):
                 labels = torch.where(absent, c.num_classes, labels)
         if c.inpaint:
             known = image, upload(random_masks(drops or Streams(batch["seed"], "mask"), c.image_size), image.device)
-        return self.model.condition(tokens, mask, embedding, labels, known, text_keep=text_keep, clip_keep=clip_keep)
+        return self.model.condition(
+            tokens, mask, embedding, labels, known, clip_text=clip_text, text_keep=text_keep, clip_keep=clip_keep
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
@@ -121,8 +128,11 @@ class DecoderTask(nn.Module):
     def sample(self, batch: Batch) -> Tensor:
         """Real pictures above what the decoder draws from what is said of them, (2B, 3, S, S); where it inpaints, in
         between what it is shown of them, (3B, 3, S, S)."""
-        condition = self.condition(batch)
-        drawn = sample(self.model, condition, Streams(batch["seed"], "sample"), self.options.sampling)
+        condition, c, null = self.condition(batch), self.model.config, None
+        if self.encoder is not None and condition.sequence is not None and c.clip_text_width is not None:
+            empty = self.encoder.encode_text([""] * len(batch["image"]))
+            null = self.model.condition(clip_text=empty.padded(condition.sequence.shape[1] - c.num_clip_tokens))
+        drawn = sample(self.model, condition, Streams(batch["seed"], "sample"), self.options.sampling, null=null)
         shown = [condition.image[:, :3]] if condition.image is not None else []
         return torch.cat([batch["image"], *shown, drawn])
 

@@ -3,5 +3,7 @@
 In: what a frozen CLIP says of a sentence, `TextFeatures`. Out: CLIP image embeddings (B, D), unit norm.
 
     t2i train configs/shapes/prior.yaml                train it
+    t2i calibrate PRIOR --clip FOLDER --out FOLDER     measure its analytic variances
     t2i.stages.prior.sample.sample(prior, text, …)     draw embeddings, best of two by default
+    t2i convert prior.ckpt ViT-L-14_stats.th --out FOLDER   read Karlo's and Kandinsky's weights (`.convert`)
 """

@@ -10,17 +10,23 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.config import Config
+from t2i.diffusion.prediction import Parametrisation
+from t2i.errors import UsageError
 from t2i.nn.layers import timestep_embedding
 from t2i.nn.transformer import Transformer, TransformerConfig
 from t2i.types import Condition, TextFeatures
 
+PriorVariance = Literal["fixed_small", "fixed_large", "analytic"]
+
 
 class PriorConfig(Config):
-    """`clip_dim` and `text_width` are CLIP's, `clip_mark` is `ClipEncoder.mark` of it, empty if unknown; `clamp` bounds
-    the standardised x_0 while sampling, None for no bound."""
+    """`clip_dim` and `text_width` are CLIP's, `clip_mark` is `ClipEncoder.mark` of it, empty if unknown; `unit_norm` as
+    in `ClipConfig`; `clamp` bounds the standardised x_0 while sampling, None for no bound; `variance` is that of
+    sampling, "analytic" as `t2i calibrate` measured it."""
 
     clip_dim: int = Field(256, ge=1)
     clip_mark: tuple[float, ...] = ()
+    unit_norm: bool = True
     text_width: int = Field(256, ge=1)
     context: int = Field(64, ge=1)
     width: int = Field(256, ge=1)
@@ -29,6 +35,7 @@ class PriorConfig(Config):
     schedule: Literal["linear", "cosine"] = "cosine"
     num_steps: int = Field(1000, ge=1)
     target: Literal["x0", "eps", "v"] = "x0"
+    variance: PriorVariance = "fixed_small"
     clamp: float | None = Field(6.0, gt=0)
 
     @model_validator(mode="after")
@@ -43,10 +50,12 @@ class Prior(nn.Module):
 
     The network works on standardised embeddings, (z - mean) / std; both are buffers, measured on the training set and
     saved with the weights. Until they are known they are NaN, and so is everything made with them; `sample` refuses.
+    So it is with `x_0_variance`, which only priors of analytic variance have (`t2i.diffusion.analytic`).
     """
 
     mean: Tensor
     std: Tensor
+    x_0_variance: Tensor | None
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -65,6 +74,8 @@ class Prior(nn.Module):
         self.out = nn.Linear(width, config.clip_dim)
         self.register_buffer("mean", torch.full((config.clip_dim,), torch.nan))
         self.register_buffer("std", torch.full((config.clip_dim,), torch.nan))
+        analytic = torch.full((config.num_steps,), torch.nan) if config.variance == "analytic" else None
+        self.register_buffer("x_0_variance", analytic)
 
     @property
     def calibrated(self) -> bool:
@@ -79,13 +90,26 @@ class Prior(nn.Module):
         self.mean.copy_(z_i.mean(dim=0))
         self.std.copy_(z_i.std(dim=0).clamp(min=1e-4))
 
+    def parametrisation(self, variance: PriorVariance | None = None) -> Parametrisation:
+        """What the network's output means, with the `variance` of the config or with another.
+
+        Raises UsageError for an analytic variance that was never measured; waits for the device where there is one.
+        """
+        variance = variance or self.config.variance
+        if variance != "analytic":
+            return Parametrisation(self.config.target, variance)
+        if self.x_0_variance is None or not self.x_0_variance.isfinite().all():
+            raise UsageError("this prior's analytic variances were never measured; do so with t2i calibrate")
+        return Parametrisation(self.config.target, variance, self.x_0_variance)
+
     def standardise(self, z_i: Tensor) -> Tensor:
-        """Unit-norm embeddings (B, D) → what the diffusion process works on."""
+        """CLIP's embeddings (B, D) → what the diffusion process works on."""
         return (z_i - self.mean) / self.std
 
     def restore(self, x_0: Tensor) -> Tensor:
-        """The inverse of `standardise`, projected back to unit norm."""
-        return nn.functional.normalize(x_0 * self.std + self.mean, dim=-1)
+        """The inverse of `standardise`, projected back to unit norm where CLIP's embeddings have that."""
+        z_i = x_0 * self.std + self.mean
+        return nn.functional.normalize(z_i, dim=-1) if self.config.unit_norm else z_i
 
     def condition(self, text: TextFeatures) -> Condition:
         """Read the sentence once: keys and values of the caption and of z_t at every layer, reused at every step.

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling, Steering, draw
 from t2i.seed import Streams
-from t2i.stages.prior.model import Prior
+from t2i.stages.prior.model import Prior, PriorVariance
 from t2i.types import StepCallback, TextFeatures
 
 
@@ -24,9 +23,10 @@ def sample(
     *,
     null: TextFeatures | None = None,
     num_candidates: int = 2,
+    variance: PriorVariance | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """CLIP image embeddings for sentences, (B, D) unit norm.
+    """CLIP image embeddings for sentences, (B, D), of unit norm unless the prior's CLIP has others.
 
     Args:
         text: features of B sentences.
@@ -34,6 +34,7 @@ def sample(
         null: features of the empty or the negative sentence, same batch; needed when guidance is not 1.
         num_candidates: embeddings drawn per sentence; the one with the largest dot product with the sentence's own
             embedding is kept (Ramesh et al. 2022, section 2.2 draws two).
+        variance: of the steps of "ddpm", another one than the config's.
     """
     if num_candidates < 1:
         raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
@@ -41,11 +42,11 @@ def sample(
         raise ValueError("this prior has no CLIP statistics (mean and std are NaN); call calibrate() or load them")
     config = model.config
     process = Process.from_schedule(config.schedule, config.num_steps)
-    parametrisation = Parametrisation(config.target, "fixed_small")
+    parametrisation = model.parametrisation(variance)
     null_condition = None
     if null is not None and sampling.guidance != 1:
         length = max(text.mask.shape[1], null.mask.shape[1])
-        text, null = padded(text, length), padded(null, length)
+        text, null = text.padded(length), null.padded(length)
         null_condition = model.condition(null)
     condition = model.condition(text)
     candidates = []
@@ -57,11 +58,5 @@ def sample(
         )  # fmt: skip
         candidates.append(model.restore(x_0))
     z_i = torch.stack(candidates)  # (N, B, D)
-    best = (z_i * text.pooled).sum(dim=-1).argmax(dim=0)  # (B,)
+    best = F.cosine_similarity(z_i, text.pooled, dim=-1).argmax(dim=0)  # (B,)
     return z_i[best, torch.arange(len(best), device=best.device)]  # (B, D)
-
-
-def padded(text: TextFeatures, length: int) -> TextFeatures:
-    """Sentences lengthened to L = `length` places, the new ones masked, so that both rows of guidance fit one batch."""
-    missing = length - text.mask.shape[1]
-    return TextFeatures(text.pooled, F.pad(text.sequence, (0, 0, 0, missing)), F.pad(text.mask, (0, missing)))

@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.config import Config
+from t2i.diffusion import analytic
 from t2i.diffusion.losses import training_losses
-from t2i.diffusion.prediction import Parametrisation
+from t2i.diffusion.prediction import ModelDenoiser
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling
 from t2i.seed import Streams, upload
@@ -24,11 +25,13 @@ class PriorOptions(Config):
     """How a prior is trained.
 
     `text_drop` is how often the caption, words and embedding together, is replaced by the empty one. `num_draws` is the
-    number of times and noises per picture: the sentence is read once for all of them, so they cost little.
+    number of times and noises per picture: the sentence is read once for all of them, so they cost little. `sampling`
+    is how embeddings are drawn for sample grids and held-out numbers.
     """
 
     text_drop: float = Field(0.1, ge=0, le=1)
     num_draws: int = Field(8, ge=1)
+    sampling: Sampling = Sampling(steps=25, sampler="ddpm")
 
 
 class PriorTask(nn.Module):
@@ -42,14 +45,18 @@ class PriorTask(nn.Module):
             raise ValueError(f"the prior is of width {model.config.clip_dim}, CLIP of {getattr(encoder, 'dim', None)}")
         self.model = model
         self.encoder = encoder
-        self.text_drop, self.num_draws = options.text_drop, options.num_draws
+        self.text_drop, self.num_draws, self.sampling = options.text_drop, options.num_draws, options.sampling
         config = model.config
         self.process = Process.from_schedule(config.schedule, config.num_steps)
-        self.parametrisation = Parametrisation(config.target, "fixed_small")
+        self.process.respace(options.sampling.steps)  # refuses what it cannot do before the first grid needs it
+        self.parametrisation = model.parametrisation("fixed_small")  # analytic ones are measured when this is over
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch], *, anew: bool = False) -> None:
-        """Measure the embedding statistics on a few batches before the first step, if they are unknown or `anew`."""
+        """Measure the embedding statistics on a few batches before the first step, if they are unknown or `anew`, and
+        forget analytic variances, which no longer hold once the network learns on."""
+        if self.model.x_0_variance is not None:
+            self.model.x_0_variance.fill_(torch.nan)
         if anew or not self.model.calibrated:
             self.model.calibrate(torch.cat([self.encoder.encode_image(batch["image"]) for batch in batches]))
 
@@ -81,17 +88,26 @@ class PriorTask(nn.Module):
         }
 
     @torch.no_grad()
+    def squared_errors(self, batch: Batch, process: Process) -> Tensor:
+        """Of the conditional network, at every one of T steps, (B, T); see `analytic.squared_errors`."""
+        model = self.model
+        condition = model.condition(self.encoder.encode_text(batch["caption"]))
+        denoise = ModelDenoiser(model, condition, process, self.parametrisation, model.config.clamp or False)
+        x_0 = model.standardise(self.encoder.encode_image(batch["image"]))  # (B, D)
+        return analytic.squared_errors(denoise, process, x_0, Streams(batch["seed"], "analytic"))
+
+    @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
         """Each picture, and below it the one whose embedding is nearest to what the prior makes of its caption."""
         z_i = self._draw(batch)
-        nearest = (z_i @ self.encoder.encode_image(batch["image"]).T).argmax(dim=1)
+        nearest = (z_i @ nn.functional.normalize(self.encoder.encode_image(batch["image"]), dim=1).T).argmax(dim=1)
         return torch.cat([batch["image"], batch["image"][nearest]])
 
     def _draw(self, batch: Batch) -> Tensor:
         text = self.encoder.encode_text(batch["caption"])
         streams = Streams(batch["seed"], "sample")
-        sampling = Sampling(steps=min(25, self.process.num_steps), sampler="ddpm")
-        return sample(self.model, text, streams, sampling, num_candidates=1)
+        null = self.encoder.encode_text([""] * len(streams)) if self.sampling.guidance != 1 else None
+        return sample(self.model, text, streams, self.sampling, null=null, num_candidates=1, variance="fixed_small")
 
     @torch.inference_mode()
     def metrics(self, batch: Batch) -> dict[str, float]:
@@ -100,6 +116,6 @@ class PriorTask(nn.Module):
         z_i = self._draw(batch)
         truth = self.encoder.encode_image(batch["image"])
         return {
-            "cosine_image": float((z_i * truth).sum(dim=-1).mean()),
-            "cosine_text": float((z_i * text.pooled).sum(dim=-1).mean()),
+            "cosine_image": float(nn.functional.cosine_similarity(z_i, truth).mean()),
+            "cosine_text": float(nn.functional.cosine_similarity(z_i, text.pooled).mean()),
         }

@@ -32,6 +32,7 @@ class UpsamplerConfig(Config):
         text: a text transformer trained with the U-Net, or None.
         num_classes: size of a label table, or None.
         inpaint: sees a masked picture and its mask beside x_t (GLIDE, section 3.2).
+        last_step: a second network of the same shape takes the last step of sampling (Karlo).
         target, variance, schedule, num_steps, rescale_timesteps: see `t2i.diffusion`.
         tokenizer: what `text` was trained with.
     """
@@ -46,6 +47,7 @@ class UpsamplerConfig(Config):
     text: TextConfig | None = None
     num_classes: int | None = Field(default=None, ge=1)
     inpaint: bool = False
+    last_step: bool = False
     target: Target = "eps"
     variance: Variance = "learned_range"
     schedule: Literal["linear", "cosine"] = "linear"
@@ -69,6 +71,8 @@ class UpsamplerConfig(Config):
             raise ValueError(f"image_size={self.image_size} is not a multiple of low_size={self.low_size}")
         if unet.context_dim != (self.text.width if self.text is not None else None):
             raise ValueError(f"unet.context_dim={unet.context_dim} does not fit text={self.text}")
+        if self.last_step and (self.residual or self.inpaint or self.text is not None or self.num_classes is not None):
+            raise ValueError("last_step=True is for networks that see a small picture alone, and predict no residual")
         if self.text is not None and not self.text.attend_padding:
             raise ValueError("text.attend_padding=False is not for upsamplers, whose text is GLIDE's")
         return self
@@ -91,6 +95,7 @@ class Upsampler(nn.Module):
         super().__init__()
         self.config = config
         self.unet = UNet(config.unet)
+        self.last = UNet(config.unet) if config.last_step else None
         if config.text is not None:
             self.text = TextTransformer(config.text)
             self.text_vector = nn.Linear(config.text.width, config.unet.time_dim)

@@ -50,4 +50,22 @@ PRESETS: dict[str, UpsamplerConfig] = {
     "dalle2-1024": UpsamplerConfig(  # 256 to 1024: 300 M
         unet=_of(attention=(), mid_attention=False, num_heads=None), low_size=256, image_size=1024
     ),
+    "karlo-256": UpsamplerConfig(  # Karlo's two networks, 64 to 256: 692 M each
+        unet=UNetConfig(
+            out_channels=3,
+            image_channels=3,
+            channels=320,
+            multipliers=(1, 2, 3, 4),
+            num_blocks=3,
+            attention=(),
+            mid_attention=False,
+            scale_shift=False,
+        ),
+        levels="exact",
+        interpolation="bicubic",
+        antialias=True,
+        variance="fixed_small",
+        schedule="cosine",
+        last_step=True,
+    ),
 }

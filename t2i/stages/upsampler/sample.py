@@ -3,13 +3,17 @@
 B batch · h w pixels of the small picture · H W of the large one
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from t2i.diffusion.prediction import Model
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling, Steering, draw
+from t2i.diffusion.tiles import Tiled
 from t2i.seed import Streams
-from t2i.stages.upsampler.model import Upsampler
+from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 from t2i.types import Condition, StepCallback
 
 
@@ -36,14 +40,22 @@ def sample(
     sampling: Sampling,
     *,
     steering: Steering = Steering(),
+    max_tile: int | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Large pictures (B, 3, H, W) in [-1, 1] from `model.condition(quantised(model, low_res), …)`; `steering` as in the
-    decoder."""
+    """Large pictures (B, 3, H, W) in [-1, 1] from `model.condition(quantised(model, low_res), …)`, of any size that the
+    U-Net folds.
+
+    Args:
+        steering: as in the decoder.
+        max_tile: pixels of a side that the network sees at once, at most; None for all. See `Tiled`.
+    """
     assert condition.image is not None
+    last = None if model.last is None else tiled(model.last, model.config, max_tile)
+    steering = steering if last is None else replace(steering, last=last)
     x_T = streams.normal(model.config.unet.in_channels, *condition.image.shape[-2:]).to(condition.image.device)
     return draw(
-        model,
+        tiled(model, model.config, max_tile),
         model.project(condition),
         None,
         process_of(model),
@@ -54,3 +66,12 @@ def sample(
         steering=steering,
         callback=callback,
     )
+
+
+def tiled(model: Model, config: UpsamplerConfig, max_tile: int | None) -> Model:
+    """`model` on tiles that its U-Net folds, or as it is. Raises ValueError where a place would be told for another."""
+    if max_tile is None:
+        return model
+    if config.unet.attention_positions:
+        raise ValueError("attention_positions=True tells places in the whole picture, which a tile is not")
+    return Tiled(model, max_tile - max_tile % config.unet.factor, config.unet.factor)

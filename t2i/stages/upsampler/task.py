@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i.config import Config
+from t2i.data.bsr import bsr
 from t2i.data.degrade import Degradation
 from t2i.data.masks import random_masks
 from t2i.diffusion.losses import LossKind, Weighting, training_losses
@@ -45,6 +46,8 @@ class UpsamplerTask(nn.Module):
         c = model.config
         if c.text is not None and c.tokenizer is None:
             raise ValueError("text needs a tokenizer to read captions with, got None")
+        if c.last_step:
+            raise ValueError("last_step=True: the two networks are trained apart, each without it")
         ports = {"caption": c.text is not None, "label": c.num_classes is not None}
         self.keys: tuple[str, ...] = ("image", *(key for key, there in ports.items() if there))
         if options.sampling.guidance != 1:
@@ -73,6 +76,13 @@ class UpsamplerTask(nn.Module):
         """Area average of a crop, (B, 3, H, W) → (B, 3, h, w)."""
         return F.avg_pool2d(image, self.model.config.magnification)
 
+    def degraded(self, image: Tensor, streams: Streams) -> Tensor:
+        """Crops as the network sees them in training, (B, 3, H, W) → (B, 3, h, w)."""
+        degradation = self.options.degradation
+        if degradation.kind == "blur":
+            return degradation(self.low_res(image), streams)
+        return bsr(image, self.model.config.magnification, streams, light=degradation.kind == "bsr_light")
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
         x_0 = batch["image"]  # (B, 3, H, W)
@@ -80,7 +90,7 @@ class UpsamplerTask(nn.Module):
         memory = self.memory if self.model.training else None
         step = draw_steps(streams, self.process.num_steps, x_0.device, memory=memory)  # (B,)
         noise = upload(streams.normal(*x_0.shape[1:]), x_0.device)  # (B, 3, H, W)
-        condition = self.condition(batch, self.options.degradation(self.low_res(x_0), streams))
+        condition = self.condition(batch, self.degraded(x_0, streams))
         x_t = self.process.q_sample(x_0, step, noise)
         raw = self.model(x_t, self.process.time(step, x_t), condition)
         losses = training_losses(

@@ -1,0 +1,135 @@
+"""The commands that begin with a picture: `t2i variations | interpolate | text-diff` (`pipelines/manipulations.py`)."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from t2i.errors import UsageError
+from t2i.options import Device, Model, Steps, StopAfter, by_stage, int_or_text
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+Image = Annotated[Path, typer.Argument(help="A square picture.")]
+Seed = Annotated[int | None, typer.Option(help="Of the noise; random, and told, if not given.")]
+Guidance = Annotated[str | None, typer.Option(help="Of the decoder; only 1 brings pictures back as they were.")]
+Dtype = Annotated[str, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")]
+Strip = Annotated[Path, typer.Option(help="PNG of one row, or an animated GIF.")]
+
+
+def variations(
+    image: Image,
+    out: Annotated[Path, typer.Option(help="PNG to write; several pictures get a number each.")] = Path("out.png"),
+    num: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 4,
+    eta: Annotated[float, typer.Option(min=0, max=1, help="Share of fresh noise in every step.")] = 1.0,
+    model: Model = "shapes",
+    seed: Annotated[int | None, typer.Option(help="Picture i uses seed + i; random, and told, if not given.")] = None,
+    steps: Steps = None,
+    guidance: Annotated[str | None, typer.Option(help="Of the decoder; the model's own if not given.")] = None,
+    stop_after: StopAfter = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw pictures in which CLIP sees the same as in this one."""
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out must end in .png, got {out}")
+    chosen = _chosen(out, seed, steps, guidance, stop_after)
+    source = _opened(image)
+    pipe = _pipe(model, device, dtype, num, stop_after, out)
+    result = pipe.variations(source, num, eta=eta, **chosen)
+    for path, used in zip(result.save(out), result.seeds, strict=True):
+        typer.echo(f"{path}  seed {used}")
+
+
+def interpolate(
+    a: Image,
+    b: Annotated[str, typer.Argument(help="Another picture, or a sentence.")],
+    out: Strip = Path("out.png"),
+    num: Annotated[int, typer.Option(min=2, help="Pictures, with both ends.")] = 7,
+    noise: Annotated[str, typer.Option(help="slerp, or fixed: the same noise for all.")] = "slerp",
+    model: Model = "shapes",
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    stop_after: StopAfter = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw what lies between two pictures, or between a picture and a sentence."""
+    chosen = _strip(out, seed, steps, guidance, stop_after)
+    ends = _opened(a), _opened(b) if os.path.isfile(b) or b.lower().endswith(PICTURES) else b
+    pipe = _pipe(model, device, dtype, num, stop_after, out)
+    _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
+
+
+def text_diff(
+    image: Image,
+    from_text: Annotated[str, typer.Option(help='What the picture shows, or a dummy, or "".')],
+    to_text: Annotated[str, typer.Option(help="What it is to show.")],
+    out: Strip = Path("out.png"),
+    num: Annotated[int, typer.Option(min=1, help="Pictures, the first as it is; 1 is the last alone.")] = 5,
+    theta: Annotated[float, typer.Option(min=0, max=1, help="How far the last one goes.")] = 0.5,
+    model: Model = "shapes",
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    stop_after: StopAfter = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Change a picture by what one sentence says and another does not."""
+    chosen = _strip(out, seed, steps, guidance, stop_after)
+    source = _opened(image)
+    pipe = _pipe(model, device, dtype, num, stop_after, out)
+    _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
+
+
+def _strip(out: Path, *settings: Any) -> dict[str, Any]:
+    """`_chosen`, where `out` holds all pictures."""
+    if out.suffix.lower() not in (".png", ".gif"):
+        raise UsageError(f"--out must end in .png or .gif, got {out}")
+    return _chosen(out, *settings)
+
+
+def _chosen(
+    out: Path, seed: int | None, steps: str | None, guidance: str | None, stop_after: str | None
+) -> dict[str, Any]:
+    """Settings of a call that were given; UsageError for a file that cannot be written after it."""
+    from t2i.storage import writable_file
+
+    writable_file(out, "--out")
+    scale = by_stage("guidance", guidance, float)
+    given = {"seed": seed, "steps": by_stage("steps", steps, int_or_text), "guidance": scale, "stop_after": stop_after}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _opened(path: str | Path) -> Any:
+    from t2i.images import open_image
+
+    return open_image(path)
+
+
+def _pipe(model: str, device: str, dtype: str, num: int, stop_after: str | None, out: Path) -> Any:
+    """A model that takes pictures apart, if the disk has room for what it draws."""
+    from t2i.pipeline import Pipeline
+    from t2i.storage import room_for
+    from t2i.train.log import to_stderr
+
+    to_stderr()  # a model that is not here yet says that it is downloaded
+    pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype)
+    if not hasattr(pipe, "encode"):
+        raise UsageError(f"{model} does nothing with pictures; models whose decoder is told CLIP embeddings do")
+    room_for(out.parent, pipe.bytes_of(num, stop_after))
+    return pipe
+
+
+def _write(result: Any, out: Path) -> None:
+    """All pictures in one file."""
+    from t2i.images import save_gif, save_png, sheet
+
+    if out.suffix.lower() == ".gif":
+        save_gif(result.images, out)
+    else:
+        save_png(sheet(result.images, columns=len(result)), out, result.recipe)
+    typer.echo(f"{out}  seed {result.seeds[0]}")

@@ -1,0 +1,46 @@
+"""A folder of diffusers' unCLIP pipelines, such as kakaobrain/karlo-v1-alpha, opened as it is.
+
+Its own library cannot do that any more: since 0.38 the name of a module in `model_index.json` leads nowhere.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from t2i.convert import converted_weights
+from t2i.errors import DataError
+
+PARTS = {
+    "clip": ("text_encoder", "image_encoder"),
+    "prior": ("prior",),
+    "decoder": ("decoder", "text_proj"),
+    "up256": ("super_res_first", "super_res_last"),
+}
+"""Folders of theirs by place in our chain."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "steps": {"prior": 25, "decoder": 25, "up256": 7},
+    "guidance": {"prior": 4.0, "decoder": 8.0},
+    "sampler": {"prior": "ddpm", "decoder": "ddpm", "up256": "ddpm"},
+    "candidates": {"prior": 1},
+}
+"""How diffusers samples them."""
+
+
+def read_unclip(folder: Path) -> dict[str, nn.Module]:
+    """The stages of such a folder by place, in float32 on the CPU, in evaluation mode.
+
+    Raises DataError for folders that are missing, damaged or of another kind of network.
+    """
+    parts: dict[str, nn.Module] = {}
+    for place, names in PARTS.items():
+        here = [folder / name for name in names if (folder / name).is_dir()]
+        if not here and place == "prior":
+            continue
+        if len(here) < (1 if place == "clip" else len(names)):
+            raise DataError(f"{folder}: lacks {', '.join(n for n in names if not (folder / n).is_dir())}")
+        layout, state = converted_weights(here)
+        model = layout.model(layout.config)
+        model.load_state_dict({key: value.float() for key, value in state.items()})
+        parts[place] = model.eval()
+    return parts

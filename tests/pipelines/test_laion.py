@@ -1,0 +1,60 @@
+"""Stages of DALLE2-pytorch in DALL-E 2's chain."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import shaken, small_clip, small_prior, small_upsampler
+from PIL import Image
+
+from t2i import Pipeline
+from t2i.errors import UsageError
+from t2i.pipelines.dalle2 import DALLE2
+from t2i.stages.laion_decoder.model import LaionDecoder, LaionDecoderConfig
+from t2i.stages.laion_prior.model import LaionPrior, LaionPriorConfig
+
+FEW = {"steps": {"prior": 3, "decoder": 2, "up256": 2}, "guidance": {"prior": 1.0, "decoder": 1.7}}
+
+
+def pipe(**priors: Any) -> DALLE2:
+    torch.manual_seed(0)
+    prior = LaionPrior(
+        LaionPriorConfig(**({"era": "C", "clip_dim": 32, "layers": 1, "heads": 2, "head_width": 8} | priors))
+    )
+    decoder = LaionDecoderConfig(
+        era="C", channels=16, multipliers=(1, 2), num_blocks=1, attention=(1,), heads=2, head_width=8,
+        context_dim=16, clip_dim=32, clip_text_width=32, context=12, image_size=32,
+    )  # fmt: skip
+    parts = {
+        "clip": small_clip(embed_dim=32),
+        "prior": prior.eval(),
+        "decoder": shaken(LaionDecoder(decoder)).eval(),
+        "up256": small_upsampler(32, 64),
+    }
+    return DALLE2(parts, FEW, "small").to("cpu", "float32")
+
+
+def test_a_sentence_is_drawn_and_the_chain_is_saved(tmp_path: Path) -> None:
+    whole = pipe()
+    out = whole(["a red cube", "a blue sphere"], seed=1, progress=False)
+    assert [image.size for image in out.images] == [(64, 64)] * 2
+    alone = whole("a blue sphere", seed=2, progress=False, max_batch=1)
+    torch.testing.assert_close(alone.embeddings[0], out.embeddings[1], atol=1e-5, rtol=1e-5)
+    whole.save_pretrained(tmp_path)
+    again: Any = Pipeline.from_pretrained(tmp_path, device="cpu")
+    redrawn = again(["a red cube", "a blue sphere"], seed=1, progress=False)
+    assert [i.tobytes() for i in redrawn.images] == [i.tobytes() for i in out.images]
+
+
+def test_what_these_stages_cannot_do_is_refused() -> None:
+    whole = pipe()
+    with pytest.raises(UsageError, match="guidance must be 1"):
+        whole("a red cube", guidance={"prior": 2.0}, progress=False)
+    with pytest.raises(UsageError, match="no negative prompts"):
+        whole("a red cube", negative_prompt="a sphere", progress=False)
+    with pytest.raises(UsageError, match="no pictures"):
+        whole.edit(Image.new("RGB", (64, 64)), "a red cube", progress=False)
+    guided = pipe(era="D")("a red cube", seed=0, guidance={"prior": 2.0}, progress=False)
+    assert guided.images[0].size == (64, 64)
+    assert small_prior().config.unit_norm

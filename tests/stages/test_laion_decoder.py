@@ -1,0 +1,113 @@
+"""The decoder of DALLE2-pytorch gives the reference's numbers in both eras, which its keys do not tell apart."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_tools import check, fill_state_dict, load_case, make_input
+from manifests import UNCLIP, manifests, shapes, state
+from torch import Tensor
+
+from t2i.convert import convert_files, recognise
+from t2i.diffusion.sampling import Sampling
+from t2i.errors import DataError, UsageError
+from t2i.registry import load_stage
+from t2i.stages.laion_decoder.convert import read
+from t2i.stages.laion_decoder.model import LaionDecoder
+from t2i.stages.laion_decoder.sample import grid, process_of, sample
+from t2i.types import Prediction, TextFeatures
+
+load = partial(load_case, "unclip_nets.json")
+CASES = [("dev-d2p-decoder-1.1.0", "C"), ("dev-d2p-decoder-1.1.0-ddpm", "C"), ("dev-d2p-decoder-1.15.6", "D")]
+
+
+def weights(case: dict[str, Any]) -> dict[str, Tensor]:
+    """With the schedule's tables, which show its length alone."""
+    tables = {key: torch.zeros(shape) for key, shape in case["weights"][0]["not_filled"]}
+    return fill_state_dict(case["weights"][0]["keys"], case["weights"][0]["overrides"]) | tables
+
+
+def built(case: dict[str, Any], era: str) -> LaionDecoder:
+    values = weights(case)
+    layout = read("small", {key: tuple(x.shape) for key, x in values.items()}, era, 16)  # type: ignore[arg-type]
+    model = LaionDecoder(layout.config).eval()  # type: ignore[arg-type]
+    model.load_state_dict(layout.convert(values))
+    return model
+
+
+def inputs(case: dict[str, Any]) -> dict[str, Any]:
+    return {name: make_input(rule) for name, rule in case["inputs"].items()}
+
+
+def condition(model: LaionDecoder, i: dict[str, Any]) -> Any:
+    encodings = i["text_encodings"]
+    mask = (encodings != 0).any(dim=-1)
+    return model.condition(i["image_embed"], TextFeatures(i["image_embed"], encodings, mask))
+
+
+@pytest.mark.parametrize(("name", "era"), CASES)
+@torch.no_grad()
+def test_decoder(name: str, era: str) -> None:
+    case = load(name)
+    model, i, want = built(case, era), inputs(case), case["outputs"]
+    said, null = condition(model, i), model.null_condition(2)
+    forward, without = model(i["x"], i["t"], said), model(i["x"], i["t"], null)
+    check(want["forward"], forward, "forward")
+    check(want["forward_null"], without, "forward_null")
+    check(want["forward_guided"], without + 2.0 * (forward - without), "forward_guided")
+    states: list[Tensor] = []
+
+    def keep(done: int, num_steps: int, x: Tensor, prediction: Prediction) -> None:
+        states.append(x)
+
+    every_step = case["facts"]["times"] == "all steps"
+    if not every_step:
+        assert grid(process_of(model), 4) == case["facts"]["times"]
+    sampling = Sampling(steps=4, sampler="ddpm" if every_step else "ddim", guidance=2.0)
+    x = sample(model, said, null, i["noise"].of(2), sampling, callback=keep)
+    check(want["state_after_1_steps"], states[0], "state_after_1_steps")
+    check(want["state_after_2_steps"], states[1], "state_after_2_steps")
+    check(want["image_01"], (x + 1) / 2, "image_01")
+
+
+@pytest.mark.parametrize(("name", "era"), [CASES[0], CASES[2]])
+@torch.no_grad()
+def test_the_wrong_era_loads_and_gives_other_numbers(name: str, era: str) -> None:
+    case = load(name)
+    model, i = built(case, "D" if era == "C" else "C"), inputs(case)
+    with pytest.raises(AssertionError, match="tolerance"):
+        check(case["outputs"]["forward_null"], model(i["x"], i["t"], model.null_condition(2)))
+
+
+def test_the_published_key_list_loads_strictly() -> None:
+    name = "dalle2-pytorch/decoder v1.0.2 (1.1.0)"
+    keys = shapes(name, UNCLIP)
+    layout = recognise(keys, "latest.pth", "laion-decoder")
+    assert read("laion-decoder", keys, "C", 64).config == layout.config
+    with torch.device("meta"):
+        model = layout.model(layout.config)
+    model.load_state_dict(layout.convert(state(keys)), assign=True)
+    assert sum(p.numel() for p in model.parameters()) == manifests(UNCLIP)[name]["n_params"] == 982_610_118
+
+
+def test_the_era_is_asked_for_where_keys_cannot_tell(tmp_path: Path) -> None:
+    old, new = weights(load(CASES[0][0])), weights(load(CASES[2][0]))
+    torch.save({"model": old, "version": "1.1.0", "config": {"unet": {"dim": 16}}}, tmp_path / "old.pth")
+    torch.save(new, tmp_path / "new.pth")
+    with pytest.raises(UsageError, match=r"old\.pth: .*give era=C .* or era=D"):
+        convert_files([tmp_path / "old.pth"], tmp_path / "out")
+    done = convert_files([tmp_path / "old.pth"], tmp_path / "out", given=["era=C", "image_size=16"])
+    assert done.stage == "laion_decoder"
+    model: Any = load_stage(tmp_path / "out", expect="laion_decoder")
+    assert (model.config.era, model.config.image_size, model.config.fold) == ("C", 16, False)
+    convert_files([tmp_path / "new.pth"], tmp_path / "new", given=["image_size=16"])
+    later: Any = load_stage(tmp_path / "new")
+    assert (later.config.era, later.config.fold) == ("D", True)
+    with pytest.raises(UsageError, match="era=C, but its keys are those of era D"):
+        convert_files([tmp_path / "new.pth"], tmp_path / "other", given=["era=C"])
+    enlarging = old | {"unets.0.init_conv.convs.0.weight": torch.zeros(8, 6, 3, 3)}
+    torch.save(enlarging, tmp_path / "up.pth")
+    with pytest.raises(DataError, match="a U-Net that enlarges pictures"):
+        convert_files([tmp_path / "up.pth"], tmp_path / "other", given=["era=C"])

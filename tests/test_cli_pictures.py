@@ -1,0 +1,119 @@
+"""The commands that begin with a picture: what they write, and which exit code a mistake gets."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import ddpm
+
+from t2i.cli import main
+from t2i.images import read_recipe
+from t2i.pipelines.dalle2 import DALLE2
+
+QUICK = ["--steps", "decoder=3", "--stop-after", "decoder", "--seed", "4"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Exit code of a command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["t2i", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def model(pipe: DALLE2, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A working folder with two pictures in it, and one that is not square."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        pixels = np.random.RandomState(i).randint(0, 256, (40, 40, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(f"{i}.png")
+    Image.new("RGB", (30, 40)).save("tall.png")
+    return tmp_path
+
+
+def test_variations_are_numbered_and_tell_their_seeds(
+    monkeypatch: pytest.MonkeyPatch, model: Path, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(monkeypatch, "variations", "0.png", "--num", 2, "--eta", 0.5, "--model", model, *QUICK) == 0
+    assert capsys.readouterr().out.splitlines() == ["out-0.png  seed 4", "out-1.png  seed 5"]
+    assert Image.open("out-1.png").size == (32, 32)
+    assert read_recipe("out-1.png")["arguments"]["eta"] == [0.5, 0.5]
+    assert run(monkeypatch, "generate", "--from", "out-1.png") == 2
+    assert "was made from another picture (variations)" in capsys.readouterr().err
+
+
+def test_an_interpolation_is_a_row_or_an_animation(
+    monkeypatch: pytest.MonkeyPatch, model: Path, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["interpolate", "0.png", "1.png", "--num", 3, "--model", model, *QUICK]
+    assert run(monkeypatch, *command, "--out", "row.png") == 0
+    assert capsys.readouterr().out == "row.png  seed 4\n"
+    assert Image.open("row.png").size == (3 * 34 - 2, 32)
+    assert read_recipe("row.png")["arguments"]["theta"] == [0, 0.5, 1]
+    assert run(monkeypatch, *command, "--noise", "fixed", "--out", "row.GIF") == 0
+    assert Image.open("row.GIF").n_frames == 3
+    assert run(monkeypatch, "interpolate", "0.png", "a red cube", "--num", 2, "--model", model, *QUICK) == 0
+    assert read_recipe("out.png")["arguments"]["b"] == ["a red cube"] * 2
+
+
+def test_a_text_diff_goes_on_to_the_largest_picture(monkeypatch: pytest.MonkeyPatch, model: Path, here: Path) -> None:
+    texts = ["--from-text", "a red cube", "--to-text", "a blue cube"]
+    assert run(monkeypatch, "text-diff", "0.png", *texts, "--num", 2, "--steps", "2", "--model", model) == 0
+    assert Image.open("out.png").size == (2 * 130 - 2, 128)
+    arguments = read_recipe("out.png")["arguments"]
+    assert arguments["after"] == ["a blue cube"] * 2
+    assert arguments["theta"] == [0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["variations"], 2, "Missing argument"),
+        (["variations", "none.png"], 3, "none.png does not exist"),
+        (["variations", "tall.png"], 2, "must be square, got 30 × 40"),
+        (["variations", "0.png", "--num", "0"], 2, "'--num'"),
+        (["variations", "0.png", "--eta", "2"], 2, "'--eta'"),
+        (["variations", "0.png", "--out", "a.gif"], 2, "--out must end in .png"),
+        (["variations", "0.png", "--out", "0.png/x.png"], 2, "0.png is a file, expected a folder"),
+        (["variations", "0.png", "--stop-after", "prior"], 2, "unknown stage 'prior'; stages are decoder"),
+        (["variations", "0.png", "--steps", "decodr=3"], 2, "did you mean 'decoder'"),
+        (["variations", "0.png", "--guidance", "x"], 2, "--guidance"),
+        (["interpolate", "0.png"], 2, "Missing argument"),
+        (["interpolate", "0.png", "two.png"], 3, "two.png does not exist"),
+        (["interpolate", "0.png", ""], 2, "the prompt is empty"),
+        (["interpolate", "0.png", "1.png", "--num", "1"], 2, "'--num'"),
+        (["interpolate", "0.png", "1.png", "--noise", "some"], 2, "known are slerp and fixed"),
+        (["interpolate", "0.png", "1.png", "--out", "a.jpg"], 2, "--out must end in .png or .gif"),
+        (["text-diff", "0.png", "--to-text", "a cube"], 2, "Missing option '--from-text'"),
+        (["text-diff", "0.png", "--from-text", "a", "--to-text", ""], 2, "the prompt is empty"),
+        (["text-diff", "0.png", "--from-text", "a cube", "--to-text", "a cube"], 2, "embedded at the same place"),
+        (["text-diff", "0.png", "--from-text", "a", "--to-text", "a cube", "--theta", "-1"], 2, "'--theta'"),
+    ],
+)
+def test_mistakes_get_one_line_and_a_code(
+    monkeypatch: pytest.MonkeyPatch, model: Path, here: Path, capsys: pytest.CaptureFixture,
+    arguments: list[str], code: int, message: str,
+) -> None:  # fmt: skip
+    assert run(monkeypatch, *arguments, "--model", model) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert len([line for line in error.splitlines() if not line.startswith("warning:")]) == 1
+    assert sorted(path.name for path in here.iterdir()) == ["0.png", "1.png", "tall.png"]
+
+
+def test_models_that_see_no_pictures_are_told(
+    monkeypatch: pytest.MonkeyPatch, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    ddpm().save_pretrained("other")
+    assert run(monkeypatch, "variations", "0.png", "--model", "other") == 2
+    assert "other does nothing with pictures" in capsys.readouterr().err
