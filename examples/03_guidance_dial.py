@@ -38,7 +38,7 @@ def right(reader: Any, pictures: Tensor, subjects: list[str]) -> list[bool]:
 
 def diversity(clip: Any, pictures: Tensor, num: int) -> float:
     """Mean cosine distance of two pictures of the same subject; `num` of each stand side by side in (N, 3, S, S)."""
-    size = clip.config.image_size
+    size = clip.image_size
     z = clip.encode_image(F.interpolate(pictures, (size, size), mode="bilinear", antialias=True)).unflatten(
         0, (-1, num)
     )

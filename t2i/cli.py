@@ -143,7 +143,7 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Of the order of pictures and of their noise.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Measure a prior's analytic variances, which are better than fixed ones where steps are few."""
+    """Measure a prior's analytic variances, the most likely ones for the network as it is, however few the steps."""
     from t2i.calibrate import calibrate as run
 
     count = run(prior, clip, out, data=data, num=num, seed=seed, device=device)

@@ -64,7 +64,7 @@ def test_03_guidance_dial(tmp_path: Path) -> None:
     assert [line.split()[0] for line in out.splitlines()] == ["classifier-free"] * 5 + ["CLIP"] * 5 + ["classifier"] * 5
     facts = json.loads((tmp_path / "dial.json").read_text())
     assert all(row["right"] in (0, 0.5, 1) and 0 <= row["diversity"] <= 2 for row in facts["rows"])
-    assert Image.open(tmp_path / "dial.png").size == (5 * 66 - 2 + 4, 3 * 66 - 2 + 4)
+    assert Image.open(tmp_path / "dial.png").size == (5 * 66 - 2, 3 * 66 - 2)
     assert (tmp_path / "dial-plot.png").is_file()
 
 
