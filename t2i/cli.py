@@ -15,7 +15,7 @@ import typer
 
 from t2i.cli_pictures import interpolate, text_diff, variations
 from t2i.errors import DataError, T2IError, UsageError
-from t2i.options import Device, Model, by_stage, int_or_text
+from t2i.options import Device, FirstSeed, Model, Steps, StopAfter, by_stage, int_or_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write training data.")
@@ -50,18 +50,16 @@ def generate(
     model: Annotated[
         str | None, typer.Option(help="A model by name (t2i info lists them), or a folder; shapes if not given.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Picture i uses seed + i; random, and told, if not given.")] = None,
+    seed: FirstSeed = None,
     num: Annotated[int, typer.Option(min=1, help="Pictures per sentence or class.")] = 1,
-    steps: Annotated[
-        str | None, typer.Option(help="N for all stages, or stage=N,stage=N; also spacings such as ddim50.")
-    ] = None,
+    steps: Steps = None,
     guidance: Annotated[str | None, typer.Option(help="S for all guided stages, or stage=S,stage=S.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm_solver_pp_2m, or stage=NAME.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to move away from.")] = None,
     image: Annotated[Path | None, typer.Option(help="Picture to change (models that inpaint and edit).")] = None,
     mask: Annotated[Path | None, typer.Option(help="White where --image is drawn anew; the rest stays.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much --image may change without --mask, 0 to 1.")] = None,
-    stop_after: Annotated[str | None, typer.Option(help="Last stage to run, such as decoder.")] = None,
+    stop_after: StopAfter = None,
     from_: Annotated[
         Path | None,
         typer.Option("--from", help="Repeat the picture in this PNG, with its own model, device and dtype."),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from t2i.errors import UsageError
-from t2i.options import Device, Model, Steps, StopAfter, by_stage, int_or_text
+from t2i.options import Device, FirstSeed, Model, Steps, StopAfter, by_stage, int_or_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -24,7 +24,7 @@ def variations(
     num: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 4,
     eta: Annotated[float, typer.Option(min=0, max=1, help="Share of fresh noise in every step.")] = 1.0,
     model: Model = "shapes",
-    seed: Annotated[int | None, typer.Option(help="Picture i uses seed + i; random, and told, if not given.")] = None,
+    seed: FirstSeed = None,
     steps: Steps = None,
     guidance: Annotated[str | None, typer.Option(help="Of the decoder; the model's own if not given.")] = None,
     stop_after: StopAfter = None,

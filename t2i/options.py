@@ -9,6 +9,7 @@ from t2i.errors import UsageError
 
 Model = Annotated[str, typer.Option(help="A model by name (t2i info lists them), or a folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+FirstSeed = Annotated[int | None, typer.Option(help="Picture i uses seed + i; random, and told, if not given.")]
 Steps = Annotated[str | None, typer.Option(help="N for all stages, or stage=N,stage=N; also spacings such as ddim50.")]
 StopAfter = Annotated[str | None, typer.Option(help="Last stage to run, such as decoder.")]
 

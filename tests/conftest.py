@@ -34,6 +34,17 @@ def _new_accelerator() -> None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def captioned(captions: list[str], n: int) -> dict:
+    """A batch of n random pictures of 32 pixels, with captions in turn."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.rand(n, 3, 32, 32, generator=generator) * 2 - 1,
+        "caption": (captions * n)[:n],
+        "seed": list(range(n)),
+        "key": [str(i) for i in range(n)],
+    }
+
+
 def small_clip(embed_dim: int = 16) -> ClipEncoder:
     torch.manual_seed(0)
     config = ClipConfig.model_validate(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import small_clip
+from conftest import captioned, small_clip
 from small import ar_prior
 
 from t2i.errors import UsageError
@@ -18,13 +18,7 @@ CAPTIONS = ["a red cube", "a blue sphere and a green cube", "a green sphere", "a
 
 
 def batch(n: int = 4) -> dict:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "image": torch.rand(n, 3, 32, 32, generator=generator) * 2 - 1,
-        "caption": (CAPTIONS * n)[:n],
-        "seed": list(range(n)),
-        "key": [str(i) for i in range(n)],
-    }
+    return captioned(CAPTIONS, n)
 
 
 def pairs(n: int = 300) -> tuple[torch.Tensor, torch.Tensor]:

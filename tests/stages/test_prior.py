@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import small_clip, small_prior
+from conftest import captioned, small_clip, small_prior
 
 from t2i.diffusion.sampling import Sampling
 from t2i.seed import Streams
@@ -15,13 +15,7 @@ CAPTIONS = ["a red cube", "a blue sphere and a green cube"]
 
 
 def batch(n: int = 4) -> dict:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "image": torch.rand(n, 3, 32, 32, generator=generator) * 2 - 1,
-        "caption": (CAPTIONS * n)[:n],
-        "seed": list(range(n)),
-        "key": [str(i) for i in range(n)],
-    }
+    return captioned(CAPTIONS, n)
 
 
 def test_reading_the_sentence_once_equals_one_long_causal_sequence() -> None:

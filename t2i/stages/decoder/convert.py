@@ -58,32 +58,33 @@ def flat_entries(config: DecoderConfig, order: RowOrder) -> Iterator[Entry]:
 
 def karlo_layout(name: str, config: DecoderConfig) -> Layout:
     """Karlo's decoder, in one file."""
-    names = {
-        "clip_emb": "clip_vector",
-        "text_feat_proj": "clip_text_vector",
-        "text_seq_proj.0": "clip_text.0",
-        "text_seq_proj.1": "clip_text.1",
-    }
-    entries = [Entry(theirs, ours) for theirs, ours in names.items()]
-    entries += [Entry("cf_param", "clip_null", bare=True)]
-    entries += [Entry("clip_tok_proj", "clip_tokens", _tokens_last(config))]
-    entries += flat_unet(config.unet, "legacy")
+    ports = ("clip_emb", "text_feat_proj", "text_seq_proj.0", "text_seq_proj.1", "cf_param", "clip_tok_proj")
+    entries = [*_clip_ports(config, *ports), *flat_unet(config.unet, "legacy")]
     return Layout("decoder", name, config, Decoder, tuple(prefixed("model.", entries)))
 
 
 def diffusers_layout(name: str, config: DecoderConfig) -> Layout:
     """The same as diffusers' UNet2DConditionModel, joined with UnCLIPTextProjModel, which holds the text path."""
-    names = {
-        "clip_image_embeddings_project_to_time_embeddings": "clip_vector",
-        "embedding_proj": "clip_text_vector",
-        "encoder_hidden_states_proj": "clip_text.0",
-        "text_encoder_hidden_states_norm": "clip_text.1",
-    }
-    entries = [Entry(theirs, ours) for theirs, ours in names.items()]
-    entries += [Entry("learned_classifier_free_guidance_embeddings", "clip_null", bare=True)]
-    entries += [Entry("clip_extra_context_tokens_proj", "clip_tokens", _tokens_last(config))]
-    entries += level_unet(config.unet, DIFFUSERS)
-    return Layout("decoder", name, config, Decoder, tuple(entries))
+    ports = (
+        "clip_image_embeddings_project_to_time_embeddings",
+        "embedding_proj",
+        "encoder_hidden_states_proj",
+        "text_encoder_hidden_states_norm",
+        "learned_classifier_free_guidance_embeddings",
+        "clip_extra_context_tokens_proj",
+    )
+    entries = (*_clip_ports(config, *ports), *level_unet(config.unet, DIFFUSERS))
+    return Layout("decoder", name, config, Decoder, entries)
+
+
+def _clip_ports(
+    config: DecoderConfig, vector: str, text_vector: str, states: str, norm: str, null: str, tokens: str
+) -> Iterator[Entry]:
+    """What CLIP says of pictures and sentences, by the names of others for each port."""
+    names = {vector: "clip_vector", text_vector: "clip_text_vector", states: "clip_text.0", norm: "clip_text.1"}
+    yield from (Entry(theirs, ours) for theirs, ours in names.items())
+    yield Entry(null, "clip_null", bare=True)
+    yield Entry(tokens, "clip_tokens", _tokens_last(config))
 
 
 def config_from(unet: Mapping[str, Any], text: Mapping[str, Any]) -> DecoderConfig:
