@@ -59,7 +59,7 @@ class Bipartite(Upsampling):
         """CLIP image embeddings (N, D) of square pictures, float32 on the CPU."""
         size = max(self.clip.image_size, 1)  # a CLIP without a tower for pictures says so itself
         pixels = torch.stack([square(one, size) for one in read_pictures(image)])
-        with self.running("embed", {}):
+        with self.running("clip", {}):
             parts = [
                 self.clip.encode_image(part.to(self.device)) for part in pixels.split(whole("max_batch", max_batch))
             ]
@@ -93,7 +93,7 @@ class Bipartite(Upsampling):
         z_i = self.embed(pictures, max_batch=max_batch)
         groups = chunks(len(x_0), len(x_0), max_batch)
         moves = len(groups) * (self._num_steps("decoder", steps) - 1)
-        with tqdm(total=moves, disable=not progress, unit="step", leave=False) as bar, self.running("invert", {}):
+        with tqdm(total=moves, disable=not progress, unit="step", leave=False) as bar, self.running("decoder", {}):
             on_step = self.watch("invert", bar, callback)
             x_T = [
                 decoder.invert(

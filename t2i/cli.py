@@ -1,5 +1,5 @@
-"""The command line: `t2i generate | variations | interpolate | text-diff | train | calibrate | assemble | convert |
-data | eval | info`.
+"""The command line: `t2i generate | variations | interpolate | text-diff | upsample | train | calibrate | assemble |
+convert | data | eval | info`.
 
 Nothing heavy is imported before a command runs.
 
@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from t2i.cli_pictures import interpolate, text_diff, variations
+from t2i.cli_pictures import interpolate, text_diff, upsample, variations
 from t2i.errors import DataError, T2IError, UsageError
-from t2i.options import Device, FirstSeed, Model, Steps, StopAfter, by_stage, int_or_text
+from t2i.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, by_stage, int_or_text
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write training data.")
@@ -60,18 +60,20 @@ def generate(
     mask: Annotated[Path | None, typer.Option(help="White where --image is drawn anew; the rest stays.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much --image may change without --mask, 0 to 1.")] = None,
     stop_after: StopAfter = None,
+    max_tile: MaxTile = None,
     from_: Annotated[
         Path | None,
         typer.Option("--from", help="Repeat the picture in this PNG, with its own model, device and dtype."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto if not given.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")] = None,
+    offload: Offload = False,
 ) -> None:
     """Draw pictures and write them as PNGs that know how they were made."""
     from t2i.storage import room_for, writable_file
 
     given = {
-        "negative_prompt": negative, "seed": seed, "stop_after": stop_after,
+        "negative_prompt": negative, "seed": seed, "stop_after": stop_after, "max_tile": max_tile,
         "steps": by_stage("steps", steps, int_or_text), "guidance": by_stage("guidance", guidance, float),
         "sampler": by_stage("sampler", sampler, str),
     }  # fmt: skip
@@ -93,7 +95,7 @@ def generate(
     from t2i.train.log import to_stderr
 
     to_stderr()  # a model that is not here yet says that it is downloaded
-    pipe = Pipeline.from_pretrained(model or "shapes", device=device or "auto", dtype=dtype or "auto")
+    pipe = Pipeline.from_pretrained(model or "shapes", device=device or "auto", dtype=dtype or "auto", offload=offload)
     if recipe is not None:
         check_repeatable(recipe, pipe, from_)
         result, which = pipe(**recipe["arguments"]), [recipe["picture"]]
@@ -107,6 +109,8 @@ def generate(
         chosen = {key: value for key, value in given.items() if value is not None} | {pipe.number: num}
         if negative is not None and pipe.subject != "prompt":
             raise UsageError("--negative is for models that read sentences")
+        if max_tile is not None and not hasattr(pipe, "upsample"):
+            raise UsageError("--max-tile is for models whose upsamplers see pictures alone")
         room_for(out.parent, pipe.bytes_of(num * max(len(subjects or ()), 1), stop_after))
         result = draw(*pictures, **chosen, **{pipe.subject: subjects or None})
         which = list(range(len(result)))
@@ -114,7 +118,7 @@ def generate(
         typer.echo(f"{path}  seed {result.seeds[i]}")
 
 
-for command in (variations, interpolate, text_diff):
+for command in (variations, interpolate, text_diff, upsample):
     app.command()(command)
 
 

@@ -1,4 +1,5 @@
-"""The commands that begin with a picture: `t2i variations | interpolate | text-diff` (`pipelines/manipulations.py`)."""
+"""The commands that begin with a picture: `t2i variations | interpolate | text-diff` (`pipelines/manipulations.py`) and
+`t2i upsample` (`pipelines/upsampling.py`)."""
 
 import os
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from t2i.errors import UsageError
-from t2i.options import Device, FirstSeed, Model, Steps, StopAfter, by_stage, int_or_text
+from t2i.options import Device, FirstSeed, MaxTile, Model, Steps, StopAfter, by_stage, int_or_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -36,7 +37,7 @@ def variations(
         raise UsageError(f"--out must end in .png, got {out}")
     chosen = _chosen(out, seed, steps, guidance, stop_after)
     source = _opened(image)
-    pipe = _pipe(model, device, dtype, num, stop_after, out)
+    pipe = _manipulating(model, device, dtype, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
     for path, used in zip(result.save(out), result.seeds, strict=True):
         typer.echo(f"{path}  seed {used}")
@@ -59,7 +60,7 @@ def interpolate(
     """Draw what lies between two pictures, or between a picture and a sentence."""
     chosen = _strip(out, seed, steps, guidance, stop_after)
     ends = _opened(a), _opened(b) if os.path.isfile(b) or b.lower().endswith(PICTURES) else b
-    pipe = _pipe(model, device, dtype, num, stop_after, out)
+    pipe = _manipulating(model, device, dtype, num, stop_after, out)
     _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
 
 
@@ -81,8 +82,32 @@ def text_diff(
     """Change a picture by what one sentence says and another does not."""
     chosen = _strip(out, seed, steps, guidance, stop_after)
     source = _opened(image)
-    pipe = _pipe(model, device, dtype, num, stop_after, out)
+    pipe = _manipulating(model, device, dtype, num, stop_after, out)
     _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
+
+
+def upsample(
+    image: Annotated[Path, typer.Argument(help="A picture of any sides that the upsamplers fold.")],
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("out.png"),
+    start_at: Annotated[str, typer.Option(help="The first upsampler: up256, or up1024 for fine pictures.")] = "up256",
+    model: Model = "shapes",
+    seed: Seed = None,
+    steps: Steps = None,
+    sampler: Annotated[str | None, typer.Option(help="As in generate.")] = None,
+    stop_after: StopAfter = None,
+    max_tile: MaxTile = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Draw a picture larger, by the upsamplers alone."""
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out must end in .png, got {out}")
+    chosen = _chosen(out, seed, steps, None, stop_after) | ({"max_tile": max_tile} if max_tile is not None else {})
+    source = _opened(image)
+    pipe = _pipe(model, device, dtype, "upsample", "has no upsamplers that see pictures alone")
+    result = pipe.upsample(source, start_at=start_at, sampler=by_stage("sampler", sampler, str), **chosen)
+    (path,) = result.save(out)
+    typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 
 
 def _strip(out: Path, *settings: Any) -> dict[str, Any]:
@@ -110,17 +135,25 @@ def _opened(path: str | Path) -> Any:
     return open_image(path)
 
 
-def _pipe(model: str, device: str, dtype: str, num: int, stop_after: str | None, out: Path) -> Any:
+def _manipulating(model: str, device: str, dtype: str, num: int, stop_after: str | None, out: Path) -> Any:
     """A model that takes pictures apart, if the disk has room for what it draws."""
-    from t2i.pipeline import Pipeline
     from t2i.storage import room_for
+
+    lacks = "does nothing with pictures; models whose decoder is told CLIP embeddings do"
+    pipe = _pipe(model, device, dtype, "encode", lacks)
+    room_for(out.parent, pipe.bytes_of(num, stop_after))
+    return pipe
+
+
+def _pipe(model: str, device: str, dtype: str, task: str, lacks: str) -> Any:
+    """A model that has the method `task`; UsageError with what another `lacks`."""
+    from t2i.pipeline import Pipeline
     from t2i.train.log import to_stderr
 
     to_stderr()  # a model that is not here yet says that it is downloaded
     pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype)
-    if not hasattr(pipe, "encode"):
-        raise UsageError(f"{model} does nothing with pictures; models whose decoder is told CLIP embeddings do")
-    room_for(out.parent, pipe.bytes_of(num, stop_after))
+    if not hasattr(pipe, task):
+        raise UsageError(f"{model} {lacks}")
     return pipe
 
 

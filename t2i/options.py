@@ -11,6 +11,13 @@ Model = Annotated[str, typer.Option(help="A model by name (t2i info lists them),
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 FirstSeed = Annotated[int | None, typer.Option(help="Picture i uses seed + i; random, and told, if not given.")]
 Steps = Annotated[str | None, typer.Option(help="N for all stages, or stage=N,stage=N; also spacings such as ddim50.")]
+MaxTile = Annotated[
+    int | None,
+    typer.Option(min=1, help="Pixels of a side that upsamplers see at once: less memory, for large pictures."),
+]
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Keep a stage on the GPU only while it draws: less of its memory, slower.")
+]
 StopAfter = Annotated[str | None, typer.Option(help="Last stage to run, such as decoder.")]
 
 

@@ -91,10 +91,15 @@ class Pipeline:
         self.source, self.weights = source, ""
         self.device = torch.device("cpu")
         self.dtype = torch.float32
+        self.offload = False
 
     @staticmethod
     def from_pretrained(
-        name_or_folder: str | Path = "shapes", *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+        name_or_folder: str | Path = "shapes",
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        offload: bool = False,
     ) -> "Pipeline":
         """Open a model by name (`t2i info` lists them; published ones are downloaded and converted on first use), or a
         folder written by `save_pretrained`, or one of diffusers' unCLIP pipelines as it is.
@@ -104,6 +109,7 @@ class Pipeline:
             dtype: precision of the networks' matrix products; "auto" is float32. bfloat16 and float16 are faster where
                 a machine has units for them, but a picture then depends a little on the batch that it is drawn in.
                 Weights, norms, schedules and outputs stay float32.
+            offload: as in `to`.
 
         Raises:
             UsageError: no such name, folder, device or dtype. DataError: a part is missing, truncated or does not fit.
@@ -128,7 +134,7 @@ class Pipeline:
             raise DataError(f"{path}: {error}") from error
         pipe.source = str(folder.resolve() if folder == Path(name_or_folder) else name_or_folder)
         pipe.weights = fingerprint(folder)
-        return pipe.to(device, dtype)
+        return pipe.to(device, dtype, offload=offload)
 
     @classmethod
     def assemble(
@@ -146,11 +152,17 @@ class Pipeline:
         parts = {name: load_stage(folders[name], expect=cls._kinds(name)) for name in cls._chain(folders)}
         return cls(parts, {} if settings is None else settings)
 
-    def to(self, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> Self:
-        """Move every stage; "auto" as in `from_pretrained`."""
-        self.device, self.dtype = device_of(device), dtype_of(dtype)
-        for part in self.parts.values():
-            part.to(self.device).to(memory_format=torch.channels_last)
+    def to(
+        self, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", *, offload: bool = False
+    ) -> Self:
+        """Move every stage; "auto" as in `from_pretrained`.
+
+        With `offload`, a stage that draws is on the device only while it does, and in the memory of the machine before
+        and after: a GPU then needs room for the largest stage, not for all. It does nothing on the CPU.
+        """
+        self.device, self.dtype, self.offload = device_of(device), dtype_of(dtype), offload
+        for name, part in self.parts.items():
+            part.to(self._rests(name)).to(memory_format=torch.channels_last)
         return self
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -269,10 +281,11 @@ class Pipeline:
     ) -> Call:
         """A call over rows of equal length, with its progress bar."""
         count, max_batch = len(next(iter(rows.values()))), whole("max_batch", max_batch)
-        bar = tqdm(disable=not progress, unit="step", leave=False)
         if max_tile is not None:
             max_tile = self._check_tile(max_tile, plan)
-        call = Call(rows, seeds_of(seed, count), *plan, max_batch, callback, bar, brought, max_tile)
+        seeds = seeds_of(seed, count)
+        bar = tqdm(disable=not progress, unit="step", leave=False)  # after the last mistake
+        call = Call(rows, seeds, *plan, max_batch, callback, bar, brought, max_tile)
         repeats = self.settings.get("candidates", {})
         bar.total = sum(
             len(self.chunks(call, stage)) * self._num_steps(stage, chosen.steps) * repeats.get(stage, 1)
@@ -346,6 +359,11 @@ class Pipeline:
         side = getattr(self._config(stop_after if stop_after in drawn else drawn[-1]), "image_size", 0)
         return int(num * (3 * side**2 * 1.02 + 2**14))  # what does not compress, and the recipe
 
+    def _rests(self, part: str) -> torch.device:
+        """Where a part is while it does nothing; what others ask stays on the device."""
+        moves = self.offload and part not in (*self.steering, "clip")
+        return torch.device("cpu") if moves else self.device
+
     def _config(self, stage: str) -> Any:
         return self.parts[stage].config
 
@@ -376,10 +394,14 @@ class Pipeline:
 
     @contextmanager
     def running(self, stage: str, timings: dict[str, float]) -> Iterator[None]:
-        """Precision and timing around one stage of a call."""
-        start = perf_counter()
-        with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            yield
+        """Place, precision and timing of one stage of a call."""
+        start, part = perf_counter(), self.parts[stage]
+        part.to(self.device)
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                yield
+        finally:
+            part.to(self._rests(stage))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         timings[stage] = timings.get(stage, 0.0) + perf_counter() - start

@@ -187,7 +187,8 @@ def complete(run: Run, spec: Stage, encoder: ClipEncoder | None) -> Config:
     reads_clip = "clip_dim" in data and not ("clip_dim" in run.model.model_fields_set and data["clip_dim"] is None)
     if reads_clip and encoder is None:
         instead = ", or model.clip_dim=null for one without" if run.stage == "decoder" else ""
-        raise UsageError(f"a {run.stage} learns from a trained CLIP: name its folder, clip=FOLDER{instead}")
+        article = "an" if run.stage.startswith("a") else "a"
+        raise UsageError(f"{article} {run.stage} learns from a trained CLIP: name its folder, clip=FOLDER{instead}")
     given: TokenizerConfig = getattr(run.model, "tokenizer", None) or TokenizerConfig()
     if encoder is not None:
         if not reads_clip and (run.stage != "decoder" or data["text"] is None):

@@ -75,6 +75,18 @@ def test_a_text_diff_goes_on_to_the_largest_picture(monkeypatch: pytest.MonkeyPa
     assert arguments["theta"] == [0, 0.5]
 
 
+def test_a_picture_is_drawn_larger_whole_or_in_tiles(
+    monkeypatch: pytest.MonkeyPatch, model: Path, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Image.open("0.png").resize((32, 48)).save("high.png")
+    command = ["upsample", "high.png", "--model", model, "--steps", 2, "--seed", 3]
+    assert run(monkeypatch, *command) == 0
+    assert capsys.readouterr().out == "out.png  128 × 192  seed 3\n"
+    assert run(monkeypatch, *command, "--start-at", "up1024", "--max-tile", 32, "--out", "tiles.png") == 0
+    assert Image.open("tiles.png").size == (64, 96)
+    assert read_recipe("tiles.png")["arguments"]["max_tile"] == 32
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -98,6 +110,11 @@ def test_a_text_diff_goes_on_to_the_largest_picture(monkeypatch: pytest.MonkeyPa
         (["text-diff", "0.png", "--from-text", "a", "--to-text", ""], 2, "the prompt is empty"),
         (["text-diff", "0.png", "--from-text", "a cube", "--to-text", "a cube"], 2, "embedded at the same place"),
         (["text-diff", "0.png", "--from-text", "a", "--to-text", "a cube", "--theta", "-1"], 2, "'--theta'"),
+        (["upsample", "0.png", "--start-at", "up25"], 2, "no upsampler 'up25'; this model has up256, up1024"),
+        (["upsample", "tall.png"], 2, "the sides must be multiples of"),
+        (["upsample", "0.png", "--max-tile", "0"], 2, "'--max-tile'"),
+        (["upsample", "0.png", "--max-tile", "1"], 2, "max_tile must be at least"),
+        (["upsample", "0.png", "--out", "a.gif"], 2, "--out must end in .png"),
     ],
 )
 def test_mistakes_get_one_line_and_a_code(
@@ -117,3 +134,7 @@ def test_models_that_see_no_pictures_are_told(
     ddpm().save_pretrained("other")
     assert run(monkeypatch, "variations", "0.png", "--model", "other") == 2
     assert "other does nothing with pictures" in capsys.readouterr().err
+    assert run(monkeypatch, "upsample", "0.png", "--model", "other") == 2
+    assert "other has no upsamplers that see pictures alone" in capsys.readouterr().err
+    assert run(monkeypatch, "generate", "--max-tile", "64", "--model", "other") == 2
+    assert "--max-tile is for models whose upsamplers see pictures alone" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def pictures(loader: Loader, num: int, keys: Sequence[str], device: torch.device
         while bar.n < num:
             batch = {key: value[: num - bar.n] for key, value in next(batches).items()}
             if missing := [key for key in keys if key not in batch]:
-                raise UsageError(f"the decoder is told {missing}, the data has {sorted(batch)}")
+                raise UsageError(f"the model is told {missing}, the data has {sorted(batch)}")
             yield {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
             bar.update(len(batch["seed"]))
 

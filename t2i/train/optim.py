@@ -89,14 +89,18 @@ class Muon(torch.optim.AdamW):
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """(R, C) → nearly U Vᵀ of its singular value decomposition, by a quintic Newton–Schulz iteration (Jordan et al.).
 
-    Singular values come out between 0.7 and 1.2, of whatever size they were.
+    Singular values come out between 0.7 and 1.2, of whatever size they were. What is iterated is the square matrix to
+    multiply with: kernels are wide.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / (matrix.norm() + 1e-7)
     x = x.T if len(matrix) > matrix.shape[1] else x
+    gram, identity = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
+    product = identity
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        factor = a * identity + b * gram + c * gram @ gram
+        product, gram = factor @ product, factor @ gram @ factor
+    x = product @ x  # nothing else is as wide
     return x.T if len(matrix) > matrix.shape[1] else x
 
 

@@ -106,7 +106,7 @@ def test_labels_are_told_or_missed(tmp_path: Path, folder: Path) -> None:
     batch = {"image": images, "caption": ["", ""], "label": torch.tensor([0, 2]), "seed": [1, 2]}
     assert bpd.measure(task, task.process.respace(2), [batch]).total.shape == (2,)
     save_stage(tmp_path / "decoder", "decoder", decoder)
-    with pytest.raises(UsageError, match=r"the decoder is told \['label'\], the data has \['caption', 'image'"):
+    with pytest.raises(UsageError, match=r"the model is told \['label'\], the data has \['caption', 'image'"):
         evaluate.bpd(str(tmp_path / "decoder"), data=str(folder), num=1, device="cpu")
 
 

@@ -3,12 +3,14 @@
 import copy
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from t2i.call import chunks
 from t2i.errors import DataError, NonFiniteError, UsageError
@@ -364,6 +366,48 @@ def test_float32_unless_asked_otherwise(pipe: DALLE2, monkeypatch: pytest.Monkey
     assert fresh.to("cpu").dtype == torch.float32
     assert fresh.to("cpu", "bfloat16").dtype == fresh.to("cpu", torch.bfloat16).dtype == torch.bfloat16
     assert fresh("a red cube", seed=1, stop_after="decoder", progress=False).recipe["dtype"] == "bfloat16"
+
+
+def test_offloaded_stages_are_on_the_device_only_while_they_draw(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[tuple[str, str]] = []
+
+    def note(name: str, part: torch.nn.Module, place: object = None, **_: object) -> torch.nn.Module:
+        if place is not None:
+            moves.append((name, str(place)))
+        return part
+
+    fresh = DALLE2(pipe.parts, pipe.settings)
+    for name, part in pipe.parts.items():
+        monkeypatch.setattr(part, "to", partial(note, name, part))
+    fresh.to("cpu:0", offload=True)  # stands for a GPU
+    assert dict(moves) == {"clip": "cpu:0", "prior": "cpu", "decoder": "cpu", "up256": "cpu", "up1024": "cpu"}
+    moves.clear()
+    fresh("a red cube", seed=1, progress=False, stop_after="up256")
+    assert moves == [(name, place) for name in ("prior", "decoder", "up256") for place in ("cpu:0", "cpu")]
+    moves.clear()
+    fresh.encode(Image.new("RGB", (32, 32)), steps=2, progress=False)
+    assert moves == [("clip", "cpu:0"), ("clip", "cpu:0"), ("decoder", "cpu:0"), ("decoder", "cpu")]
+    moves.clear()
+    with pytest.raises(KeyboardInterrupt):
+        fresh("a red cube", seed=1, progress=False, callback=_interrupt)
+    assert moves == [("prior", "cpu:0"), ("prior", "cpu")], "also where it is stopped"
+
+
+def _interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_offloading_saves_memory_and_changes_nothing(pipe: DALLE2) -> None:
+    fresh, peaks, drawn = DALLE2(copy.deepcopy(pipe.parts), pipe.settings), [], []
+    for offload in (False, True):
+        fresh.to("cuda", offload=offload)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        drawn.append(fresh("a red cube", seed=1, progress=False)[0].tobytes())
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert drawn[0] == drawn[1]
+    assert peaks[1] < peaks[0]
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
