@@ -114,8 +114,10 @@ SMALL = ["train.steps=1", "train.batch_size=2", "train.num_samples=2", "data.num
 
 
 def test_02_train_each_stage(tmp_path: Path) -> None:
-    out = run("02", "--out", tmp_path / "mine", "--minutes", 1, *SMALL, cwd=tmp_path)
-    assert out.count("1 steps, 2 pictures, done") == 5
+    """All but the last, which the README's commands train as well, and whose picture takes half a minute."""
+    stages = "clip,prior,decoder,up256"
+    out = run("02", "--out", tmp_path / "mine", "--minutes", 1, "--stages", stages, *SMALL, cwd=tmp_path)
+    assert out.count("1 steps, 2 pictures, done") == 4
     assert (tmp_path / "mine" / "cube.png").is_file()
     assert (tmp_path / "mine" / "pipeline" / "model_index.json").is_file()
 
