@@ -10,6 +10,7 @@ import typer
 from t2i.errors import UsageError
 from t2i.options import Device, FirstSeed, MaxTile, Model, Steps, StopAfter, by_stage, int_or_text
 
+STRIPS = (".png", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 Image = Annotated[Path, typer.Argument(help="A square picture.")]
@@ -33,8 +34,6 @@ def variations(
     dtype: Dtype = "auto",
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"--out must end in .png, got {out}")
     chosen = _chosen(out, seed, steps, guidance, stop_after)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, num, stop_after, out)
@@ -58,7 +57,7 @@ def interpolate(
     dtype: Dtype = "auto",
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
-    chosen = _strip(out, seed, steps, guidance, stop_after)
+    chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
     ends = _opened(a), _opened(b) if os.path.isfile(b) or b.lower().endswith(PICTURES) else b
     pipe = _manipulating(model, device, dtype, num, stop_after, out)
     _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
@@ -80,7 +79,7 @@ def text_diff(
     dtype: Dtype = "auto",
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
-    chosen = _strip(out, seed, steps, guidance, stop_after)
+    chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, num, stop_after, out)
     _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
@@ -100,8 +99,6 @@ def upsample(
     dtype: Dtype = "auto",
 ) -> None:
     """Draw a picture larger, by the upsamplers alone."""
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"--out must end in .png, got {out}")
     chosen = _chosen(out, seed, steps, None, stop_after) | ({"max_tile": max_tile} if max_tile is not None else {})
     source = _opened(image)
     pipe = _pipe(model, device, dtype, "upsample", "has no upsamplers that see pictures alone")
@@ -110,19 +107,19 @@ def upsample(
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 
 
-def _strip(out: Path, *settings: Any) -> dict[str, Any]:
-    """`_chosen`, where `out` holds all pictures."""
-    if out.suffix.lower() not in (".png", ".gif"):
-        raise UsageError(f"--out must end in .png or .gif, got {out}")
-    return _chosen(out, *settings)
-
-
 def _chosen(
-    out: Path, seed: int | None, steps: str | None, guidance: str | None, stop_after: str | None
+    out: Path,
+    seed: int | None,
+    steps: str | None,
+    guidance: str | None,
+    stop_after: str | None,
+    kinds: tuple[str, ...] = (".png",),
 ) -> dict[str, Any]:
-    """Settings of a call that were given; UsageError for a file that cannot be written after it."""
+    """Settings of a call that were given; UsageError for a file of other `kinds`, or one that cannot be written."""
     from t2i.storage import writable_file
 
+    if out.suffix.lower() not in kinds:
+        raise UsageError(f"--out must end in {' or '.join(kinds)}, got {out}")
     writable_file(out, "--out")
     scale = by_stage("guidance", guidance, float)
     given = {"seed": seed, "steps": by_stage("steps", steps, int_or_text), "guidance": scale, "stop_after": stop_after}
