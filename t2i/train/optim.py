@@ -72,36 +72,47 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             if group["momentum"] is None:
                 continue
+            alike: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(p)
-                mean = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(torch.lerp(p.grad, mean, group["momentum"]).flatten(1))  # Nesterov's look ahead
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.reshape(p.shape), alpha=-0.2 * group["lr"] * max(update.shape) ** 0.5)
-                p.grad = None  # AdamW passes it by
+                if p.grad is not None:
+                    alike.setdefault(p.shape, []).append(p)
+            for shape, parameters in alike.items():  # of one shape go together: a GPU would wait for each
+                self._move(parameters, group, max(shape[0], shape[1:].numel()))
         super().step()
+
+    def _move(self, parameters: list[Tensor], group: dict[str, Any], longer: int) -> None:
+        """One step of parameters of one shape, as matrices with this longer side."""
+        states = [self.state[p] for p in parameters]
+        for state, p in zip(states, parameters, strict=True):
+            state.setdefault("momentum", torch.zeros_like(p))
+        gradients, means = [p.grad for p in parameters if p.grad is not None], [state["momentum"] for state in states]
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, means, group["momentum"])  # Nesterov
+        updates = orthogonal(torch.stack([update.flatten(1) for update in ahead])).mul_(-0.2 * longer**0.5)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        moves = [update.reshape(p.shape) for update, p in zip(updates, parameters, strict=True)]
+        torch._foreach_add_(parameters, moves, alpha=group["lr"])
+        for p in parameters:
+            p.grad = None  # AdamW passes it by
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """(R, C) → nearly U Vᵀ of its singular value decomposition, by a quintic Newton–Schulz iteration (Jordan et al.).
+    """(…, R, C) → nearly U Vᵀ of its singular value decomposition, by a quintic Newton–Schulz iteration (Jordan 2024).
 
     Singular values come out between 0.7 and 1.2, of whatever size they were. What is iterated is the square matrix to
     multiply with: kernels are wide.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix / (matrix.norm() + 1e-7)
-    x = x.T if len(matrix) > matrix.shape[1] else x
-    gram, identity = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.mT if tall else x
+    gram, identity = x @ x.mT, torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     product = identity
     for _ in range(steps):
         factor = a * identity + b * gram + c * gram @ gram
         product, gram = factor @ product, factor @ gram @ factor
     x = product @ x  # nothing else is as wide
-    return x.T if len(matrix) > matrix.shape[1] else x
+    return x.mT if tall else x
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
