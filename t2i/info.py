@@ -18,6 +18,7 @@ from t2i.pipeline import Pipeline
 from t2i.precision import fast_bfloat16
 from t2i.recipe import complete, load_clip, load_run
 from t2i.registry import find_stage, load_stage, one_line, stage
+from t2i.storage import read_json, stage_folders
 
 
 def describe(model: str | None = None) -> str:
@@ -75,10 +76,11 @@ def _published(model: str) -> str:
 def _model(model: str, folder: Path) -> str:
     pipe = Pipeline.from_pretrained(model, device="cpu")
     lines, plan = [f"{model}: {type(pipe).__name__} in {folder}"], pipe.plan().sampling
+    folders = stage_folders(folder, read_json(folder / "model_index.json"))
     repeats, spent = pipe.settings.get("candidates", {}), []  # FLOPs of the stages that draw
     for name, part in pipe.parts.items():
         count = sum(p.numel() for p in part.parameters())
-        size = sum(f.stat().st_size for f in (folder / name).glob("*.safetensors"))
+        size = sum(f.stat().st_size for f in folders.get(name, folder / name).glob("*.safetensors"))
         lines.append(
             f"  {name:<8} {count / 1e6:7.2f} M parameters  {size / 2**20:6.1f} MiB  {_chosen(pipe.settings, name)}"
         )

@@ -40,7 +40,7 @@ from t2i.images import to_pil
 from t2i.known import Known, Latent, Start
 from t2i.precision import device_of, dtype_of
 from t2i.registry import STAGES, load_stage, save_stage
-from t2i.storage import fingerprint, read_json, write
+from t2i.storage import fingerprint, read_json, stage_folders, write
 from t2i.types import Prediction, StepCallback
 
 KINDS = {"dalle2": "DALLE2", "ddpm": "DDPM", "adm": "ADM", "glide": "GLIDE"}
@@ -122,7 +122,7 @@ class Pipeline:
         if kind not in (*KINDS, *UNCLIP):
             raise DataError(f"{path}: unknown kind of pipeline {kind!r}; known: {', '.join((*KINDS, *UNCLIP))}")
         settings = index.pop("settings", None)
-        stages = {name: folder / name for name, value in index.items() if isinstance(value, list)}
+        stages = stage_folders(folder, index)
         try:
             if kind in UNCLIP:
                 from t2i.unclip import SETTINGS, read_unclip
@@ -133,7 +133,7 @@ class Pipeline:
         except UsageError as error:
             raise DataError(f"{path}: {error}") from error
         pipe.source = str(folder.resolve() if folder == Path(name_or_folder) else name_or_folder)
-        pipe.weights = fingerprint(folder)
+        pipe.weights = fingerprint(stages)
         return pipe.to(device, dtype, offload=offload)
 
     @classmethod
@@ -179,7 +179,8 @@ class Pipeline:
         index["settings"] = self.settings
         write(folder / "model_index.json", json.dumps(index, indent=2).encode() + b"\n")
         if dtype is None:
-            self.source, self.weights = str(folder.resolve()), fingerprint(folder)
+            stages = {name: folder / name for name in self.parts}
+            self.source, self.weights = str(folder.resolve()), fingerprint(stages)
 
     def __call__(self, *subject: Any, **arguments: Any) -> Output:
         """Draw; every kind of pipeline says what it takes."""

@@ -139,20 +139,37 @@ def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str |
     return None
 
 
-def fingerprint(folder: str | Path) -> str:
-    """16 hexadecimal digits of the stages in a folder: of every `config.json` and weight file below it; of a file over
-    64 MiB, which would take seconds to read, of 64 pieces of 64 KiB."""
-    folder, digest = Path(folder), hashlib.blake2b(digest_size=8)
-    for path in sorted((*folder.glob("*/config.json"), *folder.glob("*/*.safetensors"))):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
-        if size <= 2**26:
-            digest.update(path.read_bytes())
-            continue
-        with open(path, "rb") as file:
-            for i in range(64):
-                file.seek((size - 2**16) * i // 63)
-                digest.update(file.read(2**16))
+def stage_folders(folder: str | Path, index: Mapping[str, Any]) -> dict[str, Path]:
+    """Where the stages of a `model_index.json` in `folder` lie, by place: entries are [library, kind], in a sub-folder
+    of their place's name, or [library, kind, path from `folder`], so that two models can share a stage.
+
+    Raises DataError for a path that is no text.
+    """
+    folder, found = Path(folder), {}
+    for place, entry in index.items():
+        if isinstance(entry, list):
+            where = entry[2] if len(entry) > 2 else place
+            if not isinstance(where, str):
+                raise DataError(f"{folder / 'model_index.json'}: {place} lies at {where!r}, which is no path")
+            found[place] = folder / where
+    return found
+
+
+def fingerprint(folders: Mapping[str, Path]) -> str:
+    """16 hexadecimal digits of stages by place: of every `config.json` and weight file of each; of a file over 64 MiB,
+    which would take seconds to read, of 64 pieces of 64 KiB."""
+    digest = hashlib.blake2b(digest_size=8)
+    for place, folder in sorted(folders.items()):
+        for path in sorted((*folder.glob("config.json"), *folder.glob("*.safetensors"))):
+            size = path.stat().st_size
+            digest.update(f"{place}/{path.name}\0{size}\0".encode())
+            if size <= 2**26:
+                digest.update(path.read_bytes())
+                continue
+            with open(path, "rb") as file:
+                for i in range(64):
+                    file.seek((size - 2**16) * i // 63)
+                    digest.update(file.read(2**16))
     return digest.hexdigest()
 
 

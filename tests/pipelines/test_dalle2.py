@@ -422,6 +422,27 @@ def test_devices_are_checked_before_anything_is_loaded(
         Pipeline.from_pretrained(tmp_path, device="cpu", dtype="float33")
 
 
+def test_two_models_share_a_stage(pipe: DALLE2, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    pipe.save_pretrained(first)
+    index = json.loads((first / "model_index.json").read_text())
+    for place in ("clip", "decoder", "up256", "up1024"):
+        index[place] = [*index[place], f"../first/{place}"]
+    second.mkdir()
+    (first / "prior").rename(second / "prior")
+    (second / "model_index.json").write_text(json.dumps(index))
+    shared = Pipeline.from_pretrained(second, device="cpu")
+    assert shared.weights == pipe.weights
+    assert (
+        shared("a red cube", seed=1, progress=False)[0].tobytes()
+        == pipe("a red cube", seed=1, progress=False)[0].tobytes()
+    )
+    index["clip"][2] = 3
+    (second / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="clip lies at 3, which is no path"):
+        Pipeline.from_pretrained(second)
+
+
 def test_recipes_name_the_model_wherever_they_are_read(
     pipe: DALLE2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
