@@ -16,6 +16,8 @@ from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import SAMPLERS
 from t2i.types import Condition, Denoiser, NoiseSource, StepCallback
 
+_LINEAR_END = 4e-5  # alpha_bar at the last of DDPM's 1000 steps
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -54,7 +56,8 @@ class Steering:
         clip: bound of x_0 at every step, see `Parametrisation.predict`.
         processed: changes x_0 before that, such as `inpaint.keep_known`.
         gradient: (x_t (B, C, …), t (B,)) → ∇ log p(y | x_t) of a classifier or of CLIP, see `score_guided`; it moves
-            x_0 after both.
+            x_0 after both. It is clamped again; of networks that predict the noise only where there is more noise than
+            the papers' linear schedule ends with, for they leave it as it is.
         gradient_scale: factor of it.
         last: the network of the last step, where that is another one.
         wrap: (denoise, process) → a denoiser around all that, such as `inpaint.replaced`.
@@ -78,7 +81,8 @@ class Steering:
             steered = _until(denoise, replace(denoise, model=self.last))
         if self.gradient is not None:
             form: Literal["ddpm", "ddim"] = "ddpm" if sampler == "ddpm" else "ddim"
-            steered = score_guided(steered, self.gradient, self.gradient_scale, process, form)
+            below = _LINEAR_END if denoise.parametrisation.target == "eps" else 1.0
+            steered = score_guided(steered, self.gradient, self.gradient_scale, process, form, self.clip, below)
         return steered if self.wrap is None else self.wrap(steered, process)
 
 

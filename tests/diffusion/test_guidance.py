@@ -1,6 +1,7 @@
 """Guidance as a denoiser: what it computes, when it is skipped, and what a guided Gaussian must become."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from t2i.diffusion.guidance import ClassifierFree, input_gradient, score_guided
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation, x_0_from_eps
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim, ddpm
+from t2i.diffusion.sampling import Steering
 from t2i.seed import Streams
 from t2i.types import Condition, Prediction
 
@@ -180,3 +182,20 @@ def test_gradients_are_those_of_the_input_wherever_they_are_asked_for() -> None:
         assert weight.grad is None
     half = input_gradient(lambda x: x.square().sum((1, 2, 3)), X.bfloat16())
     torch.testing.assert_close(half, 2 * X.bfloat16().float())
+
+
+@pytest.mark.parametrize("target", ["x0", "v", "eps"])
+def test_a_gradient_steers_ddim_from_pure_noise(target: Literal["x0", "v", "eps"]) -> None:
+    """The cosine schedule ends at alpha_bar 2e-9, where any gradient moves x_0 by ten thousands, so it is clamped;
+    where the papers' networks draw, x_0 may leave its bounds as theirs does."""
+    process = Process.from_schedule("cosine").respace(10)
+
+    def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return torch.zeros_like(x)
+
+    denoise = ClassifierFree(network, Condition(), None, process, Parametrisation(target, "fixed_large"), 1.0)
+    guided = Steering(gradient=lambda x, t: torch.ones_like(x)).around(denoise, process, "ddim")
+    assert guided(X, 9).x_0.abs().max() <= 1
+    by_hand = score_guided(denoise, lambda x, t: torch.ones_like(x), 1.0, process, "ddim")(X, 8)
+    assert by_hand.x_0.max() > 1
+    torch.testing.assert_close(guided(X, 8).x_0, by_hand.x_0 if target == "eps" else by_hand.x_0.clamp(-1, 1))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from t2i.evaluate import load_reader
 from t2i.images import from_pil
@@ -26,3 +27,29 @@ def test_a_large_picture_is_the_same_alone_and_in_a_batch() -> None:
     together = pipe("a red cube", num_images_per_prompt=2, seed=20, progress=False)  # type: ignore[operator]
     alone = pipe("a red cube", seed=21, progress=False)  # type: ignore[operator]
     assert (from_pil(together.images[1]) - from_pil(alone.images[0])).abs().max() * 127.5 < 1.5, "one of 255"
+
+
+def test_other_priors_and_families_draw_what_they_are_asked_for() -> None:
+    """Six plain things each, where chance would be right in one in sixty."""
+    things = ["red cube", "blue sphere", "green cone", "yellow torus", "purple pyramid", "orange cylinder"]
+    sentences = [f"{'an' if thing[0] == 'o' else 'a'} {thing}" for thing in things]
+    for name, asked, steps in (
+        ("shapes-ar", sentences, None),
+        ("shapes-adm", things, 25),
+        ("shapes-glide", sentences, 15),
+    ):
+        pipe = Pipeline.from_pretrained(name, device="cpu")
+        chosen = {} if steps is None else {"steps": {"decoder": steps}, "sampler": {"decoder": "ddim"}}
+        drawn = pipe(asked, seed=0, stop_after="decoder", progress=False, **chosen)  # type: ignore[operator]
+        pictures = F.interpolate(torch.stack([from_pil(image) for image in drawn.images]), (64, 64), mode="bilinear")
+        found = [seen[0] if seen else None for seen in load_reader().read(pictures)]
+        right = [seen is not None and f"{seen.colour} {seen.shape}" == t for seen, t in zip(found, things, strict=True)]
+        assert sum(right) >= 4, name
+
+
+@pytest.mark.parametrize("name", ["shapes-ddpm", "shapes-iddpm"])
+def test_unconditional_models_draw_one_thing(name: str) -> None:
+    pipe = Pipeline.from_pretrained(name, device="cpu")
+    drawn = pipe(num_images=4, seed=0, steps=25, progress=False)  # type: ignore[operator]
+    pictures = F.interpolate(torch.stack([from_pil(image) for image in drawn.images]), (64, 64), mode="bilinear")
+    assert sum(len(found) == 1 for found in load_reader().read(pictures)) >= 2
