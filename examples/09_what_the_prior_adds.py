@@ -1,4 +1,4 @@
-"""What is a prior for? The table of DALL-E 2's section 5.1 on the shapes world: one decoder, told ever more.
+"""What is a prior for? The question of DALL-E 2's section 5.1, on the shapes world: one decoder, told ever more.
 
 python examples/09_what_the_prior_adds.py --num 2 --out prior
 
@@ -22,6 +22,7 @@ from torch import Tensor
 import t2i
 from t2i.data import shapes
 from t2i.data.shapes.scene import COLOURS
+from t2i.errors import UsageError
 from t2i.evaluate import load_reader
 from t2i.images import grid
 from t2i.metrics.compose import Prompt, mean, prompts, score, summary
@@ -31,6 +32,7 @@ from t2i.seed import Streams
 from t2i.stages.ar_prior import sample as ar_prior
 from t2i.stages.decoder import sample as decoder
 from t2i.stages.prior import sample as prior
+from t2i.stages.prior.model import Prior
 from t2i.text.tokenizers import tokenize
 
 WAYS = ("caption alone", "text embedding", "AR prior", "diffusion prior", "a render's embedding")
@@ -52,6 +54,8 @@ class Drawer:
     def __init__(self, model: str, ar: str) -> None:
         self.pipe: Any = t2i.Pipeline.from_pretrained(model)
         self.clip, self.prior, self.decoder = (self.pipe.parts[name] for name in ("clip", "prior", "decoder"))
+        if not isinstance(self.prior, Prior):
+            raise UsageError(f"{model} has no diffusion prior to compare")
         self.ar_prior: Any = load_stage(ar, expect="ar_prior").to(self.pipe.device)
         self.plan = self.pipe.plan(stop_after="decoder").sampling
 
@@ -90,7 +94,7 @@ def main() -> None:
     parser.add_argument("--model", default="shapes", help="of DALL-E 2's kind, a name or a folder")
     parser.add_argument("--ar", default="weights/shapes-ar/prior", help="folder of an autoregressive prior")
     parser.add_argument("--num", type=int, default=2, help="pictures of each prompt, at least 2")
-    parser.add_argument("--every", type=int, default=1, help="take only every so manieth prompt")
+    parser.add_argument("--every", type=int, default=1, help="take only every N-th prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("prior"), help="beginning of the names of two files")
     args = parser.parse_args()

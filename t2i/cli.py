@@ -112,7 +112,7 @@ def generate(
         if max_tile is not None and not hasattr(pipe, "upsample"):
             raise UsageError("--max-tile is for models whose upsamplers see pictures alone")
         room_for(out.parent, pipe.bytes_of(num * max(len(subjects or ()), 1), stop_after))
-        result = draw(*pictures, **chosen, **{pipe.subject: subjects or None})
+        result = draw(**pictures, **chosen, **{pipe.subject: subjects or None})
         which = list(range(len(result)))
     for i, path in zip(which, result.save(out, which), strict=True):
         typer.echo(f"{path}  seed {result.seeds[i]}")
@@ -324,19 +324,19 @@ def _tell(report: Any, out: Path | None) -> None:
         report.save(out)
 
 
-def _task(image: Path | None, mask: Path | None, strength: float | None) -> tuple[str, list[Any]]:
+def _task(image: Path | None, mask: Path | None, strength: float | None) -> tuple[str, dict[str, Any]]:
     """The method of a pipeline that is asked for, and the pictures that it is given."""
     if image is None:
         if mask is not None or strength is not None:
             raise UsageError("--mask and --strength are for an --image")
-        return "__call__", []
+        return "__call__", {}
     if mask is not None and strength is not None:
         raise UsageError("give --mask, to draw a part anew, or --strength, to change the whole")
     from t2i.images import open_image, open_mask
 
     if mask is not None:
-        return "inpaint", [open_image(image), open_mask(mask)]
-    return "edit", [open_image(image)] if strength is None else [open_image(image), strength]
+        return "inpaint", {"image": open_image(image), "mask": open_mask(mask)}
+    return "edit", {"image": open_image(image)} | ({} if strength is None else {"strength": strength})
 
 
 def main() -> None:

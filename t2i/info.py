@@ -42,7 +42,7 @@ def _installation() -> str:
             f"t2i {__version__} · Python {platform.python_version()} · torch {torch.__version__}",
             f"device {device} ({name}), {'fast' if fast_bfloat16(device) else 'slow'} bfloat16",
             "bundled models:",
-            *(f"  {key:<12} {e['description']} ({e['licence']})" for key, e in index().items() if "parts" not in e),
+            *(f"  {key:<13} {e['description']} ({e['licence']})" for key, e in index().items() if "parts" not in e),
             "published models, downloaded and converted on first use (* on this machine):",
             *_groups(),
         ]

@@ -141,16 +141,19 @@ def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str |
 
 def stage_folders(folder: str | Path, index: Mapping[str, Any]) -> dict[str, Path]:
     """Where the stages of a `model_index.json` in `folder` lie, by place: entries are [library, kind], in a sub-folder
-    of their place's name, or [library, kind, path from `folder`], so that two models can share a stage.
+    of their place's name, or [library, kind, path], from `folder` and maybe out of it (`../shapes/clip`), so that two
+    models can share a stage.
 
-    Raises DataError for a path that is no text.
+    Raises DataError for an entry of more parts and for a path that is absolute or no text.
     """
     folder, found = Path(folder), {}
     for place, entry in index.items():
         if isinstance(entry, list):
-            where = entry[2] if len(entry) > 2 else place
-            if not isinstance(where, str):
-                raise DataError(f"{folder / 'model_index.json'}: {place} lies at {where!r}, which is no path")
+            where = entry[2] if len(entry) == 3 else place
+            if len(entry) > 3 or not isinstance(where, str) or Path(where).is_absolute():
+                raise DataError(
+                    f"{folder / 'model_index.json'}: {place} lies at {entry[2:]}, which is no relative path"
+                )
             found[place] = folder / where
     return found
 

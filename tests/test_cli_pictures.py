@@ -138,3 +138,55 @@ def test_models_that_see_no_pictures_are_told(
     assert "other has no upsamplers that see pictures alone" in capsys.readouterr().err
     assert run(monkeypatch, "generate", "--max-tile", "64", "--model", "other") == 2
     assert "--max-tile is for models whose upsamplers see pictures alone" in capsys.readouterr().err
+
+
+@pytest.fixture
+def masks(here: Path) -> Path:
+    """Beside the pictures a mask of their right half, one of another size, one in colour, and one that is cut off."""
+    half = Image.new("L", (40, 40))
+    half.paste(255, (20, 0, 40, 40))
+    half.save("half.png")
+    half.resize((20, 20)).save("small.png")
+    half.convert("RGB").save("colour.png")
+    (here / "cut.png").write_bytes((here / "half.png").read_bytes()[:60])
+    return here
+
+
+def test_generate_draws_anew_what_is_masked_or_changes_the_whole(
+    monkeypatch: pytest.MonkeyPatch, model: Path, masks: Path
+) -> None:
+    asked = ["generate", "a red cube", "--image", "0.png", *QUICK, "--model", model]
+    assert run(monkeypatch, *asked, "--mask", "half.png", "--out", "inpainted.png") == 0
+    assert run(monkeypatch, *asked, "--strength", "0", "--out", "same.png") == 0
+    assert run(monkeypatch, *asked, "--strength", "1", "--out", "edited.png") == 0
+    inpainted, same, edited = (np.asarray(Image.open(f"{n}.png")) for n in ("inpainted", "same", "edited"))
+    middle = same.shape[1] // 2
+    assert (inpainted[:, :middle] == same[:, :middle]).all(), "outside of the mask nothing changes"
+    assert (inpainted[:, middle:] != same[:, middle:]).any()
+    assert (edited != same).any()
+    assert read_recipe(masks / "inpainted.png")["task"] == "inpaint"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--mask", "half.png"], 2, "--mask and --strength are for an --image"),
+        (["--image", "0.png", "--mask", "half.png", "--strength", "0.5"], 2, "give --mask, to draw a part anew, or"),
+        (["--image", "0.png", "--mask", "small.png"], 2, "mask"),
+        (["--image", "0.png", "--mask", "colour.png"], 2, "mode RGB"),
+        (["--image", "0.png", "--mask", "cut.png"], 3, "cut.png"),
+        (["--image", "0.png", "--mask", "none.png"], 3, "none.png"),
+        (["--image", "tall.png", "--mask", "half.png"], 2, "square"),
+        (["--image", "0.png", "--strength", "1.5"], 2, "strength"),
+    ],
+)
+def test_mistakes_with_masks_get_one_line_and_a_code(
+    monkeypatch: pytest.MonkeyPatch, model: Path, masks: Path, capsys: pytest.CaptureFixture,
+    arguments: list[str], code: int, message: str,
+) -> None:  # fmt: skip
+    before = sorted(masks.iterdir())
+    assert run(monkeypatch, "generate", "a red cube", *arguments, *QUICK, "--model", model) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert len([line for line in error.splitlines() if not line.startswith("warning:")]) == 1
+    assert sorted(masks.iterdir()) == before

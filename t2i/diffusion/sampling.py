@@ -16,7 +16,7 @@ from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import SAMPLERS
 from t2i.types import Condition, Denoiser, NoiseSource, StepCallback
 
-_LINEAR_END = 4e-5  # alpha_bar at the last of DDPM's 1000 steps
+_LINEAR_END = 4e-5  # just below alpha_bar at the last of DDPM's 1000 steps
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,9 @@ def freeze(model: nn.Module, only: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
+_TOGETHER = 2**26  # elements that Muon stacks at once
+
+
 class Muon(torch.optim.AdamW):
     """Momentum made orthogonal (Jordan et al. 2024) for the groups with `momentum`; AdamW for the others.
 
@@ -72,23 +75,27 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             if group["momentum"] is None:
                 continue
-            alike: dict[torch.Size, list[Tensor]] = {}
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    alike.setdefault(p.shape, []).append(p)
-            for shape, parameters in alike.items():  # of one shape go together: a GPU would wait for each
-                self._move(parameters, group, max(shape[0], shape[1:].numel()))
+                    alike.setdefault(p.shape, []).append((p, p.grad))
+            for shape, pairs in alike.items():  # of one shape go together: a GPU would wait for each
+                together = max(1, _TOGETHER // shape.numel())
+                for first in range(0, len(pairs), together):
+                    self._move(pairs[first : first + together], group)
         super().step()
 
-    def _move(self, parameters: list[Tensor], group: dict[str, Any], longer: int) -> None:
-        """One step of parameters of one shape, as matrices with this longer side."""
-        states = [self.state[p] for p in parameters]
-        for state, p in zip(states, parameters, strict=True):
-            state.setdefault("momentum", torch.zeros_like(p))
-        gradients, means = [p.grad for p in parameters if p.grad is not None], [state["momentum"] for state in states]
+    def _move(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
+        """One step of parameters of one shape, with their gradients."""
+        parameters, gradients = [p for p, _ in pairs], [gradient for _, gradient in pairs]
+        for p in parameters:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        means = [self.state[p]["momentum"] for p in parameters]
         torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, means, group["momentum"])  # Nesterov
-        updates = orthogonal(torch.stack([update.flatten(1) for update in ahead])).mul_(-0.2 * longer**0.5)
+        updates = orthogonal(torch.stack([update.flatten(1) for update in ahead]))  # (N, R, C)
+        updates.mul_(-0.2 * max(updates.shape[1:]) ** 0.5)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         moves = [update.reshape(p.shape) for update, p in zip(updates, parameters, strict=True)]
         torch._foreach_add_(parameters, moves, alpha=group["lr"])
@@ -97,7 +104,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """(…, R, C) → nearly U Vᵀ of its singular value decomposition, by a quintic Newton–Schulz iteration (Jordan 2024).
+    """(…, R, C) → nearly U Vᵀ of its singular value decomposition, by a quintic Newton–Schulz iteration.
 
     Singular values come out between 0.7 and 1.2, of whatever size they were. What is iterated is the square matrix to
     multiply with: kernels are wide.

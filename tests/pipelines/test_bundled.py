@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from t2i.evaluate import load_reader
+from t2i.hub import index
 from t2i.images import from_pil
 from t2i.metrics.compose import prompts, score
 from t2i.pipeline import Pipeline
@@ -29,22 +30,26 @@ def test_a_large_picture_is_the_same_alone_and_in_a_batch() -> None:
     assert (from_pil(together.images[1]) - from_pil(alone.images[0])).abs().max() * 127.5 < 1.5, "one of 255"
 
 
-def test_other_priors_and_families_draw_what_they_are_asked_for() -> None:
-    """Six plain things each, where chance would be right in one in sixty."""
+@pytest.mark.parametrize(("name", "steps"), [("shapes-ar", None), ("shapes-adm", 25), ("shapes-glide", 15)])
+def test_other_priors_and_families_draw_what_they_are_asked_for(name: str, steps: int | None) -> None:
+    """Six plain things, where chance would be right in one in sixty."""
     things = ["red cube", "blue sphere", "green cone", "yellow torus", "purple pyramid", "orange cylinder"]
-    sentences = [f"{'an' if thing[0] == 'o' else 'a'} {thing}" for thing in things]
-    for name, asked, steps in (
-        ("shapes-ar", sentences, None),
-        ("shapes-adm", things, 25),
-        ("shapes-glide", sentences, 15),
-    ):
-        pipe = Pipeline.from_pretrained(name, device="cpu")
-        chosen = {} if steps is None else {"steps": {"decoder": steps}, "sampler": {"decoder": "ddim"}}
-        drawn = pipe(asked, seed=0, stop_after="decoder", progress=False, **chosen)  # type: ignore[operator]
-        pictures = F.interpolate(torch.stack([from_pil(image) for image in drawn.images]), (64, 64), mode="bilinear")
-        found = [seen[0] if seen else None for seen in load_reader().read(pictures)]
-        right = [seen is not None and f"{seen.colour} {seen.shape}" == t for seen, t in zip(found, things, strict=True)]
-        assert sum(right) >= 4, name
+    asked = things if name == "shapes-adm" else [f"{'an' if t[0] == 'o' else 'a'} {t}" for t in things]
+    pipe = Pipeline.from_pretrained(name, device="cpu")
+    chosen = {} if steps is None else {"steps": {"decoder": steps}, "sampler": {"decoder": "ddim"}}
+    drawn = pipe(asked, seed=0, stop_after="decoder", progress=False, **chosen)  # type: ignore[operator]
+    pictures = F.interpolate(torch.stack([from_pil(image) for image in drawn.images]), (64, 64), mode="bilinear")
+    found = [seen[0] if seen else None for seen in load_reader().read(pictures)]
+    right = [seen is not None and f"{seen.colour} {seen.shape}" == t for seen, t in zip(found, things, strict=True)]
+    assert sum(right) >= 4
+
+
+def test_every_bundled_model_opens() -> None:
+    """Those that share stages with others, too."""
+    bundled = [name for name, entry in index().items() if "parts" not in entry]
+    assert {"shapes", "shapes-ar", "shapes-bsr", "shapes-glide"} <= set(bundled)
+    weights = {Pipeline.from_pretrained(name, device="cpu").weights for name in bundled}
+    assert len(weights) == len(bundled)
 
 
 @pytest.mark.parametrize("name", ["shapes-ddpm", "shapes-iddpm"])

@@ -437,9 +437,14 @@ def test_two_models_share_a_stage(pipe: DALLE2, tmp_path: Path) -> None:
         shared("a red cube", seed=1, progress=False)[0].tobytes()
         == pipe("a red cube", seed=1, progress=False)[0].tobytes()
     )
-    index["clip"][2] = 3
+    for wrong in ([3], [str(first / "clip")], ["../first/clip", "more"]):
+        index["clip"][2:] = wrong
+        (second / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(DataError, match=r"clip lies at .* which is no relative path"):
+            Pipeline.from_pretrained(second)
+    index["clip"][2:] = ["../nowhere"]
     (second / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(DataError, match="clip lies at 3, which is no path"):
+    with pytest.raises(DataError, match="nowhere"):
         Pipeline.from_pretrained(second)
 
 

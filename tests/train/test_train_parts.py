@@ -163,6 +163,30 @@ def test_muon_moves_kernels_as_far_as_adamw_and_leaves_the_rest_to_it():
             torch.testing.assert_close(steps["muon"][name], steps["adamw"][name])
 
 
+def test_muon_moves_parameters_of_one_shape_as_each_alone(monkeypatch):
+    """In one stack, in pieces of it, and by themselves; kernels of another memory layout too."""
+
+    def trained(together):
+        monkeypatch.setattr("t2i.train.optim._TOGETHER", together)
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(4, 4, 3, padding=1) for _ in range(5)), nn.Conv2d(4, 8, 3), nn.Conv2d(8, 2, 1)
+        )
+        model[1].to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, OptimConfig(kind="muon", lr=1e-2, weight_decay=0.1))
+        for _ in range(3):
+            model(torch.randn(4, 4, 8, 8)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.detach() for p in model.parameters()]
+
+    alone = trained(1)
+    assert (alone[0] - alone[2]).abs().max() > 1e-3
+    for together in (2**26, 2 * 144):
+        for a, b in zip(trained(together), alone, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_muon_decays_weights_and_learns():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.Linear(32, 16)), torch.randn(64, 16)
