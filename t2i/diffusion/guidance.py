@@ -92,8 +92,8 @@ def score_guided(
     scale: float,
     process: Process,
     form: Literal["ddpm", "ddim"],
+    begin: float = 0.0,
     clip: bool | float = False,
-    clip_below: float = 1.0,
 ) -> Denoiser:
     """Guidance by g = scale · ∇ log p(y | x_t), from a classifier (Dhariwal & Nichol 2021) or CLIP (GLIDE).
 
@@ -101,25 +101,25 @@ def score_guided(
         grad_fn: (x_t (B, C, …), t (B,)) → the gradient, of x_t's shape; it turns gradients on for itself.
         form: "ddpm" shifts the mean of x_{t-1} by variance · g (algorithm 1), "ddim" shifts eps by
             -sqrt(1 - alpha_bar) · g (algorithm 2). Use the one of the sampler.
-        clip: of "ddim", clamp x_0 afterwards, see `Parametrisation.predict`, where alpha_bar is below `clip_below`. The
-            papers do not; but g moves x_0 by (1 - alpha_bar) / sqrt(alpha_bar) · g, which knows no bound where the
-            cosine schedule begins.
+        begin: below this alpha_bar nothing is moved. "ddim" moves x_0 by (1 - alpha_bar) / sqrt(alpha_bar) · g, which
+            knows no bound where the cosine schedule begins; and in pure noise there is nothing to see.
+        clip: clamp x_0 afterwards, see `Parametrisation.predict`; the papers do not.
     """
     if form not in ("ddpm", "ddim"):
         raise ValueError(f"unknown form of guidance {form!r}; known: 'ddpm', 'ddim'")
 
     def guided(x_t: Tensor, step: int) -> Prediction:
         p = denoise(x_t, step)
+        alpha_bar = process.at("alpha_bar", step, x_t)
         gradient = scale * grad_fn(x_t, process.time(step, x_t)).float()
         if form == "ddpm":
             # the mean is posterior_x_0 · x_0 + posterior_x_t · x_t: this x_0 moves it by variance · g
             x_0 = p.x_0 + p.log_variance.exp() * gradient / process.at("posterior_x_0", step, x_t)
         else:
-            alpha_bar = process.at("alpha_bar", step, x_t)
-            eps = p.eps - (1 - alpha_bar).sqrt() * gradient
-            x_0 = x_0_from_eps(process, x_t, eps, step)
-            if clip:
-                x_0 = torch.where(alpha_bar < clip_below, x_0.clamp(-float(clip), float(clip)), x_0)
+            x_0 = x_0_from_eps(process, x_t, p.eps - (1 - alpha_bar).sqrt() * gradient, step)
+        if clip:
+            x_0 = x_0.clamp(-float(clip), float(clip))
+        x_0 = torch.where(alpha_bar < begin, p.x_0, x_0)
         return Prediction(x_0, eps_from_x_0(process, x_t, x_0, step), p.log_variance)
 
     return guided

@@ -56,8 +56,8 @@ class Steering:
         clip: bound of x_0 at every step, see `Parametrisation.predict`.
         processed: changes x_0 before that, such as `inpaint.keep_known`.
         gradient: (x_t (B, C, …), t (B,)) → ∇ log p(y | x_t) of a classifier or of CLIP, see `score_guided`; it moves
-            x_0 after both. It is clamped again; of networks that predict the noise only where there is more noise than
-            the papers' linear schedule ends with, for they leave it as it is.
+            x_0 after both, but for steps of "ddim" with more noise than the papers' linear schedule ends with; there,
+            unless the network predicts the noise as theirs do, x_0 is clamped again.
         gradient_scale: factor of it.
         last: the network of the last step, where that is another one.
         wrap: (denoise, process) → a denoiser around all that, such as `inpaint.replaced`.
@@ -81,8 +81,9 @@ class Steering:
             steered = _until(denoise, replace(denoise, model=self.last))
         if self.gradient is not None:
             form: Literal["ddpm", "ddim"] = "ddpm" if sampler == "ddpm" else "ddim"
-            below = _LINEAR_END if denoise.parametrisation.target == "eps" else 1.0
-            steered = score_guided(steered, self.gradient, self.gradient_scale, process, form, self.clip, below)
+            begin = 0.0 if form == "ddpm" else _LINEAR_END
+            clip = form == "ddim" and denoise.parametrisation.target != "eps" and self.clip
+            steered = score_guided(steered, self.gradient, self.gradient_scale, process, form, begin, clip)
         return steered if self.wrap is None else self.wrap(steered, process)
 
 
