@@ -75,6 +75,8 @@ def test_wheel(wheel: Path, tmp_path: Path) -> None:
     assert "site-packages" in python(executable, PROBE, tmp_path)
     assert python(executable, PROBE, ROOT) == str(ROOT / "t2i" / "__init__.py")
     assert python(executable, LEAKS, tmp_path) == "[]"
+    shared = "import t2i; print(list(t2i.Pipeline.from_pretrained('shapes-ar', device='cpu').parts))"
+    assert python(executable, shared, tmp_path) == "['clip', 'prior', 'decoder', 'up256', 'up1024']"
 
 
 @pytest.mark.slow
