@@ -198,7 +198,7 @@ def classes_of(classes: Any, num_classes: int | None, names: Sequence[str]) -> l
     if classes is None:
         return None
     if num_classes is None:
-        raise UsageError(f"this model draws without classes, got {classes!r}")
+        raise UsageError(f"this model takes neither a prompt nor a class, got {classes!r}")
     several = classes if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]
     labels = []
     for value in several:

@@ -77,12 +77,14 @@ def _model(model: str, folder: Path) -> str:
     pipe = Pipeline.from_pretrained(model, device="cpu")
     lines, plan = [f"{model}: {type(pipe).__name__} in {folder}"], pipe.plan().sampling
     folders = stage_folders(folder, read_json(folder / "model_index.json"))
+    width = max(8, *map(len, pipe.parts))
     repeats, spent = pipe.settings.get("candidates", {}), []  # FLOPs of the stages that draw
     for name, part in pipe.parts.items():
         count = sum(p.numel() for p in part.parameters())
         size = sum(f.stat().st_size for f in folders.get(name, folder / name).glob("*.safetensors"))
         lines.append(
-            f"  {name:<8} {count / 1e6:7.2f} M parameters  {size / 2**20:6.1f} MiB  {_chosen(pipe.settings, name)}"
+            f"  {name:<{width}} {count / 1e6:7.2f} M parameters  {size / 2**20:6.1f} MiB  "
+            f"{_chosen(pipe.settings, name)}"
         )
         if name in plan:
             config: Any = part.config

@@ -155,6 +155,11 @@ def stage_folders(folder: str | Path, index: Mapping[str, Any]) -> dict[str, Pat
                     f"{folder / 'model_index.json'}: {place} lies at {entry[2:]}, which is no relative path"
                 )
             found[place] = folder / where
+            if len(entry) == 3 and not found[place].is_dir():
+                raise DataError(
+                    f"{folder / 'model_index.json'}: {place} lies in {where}, which is not there; models that share "
+                    "stages stay beside each other"
+                )
     return found
 
 

@@ -160,7 +160,7 @@ def test_bad_arguments_are_one_clear_line(arguments: dict[str, Any], message: st
 
 
 def test_a_model_without_classes_takes_none() -> None:
-    with pytest.raises(UsageError, match="draws without classes, got 3"):
+    with pytest.raises(UsageError, match="neither a prompt nor a class, got 3"):
         ddpm()(3, progress=False)
 
 
