@@ -107,7 +107,7 @@ def test_an_unconditional_decoder_draws_classes_if_a_classifier_steers_it() -> N
     pipe = ADM({"decoder": decoder(), "classifier": classifier()}, {"steps": {"decoder": 3}}).to("cpu", "float32")
     a, b = (pipe(c, seed=0, guidance=200.0, progress=False)[0].tobytes() for c in (0, 1))
     assert a != b
-    with pytest.raises(UsageError, match="without classes"):
+    with pytest.raises(UsageError, match="neither a prompt nor a class"):
         ADM({"decoder": decoder()}, {})(1, progress=False)
 
 
