@@ -144,22 +144,20 @@ def stage_folders(folder: str | Path, index: Mapping[str, Any]) -> dict[str, Pat
     of their place's name, or [library, kind, path], from `folder` and maybe out of it (`../shapes/clip`), so that two
     models can share a stage.
 
-    Raises DataError for an entry of more parts and for a path that is absolute or no text.
+    Raises DataError for an entry of more parts, and for a path that is absolute, no text, or leads nowhere.
     """
     folder, found = Path(folder), {}
+    path = folder / "model_index.json"
     for place, entry in index.items():
-        if isinstance(entry, list):
-            where = entry[2] if len(entry) == 3 else place
-            if len(entry) > 3 or not isinstance(where, str) or Path(where).is_absolute():
-                raise DataError(
-                    f"{folder / 'model_index.json'}: {place} lies at {entry[2:]}, which is no relative path"
-                )
-            found[place] = folder / where
-            if len(entry) == 3 and not found[place].is_dir():
-                raise DataError(
-                    f"{folder / 'model_index.json'}: {place} lies in {where}, which is not there; models that share "
-                    "stages stay beside each other"
-                )
+        if not isinstance(entry, list):
+            continue
+        where = entry[2] if len(entry) == 3 else place
+        if len(entry) > 3 or not isinstance(where, str) or Path(where).is_absolute():
+            raise DataError(f"{path}: {place} lies at {entry[2:]}, which is no relative path")
+        found[place] = folder / where
+        if len(entry) == 3 and not found[place].is_dir():
+            beside = "models that share stages stay beside each other"
+            raise DataError(f"{path}: {place} lies in {where}, which is not there; {beside}")
     return found
 
 

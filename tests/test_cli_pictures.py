@@ -23,6 +23,13 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
+def assert_one_line(capsys: pytest.CaptureFixture, message: str) -> None:
+    """An error of one line, beside warnings, that says `message`."""
+    error = capsys.readouterr().err
+    assert message in error
+    assert len([line for line in error.splitlines() if not line.startswith("warning:")]) == 1
+
+
 @pytest.fixture(scope="module")
 def model(pipe: DALLE2, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
@@ -122,9 +129,7 @@ def test_mistakes_get_one_line_and_a_code(
     arguments: list[str], code: int, message: str,
 ) -> None:  # fmt: skip
     assert run(monkeypatch, *arguments, "--model", model) == code
-    error = capsys.readouterr().err
-    assert message in error
-    assert len([line for line in error.splitlines() if not line.startswith("warning:")]) == 1
+    assert_one_line(capsys, message)
     assert sorted(path.name for path in here.iterdir()) == ["0.png", "1.png", "tall.png"]
 
 
@@ -186,7 +191,5 @@ def test_mistakes_with_masks_get_one_line_and_a_code(
 ) -> None:  # fmt: skip
     before = sorted(masks.iterdir())
     assert run(monkeypatch, "generate", "a red cube", *arguments, *QUICK, "--model", model) == code
-    error = capsys.readouterr().err
-    assert message in error
-    assert len([line for line in error.splitlines() if not line.startswith("warning:")]) == 1
+    assert_one_line(capsys, message)
     assert sorted(masks.iterdir()) == before
