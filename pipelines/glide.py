@@ -4,8 +4,9 @@
                      ▲
     noised CLIP ─────┘  instead: every step moves along ∇ ⟨z_t(y), z_i(x_t, t)⟩
 
-    inpaint: networks that also see the picture without its masked part, and the mask; or any decoder, whose idea of
-    x_0 is overwritten at every step with what is known. edit: sampling starts from a noised picture.
+    inpaint: a network that also sees the picture without its masked part, and the mask, `inpaint` or the decoder itself;
+    or any decoder, whose idea of x_0 is overwritten at every step with what is known.
+    edit: sampling starts from a noised picture.
 
 Legend: N pictures · S side of a picture in pixels.
 """
@@ -115,18 +116,19 @@ class GLIDE(Pipeline):
             image: a square picture; it is resized to what the model draws.
             mask: of one channel (mode "1" or "L"), as large as the picture; above half is white.
             prompt: what the whole picture shows then.
-            method: "trained" uses the networks trained for this (section 3.2), "replaced" the ordinary decoder, with
-                what is known written into every step; "auto" the former where the model has them.
+            method: "trained" uses the network trained for this (section 3.2), `inpaint` or the decoder itself;
+                "replaced" the decoder, shown nothing, with what is known written into every step; "auto" the former
+                where there is one.
             blend: pixels over which the old picture fades into the new one around the mask; 0 for a hard edge.
 
         Others as in a call; stages are inpaint and inpaint_upsampler (upsampler where that is missing), or decoder and
-        upsampler when "replaced".
+        upsampler where the decoder inpaints or when "replaced".
         """
-        trained = self._trained(method)
-        plan = self.plan(steps, guidance, sampler, stop_after, self._inpainting if trained else None)
+        plan = self.plan(steps, guidance, sampler, stop_after, self._inpainting(method))
         rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers(plan))
         sizes = [self._config(stage).image_size for stage in plan.sampling]
         known = read_known(image, mask, size=sizes[-1], base=sizes[0], blend=blend).to(self.device)
+        known = replace(known, shown=method != "replaced")
         call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=known)
         return self._output(call, cut, task="inpaint")
 
@@ -195,7 +197,8 @@ class GLIDE(Pipeline):
 
     def _known(self, call: Call, config: Any, num: int) -> tuple[Tensor, Tensor] | None:
         """What a network that was trained to inpaint is shown."""
-        return call.brought.at(config.image_size, num) if config.inpaint and isinstance(call.brought, Known) else None
+        known = call.brought if isinstance(call.brought, Known) and call.brought.shown else None
+        return known.at(config.image_size, num) if known and config.inpaint else None
 
     def _clip_gradient(self, call: Call, rows: slice) -> Any:
         """∇ of the similarity of x_t and the prompts, for `Steering`."""
@@ -223,17 +226,16 @@ class GLIDE(Pipeline):
         recipe = self.recipe(call, task)
         return Output(to_pil(x), call.seeds, call.rows["prompt"], recipe, timings=call.timings, truncated=cut)
 
-    @property
-    def _inpainting(self) -> tuple[str, str]:
-        """Stages that inpaint: an upsampler that was not trained for it has what is known written into every step."""
-        return "inpaint", "inpaint_upsampler" if "inpaint_upsampler" in self.parts else "upsampler"
-
-    def _trained(self, method: str) -> bool:
+    def _inpainting(self, method: str) -> tuple[str, str] | None:
+        """Stages that inpaint, None for those that draw: an upsampler that was not trained for it has what is known
+        written into every step, and so has a decoder."""
         if method not in ("auto", "trained", "replaced"):
             raise UsageError(f"unknown method {method!r}; known are auto, trained and replaced")
-        if method == "trained" and "inpaint" not in self.parts:
+        if method == "trained" and "inpaint" not in self.parts and not self._config("decoder").inpaint:
             raise UsageError("this model has no network that was trained to inpaint; use method='replaced'")
-        return method != "replaced" and "inpaint" in self.parts
+        if method == "replaced" or "inpaint" not in self.parts:
+            return None
+        return "inpaint", "inpaint_upsampler" if "inpaint_upsampler" in self.parts else "upsampler"
 
 
 def _check_fit(parts: Mapping[str, Any]) -> None:
@@ -244,7 +246,7 @@ def _check_fit(parts: Mapping[str, Any]) -> None:
             continue
         if c.num_classes is not None or getattr(c, "clip_dim", None) is not None:
             raise DataError(f"{name} needs a class or an embedding, which a sentence does not give")
-        if c.inpaint != name.startswith("inpaint"):
+        if c.inpaint != name.startswith("inpaint") and name != "decoder":
             raise DataError(f"{name} was trained with inpaint={c.inpaint}")
     base = parts["decoder"].config
     if base.text is None or base.tokenizer is None:

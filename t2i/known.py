@@ -23,13 +23,15 @@ class Known:
     """A picture of which a part stays.
 
     `picture` (3, S, S) in [-1, 1]; `fresh` (1, S, S), 1 where it is drawn anew; `base`, the side of the first network
-    that draws, whose places the masks of larger ones have too, as in GLIDE.
+    that draws, whose places the masks of larger ones have too, as in GLIDE; `shown`, whether networks that inpaint see
+    what stays.
     """
 
     picture: Tensor
     fresh: Tensor
     base: int
     blend: float
+    shown: bool = True
 
     def to(self, device: torch.device) -> "Known":
         """On a device."""

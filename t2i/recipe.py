@@ -155,11 +155,14 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
 def fitted(start: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
     """Weights to start from, and what `model` has beyond them and that starts as nothing: channels of a masked picture
     after those of x_t (GLIDE, section 3.2), and `Fine` blocks, anew where those of `start` are others; without the port
-    for CLIP if `model` has none."""
+    for CLIP if `model` has none, but with what the null embedding adds to the vector."""
     wanted, unet = model.state_dict(), getattr(getattr(model, "config", None), "unet", None)
     fine, before = ({key: w[key] for key in w if key.startswith("unet.fine.")} for w in (wanted, start))
     anew = fine and {key: len(fine[key]) for key in fine} != {key: len(before[key]) for key in before}
     out = {key: start[key] for key in start if key not in before} | fine if anew else dict(start)
+    if "clip_null" in out and "clip_null" not in wanted and "text_vector.bias" in out:
+        weight, bias = (out[f"clip_vector.{name}"].float() for name in ("weight", "bias"))
+        out["text_vector.bias"] = out["text_vector.bias"] + weight @ out["clip_null"].float() + bias
     out = {key: value for key, value in out.items() if key in wanted or not key.startswith("clip_")}
     for key, pixels in (("unet.conv_in.weight", "patch_size"), ("unet.fine.conv_in.weight", "fine_patch")):
         missing = wanted[key].shape[1] - out[key].shape[1] if key in wanted and key in out else 0

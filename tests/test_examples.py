@@ -110,6 +110,14 @@ def test_07_load_published_checkpoint(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "picture-1.png").size == (32, 32)
 
 
+def test_10_typographic_attack(tmp_path: Path) -> None:
+    out = run("10", "--words", "CUBE", "--num", 1, "--steps", 2, "--out", tmp_path / "attack.png", cwd=tmp_path)
+    shares = [[float(x.rstrip("%")) for x in line.split()[-2:]] for line in out.splitlines()[1:4]]
+    assert all(abs(sum(column) - 100) < 0.1 for column in zip(*shares, strict=True))
+    assert shares[0][0] > 90, "without a word it is the green sphere that it is"
+    assert Image.open(tmp_path / "attack.png").size == (130, 130)
+
+
 SMALL = ["train.steps=1", "train.batch_size=2", "train.num_samples=2", "data.num_workers=0", "train.val_every=0"]
 
 

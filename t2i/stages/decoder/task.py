@@ -26,7 +26,7 @@ class DecoderOptions(Config):
 
     `clip_drop` is how often the image embedding is replaced by the null embedding and `text_drop` how often the caption
     is emptied, independently: 10 % and 50 % in the paper; `class_drop` is how often a class is the absent one, for
-    networks that know one. `kind`, `weighting` and `vb_weight` as in `training_losses`,
+    networks that know one; `hidden` is how often networks that inpaint see nothing of the picture. `kind`, `weighting` and `vb_weight` as in `training_losses`,
     `time_shift` as in `shifted`; `timesteps` "loss_second_moment" draws steps by what they cost (`LossSecondMoment`),
     "uniform" by `time_shift` alone; `sampling` is how the sample grids are drawn.
     """
@@ -34,6 +34,7 @@ class DecoderOptions(Config):
     clip_drop: float = Field(0.1, ge=0, le=1)
     text_drop: float = Field(0.5, ge=0, le=1)
     class_drop: float = Field(0.1, ge=0, le=1)
+    hidden: float = Field(0.15, ge=0, le=1)
     kind: LossKind = "hybrid"
     weighting: Weighting = "uniform"
     vb_weight: float = Field(1.0, ge=0)
@@ -102,7 +103,8 @@ class DecoderTask(nn.Module):
                 absent = upload(drops.uniform() < o.class_drop, image.device)  # (B,)
                 labels = torch.where(absent, c.num_classes, labels)
         if c.inpaint:
-            known = image, upload(random_masks(drops or Streams(batch["seed"], "mask"), c.image_size), image.device)
+            masks = random_masks(drops or Streams(batch["seed"], "mask"), c.image_size, o.hidden)
+            known = image, upload(masks, image.device)
         return self.model.condition(
             tokens, mask, embedding, labels, known, clip_text=clip_text, text_keep=text_keep, clip_keep=clip_keep
         )
