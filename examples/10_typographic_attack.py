@@ -1,11 +1,11 @@
-"""Write the name of one thing on a picture of another: what CLIP believes, and what the decoder draws (DALL-E 2, section 3).
+"""Write the name of one thing on a picture of another: what CLIP believes, and what the decoder draws of it.
 
-python examples/10_typographic_attack.py --out attack
-python examples/10_typographic_attack.py apple.png --words iPod pizza --labels "a Granny Smith apple" "an iPod" "a pizza" \
+python examples/10_typographic_attack.py --out attack.png
+python examples/10_typographic_attack.py apple.png --words iPod pizza --labels "a Granny Smith apple" "an iPod" \
     --model kakaobrain/karlo-v1-alpha-image-variations
 
-CLIPs that learned from the web can read and take a labelled thing for its label; in the paper, variations of a labelled
-apple show apples all the same. The CLIP of the shapes world never saw writing: a word is a slip of paper there, no more.
+CLIPs that learned from the web can read, and take a labelled thing for its label; in DALL-E 2's section 3, variations
+of a labelled apple show apples all the same. The CLIP of the shapes world never saw writing: a word is a slip of paper.
 """
 
 import argparse

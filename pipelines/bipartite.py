@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from t2i.call import Call, Callback, Output, Plan, check_finite, chunks, repeated, whole
+from t2i.call import Call, Callback, Output, Plan, check_finite, chunks, repeated, step_bar, whole
 from t2i.errors import UsageError
 from t2i.images import square
 from t2i.known import Latent, read_pictures
@@ -93,7 +92,7 @@ class Bipartite(Upsampling):
         z_i = self.embed(pictures, max_batch=max_batch)
         groups = chunks(len(x_0), len(x_0), max_batch)
         moves = len(groups) * (self._num_steps("decoder", steps) - 1)
-        with tqdm(total=moves, disable=not progress, unit="step", leave=False) as bar, self.running("decoder", {}):
+        with step_bar(progress, moves) as bar, self.running("decoder", {}):
             on_step = self.watch("invert", bar, callback)
             x_T = [
                 decoder.invert(

@@ -103,6 +103,7 @@ class DALLE2(Manipulations):
                 sampler is one of ddpm, ddim and dpm_solver_pp_2m.
             stop_after: the last stage to run; "decoder" gives 64 px pictures, "prior" embeddings only.
             callback: called with `Progress` after every step; its `preview()` is the present guess.
+            progress: show a bar on stderr, where that is a terminal or a notebook.
             max_batch: pictures that are drawn at once, at most; costly stages take fewer.
             max_tile: pixels of a side that an upsampler sees at once, at most: larger pictures are drawn in tiles that
                 overlap, in less memory. None for whole pictures.

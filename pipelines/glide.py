@@ -4,8 +4,8 @@
                      ▲
     noised CLIP ─────┘  instead: every step moves along ∇ ⟨z_t(y), z_i(x_t, t)⟩
 
-    inpaint: a network that also sees the picture without its masked part, and the mask, `inpaint` or the decoder itself;
-    or any decoder, whose idea of x_0 is overwritten at every step with what is known.
+    inpaint: a network that also sees the picture without its masked part, and the mask, of its own or the decoder
+    itself; or any decoder, whose idea of x_0 is overwritten at every step with what is known.
     edit: sampling starts from a noised picture.
 
 Legend: N pictures · S side of a picture in pixels.

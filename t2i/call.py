@@ -150,6 +150,11 @@ def check_repeatable(recipe: Mapping[str, Any], pipe: Any, path: Path | None) ->
         warnings.warn(f"drawn with torch {recipe['torch']}, this is {torch.__version__}: bits may differ", stacklevel=2)
 
 
+def step_bar(progress: bool, total: int | None = None) -> tqdm:
+    """A bar of steps on stderr, where that is a terminal or a notebook; none without `progress`."""
+    return tqdm(total=total, disable=None if progress else True, unit="step", leave=False)
+
+
 def check_finite(stage: str, x: Tensor) -> Tensor:
     """`x`, or NonFiniteError that names the stage."""
     if not torch.isfinite(x).all():

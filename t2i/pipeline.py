@@ -29,6 +29,7 @@ from t2i.call import (
     check_sampler,
     chunks,
     seeds_of,
+    step_bar,
     whole,
 )
 from t2i.diffusion.sampling import Sampling, Steering
@@ -285,7 +286,7 @@ class Pipeline:
         if max_tile is not None:
             max_tile = self._check_tile(max_tile, plan)
         seeds = seeds_of(seed, count)
-        bar = tqdm(disable=not progress, unit="step", leave=False)  # after the last mistake
+        bar = step_bar(progress)  # after the last mistake
         call = Call(rows, seeds, *plan, max_batch, callback, bar, brought, max_tile)
         repeats = self.settings.get("candidates", {})
         bar.total = sum(

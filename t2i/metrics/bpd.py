@@ -51,7 +51,7 @@ def pictures(loader: Loader, num: int, keys: Sequence[str], device: torch.device
     files = [source for source in loader.data.sources if not isinstance(source, ShapesSource)]
     if len(files) == len(loader.data.sources):
         num = min(num, sum(len(source) for source in files))
-    with closing(iter(loader)) as batches, tqdm(total=num, unit="picture", leave=False) as bar:
+    with closing(iter(loader)) as batches, tqdm(total=num, disable=None, unit="picture", leave=False) as bar:
         while bar.n < num:
             batch = {key: value[: num - bar.n] for key, value in next(batches).items()}
             if missing := [key for key in keys if key not in batch]:

@@ -26,9 +26,10 @@ class DecoderOptions(Config):
 
     `clip_drop` is how often the image embedding is replaced by the null embedding and `text_drop` how often the caption
     is emptied, independently: 10 % and 50 % in the paper; `class_drop` is how often a class is the absent one, for
-    networks that know one; `hidden` is how often networks that inpaint see nothing of the picture. `kind`, `weighting` and `vb_weight` as in `training_losses`,
-    `time_shift` as in `shifted`; `timesteps` "loss_second_moment" draws steps by what they cost (`LossSecondMoment`),
-    "uniform" by `time_shift` alone; `sampling` is how the sample grids are drawn.
+    networks that know one, and `hidden` how often those that inpaint see nothing of the picture. `kind`, `weighting`
+    and `vb_weight` as in `training_losses`, `time_shift` as in `shifted`; `timesteps` "loss_second_moment" draws steps
+    by what they cost (`LossSecondMoment`), "uniform" by `time_shift` alone; `sampling` is how the sample grids are
+    drawn.
     """
 
     clip_drop: float = Field(0.1, ge=0, le=1)
