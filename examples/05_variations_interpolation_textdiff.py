@@ -70,8 +70,8 @@ def main() -> None:
         "interpolate": pipe.interpolate(latent, end, num, **how),
         "interpolate-fixed": pipe.interpolate(latent, end, num, noise="fixed", **how),
         "interpolate-text": pipe.interpolate(latent, args.after, num, **how),
-        # Guidance makes the change stronger, and the first picture a little less like the source.
-        "text-diff": pipe.text_diff(latent, args.before, args.after, n=num, guidance=3.0, **how),
+        # Guidance (2 unless said) makes the change stronger, and the first picture a little less like the source.
+        "text-diff": pipe.text_diff(latent, args.before, args.after, n=num, **how),
         # Coarse meaning lies in the first principal components, detail in later ones.
         "probe": pipe.probe(latent, embeddings, sorted({max(1, most // 2**i) for i in range(num)}), **how),
     }

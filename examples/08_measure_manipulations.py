@@ -113,7 +113,7 @@ def main() -> None:
     latent = pipe.encode(pictures, steps=args.main_steps, progress=False)
     names = [scene.things[0].shape for scene in scenes]
     before = readings(reader, pictures)
-    for guidance in (1.0, 3.0):
+    for guidance in (1.0, 2.0):
         drawn = [
             pipe.text_diff(latent[i : i + 1], f"a red {name}", f"a blue {name}", theta=args.theta, n=1,
                            **how | {"guidance": guidance})[0]
@@ -122,9 +122,10 @@ def main() -> None:
         after = readings(reader, drawn)
         label = f"text diff red to blue, theta {args.theta}, guidance {guidance:g}:"
         row(f"{label} blue", share([bool(f) and f[0].colour == "blue" for f in after]), "80 %")
-        row(f"{label} same shape", share([bool(f) and f[0].shape == n for f, n in zip(after, names, strict=True)]))
+        same = [bool(f) and f[0].shape == n for f, n in zip(after, names, strict=True)]
+        row(f"{label} same shape", share(same), "80 %")
         place = [bool(f and b) and f[0].box.overlap(b[0].box) > 0.5 for f, b in zip(after, before, strict=True)]
-        row(f"{label} same place", share(place))
+        row(f"{label} same place", share(place), "80 %")
         row(
             f"{label} all of it, and nothing else",
             share([alone(f, n, "blue") for f, n in zip(after, names, strict=True)]),

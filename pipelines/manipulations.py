@@ -137,7 +137,7 @@ class Manipulations(Bipartite):
         n: int = 5,
         seed: int | None = None,
         steps: Steps = None,
-        guidance: Scale = 1.0,
+        guidance: Scale = 2.0,
         stop_after: str | None = None,
         callback: Callback | None = None,
         progress: bool = True,
@@ -149,8 +149,8 @@ class Manipulations(Bipartite):
             before: describes the picture, or is a dummy such as "a photo", or empty.
             after: what it is to become.
             theta: 0…1, how far z_i is turned in the last picture; the paper's sweeps end at 0.25 to 0.5.
-            n: pictures, at even steps from theta 0, the picture itself; 1 is the last one alone.
-            guidance: more turns more, and lets the first picture be less like the source.
+            n: pictures, at even steps from theta 0, the picture itself as far as guidance lets it; 1 is the last alone.
+            guidance: 1 begins with the picture itself; more turns more, and keeps less of what is not spoken of.
         """
         said = [before, after] if before != "" else [after]
         prompts_of(said, self.clip.tokenizer)

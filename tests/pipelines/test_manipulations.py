@@ -151,10 +151,11 @@ def test_a_sentence_is_an_end_too(exact: DALLE2, latent: Latent) -> None:
 
 
 def test_a_text_diff_begins_with_the_picture_and_turns_towards_the_text(exact: DALLE2, latent: Latent) -> None:
-    drawn = exact.text_diff(latent[:1], "a red cube", "a blue cube", theta=0.4, n=3, **QUICK)
+    drawn = exact.text_diff(latent[:1], "a red cube", "a blue cube", theta=0.4, n=3, guidance=1.0, **QUICK)
     back = exact.reconstruct(latent[:1], **QUICK)[0]
     assert far(drawn[0], back) < 0.5
-    assert far(exact.text_diff(latent[:1], "a red cube", "a blue cube", theta=0, n=1, **QUICK)[0], back) < 0.5
+    unturned = {"theta": 0, "n": 1, "guidance": 1.0, **QUICK}
+    assert far(exact.text_diff(latent[:1], "a red cube", "a blue cube", **unturned)[0], back) < 0.5
     z_t = exact.clip.encode_text(["a red cube", "a blue cube"]).pooled.detach()
     z_d = F.normalize(z_t[1] - z_t[0], dim=0)
     near = [float(z @ z_d) for z in drawn.embeddings]
