@@ -4,8 +4,8 @@ python examples/03_guidance_dial.py --num 4 --out dial
 python examples/03_guidance_dial.py "a red cube" "a blue ring" --num 16
 
 Without a classifier, by CLIP (GLIDE) and by a noised classifier (ADM), each at rising scales from the same noise.
-Writes dial.png, one row a way and one column a scale; dial.json; and dial-plot.png, what the reader of scenes finds
-right against how far two pictures of one sentence are apart, as their CLIP embeddings tell.
+Writes dial.png, one row a way and one column a scale; dial.json; and dial-plot.png, what share the reader of scenes
+finds right, and how far two pictures of one sentence are apart (cosine distance of their CLIP embeddings).
 """
 
 import argparse
@@ -72,20 +72,22 @@ def turn(
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """One line a way, from its lowest scale to its highest."""
+    """Right and diversity over the scale, one line a way."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for way in dict.fromkeys(row["way"] for row in rows):
         points = [row for row in rows if row["way"] == way]
-        axes.plot([p["diversity"] for p in points], [100 * p["right"] for p in points], "o-", label=way)
-        for p in points:
-            axes.annotate(f"{p['scale']:g}", (p["diversity"], 100 * p["right"]), fontsize=8)
-    axes.set(xlabel="diversity: cosine distance of two pictures of a sentence", ylabel="right, %")
-    axes.legend()
+        scales = [p["scale"] for p in points]
+        axes[0].plot(scales, [100 * p["right"] for p in points], "o-", label=way)
+        axes[1].plot(scales, [p["diversity"] for p in points], "o-", label=way)
+    for ax, measured in zip(axes, ("right, %", "diversity"), strict=True):
+        ax.set(xlabel="guidance scale", ylabel=measured, xscale="symlog", ylim=0)
+        ax.set_xticks([0, 1, 3, 10, 30], ["0", "1", "3", "10", "30"])
+    axes[1].legend()
     figure.savefig(path, dpi=150)
 
 

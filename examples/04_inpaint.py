@@ -49,8 +49,9 @@ def main() -> None:
         "replaced": pipe.inpaint(image, mask, args.prompt, method="replaced", **how),
         "edited": pipe.edit(image, args.prompt, args.strength, **how),
     }
-    if "inpaint" in pipe.parts:
-        how |= {"steps": {"inpaint": args.steps}, "stop_after": "inpaint"}
+    painter = "inpaint" if "inpaint" in pipe.parts else "decoder"
+    if pipe.parts[painter].config.inpaint:
+        how |= {"steps": {painter: args.steps}, "stop_after": painter}
         drawn = {"trained": pipe.inpaint(image, mask, args.prompt, method="trained", **how)} | drawn
     for name, result in drawn.items():
         result.save(args.out / f"{name}.png")

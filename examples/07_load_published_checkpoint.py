@@ -15,6 +15,8 @@ import t2i
 from t2i.convert import convert_files
 from t2i.hub import index
 from t2i.pipelines.adm import ADM
+from t2i.pipelines.glide import GLIDE
+from t2i.storage import load_config
 
 
 def from_files(decoder: Path, classifier: Path | None, folder: Path) -> t2i.Pipeline:
@@ -25,7 +27,8 @@ def from_files(decoder: Path, classifier: Path | None, folder: Path) -> t2i.Pipe
         if not (parts[place] / "config.json").exists():
             found = convert_files([file], parts[place])
             print(f"{file}: a {found.stage}, {found.name}, {found.parameters / 1e6:.1f} M parameters")
-    return ADM.assemble(parts).to("auto")
+    reads = load_config(parts["decoder"])["model"].get("text") is not None
+    return (GLIDE if reads else ADM).assemble(parts).to("auto")
 
 
 def main() -> None:
@@ -34,7 +37,7 @@ def main() -> None:
     parser.add_argument("subject", nargs="?", help="a sentence or a class, for models that take one")
     parser.add_argument("--classifier", type=Path, help="file of a noised classifier, beside a file")
     parser.add_argument("--num", type=int, default=4)
-    parser.add_argument("--steps", default="50", help="a number, or a spacing such as ddim50")
+    parser.add_argument("--steps", default=None, help="a number, or a spacing such as ddim50")
     parser.add_argument("--sampler", default=None, help="ddpm, ddim or dpm_solver_pp_2m")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("published"))
@@ -48,10 +51,8 @@ def main() -> None:
     else:
         pipe = t2i.Pipeline.from_pretrained(args.model)
 
-    asked = {pipe.subject: args.subject, pipe.number: args.num, "seed": args.seed, "steps": args.steps}
-    if args.sampler is not None:
-        asked["sampler"] = args.sampler
-    result = pipe(**asked)
+    asked = {pipe.subject: args.subject, pipe.number: args.num, "seed": args.seed}
+    result = pipe(**asked, steps=args.steps, sampler=args.sampler)  # None: as the model was released
     for path, prompt in zip(result.save(args.out / "picture.png"), result.prompts, strict=True):
         print(path, prompt)
 

@@ -17,11 +17,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from t2i.call import Call, Callback, Output, sentences
+from t2i.call import Call, Callback, Output, Plan, sentences
 from t2i.errors import DataError, UsageError
 from t2i.images import to_pil
 from t2i.known import Known, Latent, read_known, read_start
 from t2i.pipelines.manipulations import Manipulations
+from t2i.registry import one_line
 from t2i.seed import Streams
 from t2i.stages.ar_prior import sample as ar_prior
 from t2i.stages.ar_prior.model import ArPrior
@@ -59,7 +60,7 @@ class DALLE2(Manipulations):
         "prior": ("ar_prior", "laion_prior"),
         "decoder": ("laion_decoder",),
     }
-    defaults: ClassVar = {  # steps and samplers of Table 3, fewer where small networks need fewer
+    defaults: ClassVar = {  # those of small networks; Table 3 has 64, 250, 27 and 15 steps, and ddpm in the decoder
         "steps": {"prior": 25, "decoder": 20, "up256": 10, "up1024": 6},
         "guidance": {"prior": 2.0, "decoder": 3.0},
         "sampler": {"prior": "ddpm", "decoder": "ddim", "up256": "ddim", "up1024": "ddim"},
@@ -269,6 +270,17 @@ class DALLE2(Manipulations):
         )
 
     # -- what surrounds the story --------------------------------------------------------------------------------------
+
+    def plan(self, *given: Any, **named: Any) -> Plan:
+        """As in `Pipeline`; UsageError also for steps and samplers that LAION's networks do not know."""
+        plan = super().plan(*given, **named)
+        for stage, chosen in plan.sampling.items():
+            part = self.parts[stage]
+            if isinstance(part, LaionPrior | LaionDecoder):
+                with one_line(f"steps of {stage}", UsageError):
+                    kind = laion_prior if isinstance(part, LaionPrior) else laion_decoder
+                    kind.check(part, chosen)
+        return plan
 
     @property
     def _readers(self) -> list[Tokenizer]:

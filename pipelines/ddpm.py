@@ -27,7 +27,10 @@ from t2i.stages.upsampler.model import Upsampler
 
 
 class DDPM(Pipeline):
-    """`pipe(num_images=4)`; `pipe(207)` or `pipe("red cube")` for networks that know classes."""
+    """`pipe(num_images=4)`; `pipe(207)` or `pipe("red cube")` for networks that know classes.
+
+    Pictures are rounded to 8 bits, where the reference samplers truncate: 1 of 255 less, or the same.
+    """
 
     kind = "ddpm"
     subject = "classes"

@@ -227,15 +227,20 @@ class GLIDE(Pipeline):
         return Output(to_pil(x), call.seeds, call.rows["prompt"], recipe, timings=call.timings, truncated=cut)
 
     def _inpainting(self, method: str) -> tuple[str, str] | None:
-        """Stages that inpaint, None for those that draw: an upsampler that was not trained for it has what is known
-        written into every step, and so has a decoder."""
+        """Stages that inpaint, None for those that draw: networks that were not trained for it have what is known
+        written into every step."""
         if method not in ("auto", "trained", "replaced"):
             raise UsageError(f"unknown method {method!r}; known are auto, trained and replaced")
         if method == "trained" and "inpaint" not in self.parts and not self._config("decoder").inpaint:
             raise UsageError("this model has no network that was trained to inpaint; use method='replaced'")
-        if method == "replaced" or "inpaint" not in self.parts:
+        if method == "replaced":
             return None
-        return "inpaint", "inpaint_upsampler" if "inpaint_upsampler" in self.parts else "upsampler"
+        return _painter(self.parts), "inpaint_upsampler" if "inpaint_upsampler" in self.parts else "upsampler"
+
+
+def _painter(parts: Mapping[str, Any]) -> str:
+    """The stage that inpaints: of its own, or the decoder."""
+    return "inpaint" if "inpaint" in parts else "decoder"
 
 
 def _check_fit(parts: Mapping[str, Any]) -> None:
@@ -260,9 +265,9 @@ def _check_fit(parts: Mapping[str, Any]) -> None:
                 raise DataError(f"{name} was trained with {fact}={theirs}, decoder with {ours}: they do not fit")
     if "clip" in parts and base.rescale_timesteps:
         raise DataError("clip knows whole timesteps, decoder was trained with rescale_timesteps=True: they do not fit")
-    for small, large in (("decoder", "upsampler"), ("inpaint", "inpaint_upsampler")):
-        if large in parts and small not in parts:
-            raise DataError(f"{large} without {small}")
+    if "inpaint_upsampler" in parts and not parts[_painter(parts)].config.inpaint:
+        raise DataError("inpaint_upsampler without inpaint")
+    for small, large in (("decoder", "upsampler"), (_painter(parts), "inpaint_upsampler")):
         if large in parts and parts[large].config.low_size != parts[small].config.image_size:
             raise DataError(
                 f"{large} takes pictures of side {parts[large].config.low_size}, but {small} gives "

@@ -154,7 +154,8 @@ class Manipulations(Bipartite):
         """
         said = [before, after] if before != "" else [after]
         prompts_of(said, self.clip.tokenizer)
-        thetas = torch.linspace(0, _share("theta", theta), n) if whole("n", n) > 1 else torch.tensor([float(theta)])
+        theta = _share("theta", theta)
+        thetas = torch.linspace(0, theta, n) if whole("n", n) > 1 else torch.tensor([theta])
         plan, how = self._plan(steps, guidance, stop_after), How(callback, progress, max_batch)
         seeds, given = seeds_of(seed, 1) * n, self._one(image)
         with torch.no_grad(), one_line("text_diff", UsageError):

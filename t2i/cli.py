@@ -160,6 +160,9 @@ def assemble(
     ],
     kind: Annotated[str, typer.Option(help="Of the pipeline: dalle2, ddpm, adm or glide.")] = "dalle2",
     dtype: Annotated[str, typer.Option(help="Of the written weights: float32, bfloat16 or float16.")] = "bfloat16",
+    steps: Annotated[str | None, typer.Option(help="The model's own, stage=N,stage=N.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="The model's own, stage=S,stage=S.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="The model's own, stage=NAME,stage=NAME.")] = None,
 ) -> None:
     """Chain stages that were trained on their own into a pipeline folder."""
     pairs = dict(part.split("=", 1) for part in stages if "=" in part)
@@ -167,6 +170,14 @@ def assemble(
         raise UsageError(f"expected stage=folder, got {' '.join(stages)}")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UsageError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
+    given = {
+        "steps": by_stage("steps", steps, int_or_text), "guidance": by_stage("guidance", guidance, float),
+        "sampler": by_stage("sampler", sampler, str),
+    }  # fmt: skip
+    settings = {what: value for what, value in given.items() if value is not None}
+    for what, value in settings.items():
+        if not isinstance(value, dict):
+            raise UsageError(f"--{what}: say of which stage, such as decoder={value}")
     from t2i.storage import output_folder
 
     with output_folder(out):
@@ -174,7 +185,7 @@ def assemble(
 
         from t2i.pipeline import pipeline_class
 
-        pipeline_class(kind).assemble(pairs).save_pretrained(out, getattr(torch, dtype))
+        pipeline_class(kind).assemble(pairs, settings).save_pretrained(out, getattr(torch, dtype))
     typer.echo(f"{out}: {', '.join(pairs)}")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from t2i.errors import UsageError
-from t2i.options import Device, FirstSeed, MaxTile, Model, Steps, StopAfter, by_stage, int_or_text
+from t2i.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, by_stage, int_or_text
 
 STRIPS = (".png", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -32,11 +32,12 @@ def variations(
     stop_after: StopAfter = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    offload: Offload = False,
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
     chosen = _chosen(out, seed, steps, guidance, stop_after)
     source = _opened(image)
-    pipe = _manipulating(model, device, dtype, num, stop_after, out)
+    pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
     for path, used in zip(result.save(out), result.seeds, strict=True):
         typer.echo(f"{path}  seed {used}")
@@ -55,11 +56,12 @@ def interpolate(
     stop_after: StopAfter = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    offload: Offload = False,
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
     chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
     ends = _opened(a), _opened(b) if os.path.isfile(b) or b.lower().endswith(PICTURES) else b
-    pipe = _manipulating(model, device, dtype, num, stop_after, out)
+    pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
 
 
@@ -68,20 +70,23 @@ def text_diff(
     from_text: Annotated[str, typer.Option(help='What the picture shows, or a dummy, or "".')],
     to_text: Annotated[str, typer.Option(help="What it is to show.")],
     out: Strip = Path("out.png"),
-    num: Annotated[int, typer.Option(min=1, help="Pictures, the first as it is; 1 is the last alone.")] = 5,
+    num: Annotated[int, typer.Option(min=1, help="Pictures, beginning with that one; 1 is the last alone.")] = 5,
     theta: Annotated[float, typer.Option(min=0, max=1, help="How far the last one goes.")] = 0.5,
     model: Model = "shapes",
     seed: Seed = None,
     steps: Steps = None,
-    guidance: Guidance = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Of the decoder, 2 if not given; only 1 begins with the picture as it was.")
+    ] = None,
     stop_after: StopAfter = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    offload: Offload = False,
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
     chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
     source = _opened(image)
-    pipe = _manipulating(model, device, dtype, num, stop_after, out)
+    pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
 
 
@@ -97,11 +102,12 @@ def upsample(
     max_tile: MaxTile = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    offload: Offload = False,
 ) -> None:
     """Draw a picture larger, by the upsamplers alone."""
     chosen = _chosen(out, seed, steps, None, stop_after) | ({"max_tile": max_tile} if max_tile is not None else {})
     source = _opened(image)
-    pipe = _pipe(model, device, dtype, "upsample", "has no upsamplers that see pictures alone")
+    pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
     result = pipe.upsample(source, start_at=start_at, sampler=by_stage("sampler", sampler, str), **chosen)
     (path,) = result.save(out)
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
@@ -132,23 +138,25 @@ def _opened(path: str | Path) -> Any:
     return open_image(path)
 
 
-def _manipulating(model: str, device: str, dtype: str, num: int, stop_after: str | None, out: Path) -> Any:
+def _manipulating(
+    model: str, device: str, dtype: str, offload: bool, num: int, stop_after: str | None, out: Path
+) -> Any:
     """A model that takes pictures apart, if the disk has room for what it draws."""
     from t2i.storage import room_for
 
     lacks = "does nothing with pictures; models whose decoder is told CLIP embeddings do"
-    pipe = _pipe(model, device, dtype, "encode", lacks)
+    pipe = _pipe(model, device, dtype, offload, "encode", lacks)
     room_for(out.parent, pipe.bytes_of(num, stop_after))
     return pipe
 
 
-def _pipe(model: str, device: str, dtype: str, task: str, lacks: str) -> Any:
+def _pipe(model: str, device: str, dtype: str, offload: bool, task: str, lacks: str) -> Any:
     """A model that has the method `task`; UsageError with what another `lacks`."""
     from t2i.pipeline import Pipeline
     from t2i.train.log import to_stderr
 
     to_stderr()  # a model that is not here yet says that it is downloaded
-    pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype)
+    pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype, offload=offload)
     if not hasattr(pipe, task):
         raise UsageError(f"{model} {lacks}")
     return pipe

@@ -65,7 +65,8 @@ def convert_files(
             network lies in two: a noised CLIP, Karlo's prior and its statistics, or folders of unCLIP's pipeline.
         out: the folder to write.
         network: its name, if it must be a certain one; None recognises it.
-        given: `key=value`, what the weights of an unpublished network do not show (see `t2i.unpublished.Facts`).
+        given: `key=value`, what the weights of an unpublished network do not show (see `t2i.unpublished.Facts`); it
+            has no name, so `network` is not given as well.
         dtype: of the written weights; None keeps those of the file.
 
     Raises:
@@ -84,6 +85,8 @@ def converted_weights(
     paths: Sequence[str | Path], *, network: str | None = None, given: Sequence[str] = ()
 ) -> tuple[Layout, dict[str, Tensor]]:
     """What network published files are, and its weights by our keys; arguments and errors of `convert_files`."""
+    if network is not None and given:
+        raise UsageError(f"network {network!r} is known; what is given (--set) is for unpublished networks alone")
     folders = [Path(path) for path in paths]
     layout = described(folders) if network is None and not given else None
     state = _joined([read_weights(path) for path in folders], folders)
@@ -130,7 +133,9 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
         raise DataError(
             f"{where}: the weights of no published network; of another flat U-Net give (with --set) {ASKED}"
         )
-    raise DataError(f"{where}: almost {best.name}, but it {'; '.join(problems[:6])}")
+    other = name is None and all("of shape" in problem for problem in problems)  # the same parts, of other sizes
+    hint = f"; if it is a U-Net of your own, give (with --set) {ASKED}" if other else ""
+    raise DataError(f"{where}: almost {best.name}, but it {'; '.join(problems[:6])}{hint}")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -230,7 +235,18 @@ def _check_diffusers(path: Path, config: Any) -> None:
         "attention_head_dim": unet.head_channels if unet.mid_attention else theirs.get("attention_head_dim"),
         "center_input_sample": False,
         "act_fn": "silu",
+        "sample_size": config.image_size,
     }
-    for key, expected in facts.items():
-        if theirs.get(key, expected) != expected:
-            raise DataError(f"{path / 'config.json'}: {key}={theirs[key]!r}, but the network takes {expected!r}")
+    schedule = {
+        "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[config.schedule],
+        "num_train_timesteps": config.num_steps,
+        "prediction_type": {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[config.target],
+    }
+    files = {path / "config.json": facts}
+    for scheduler in (path / "scheduler_config.json", path.parent / "scheduler" / "scheduler_config.json"):
+        files |= {scheduler: schedule} if scheduler.is_file() else {}
+    for file, expected in files.items():
+        found = read_json(file)
+        for key, value in expected.items():
+            if found.get(key, value) != value:
+                raise DataError(f"{file}: {key}={found[key]!r}, but the network takes {value!r}")

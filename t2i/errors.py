@@ -22,6 +22,10 @@ class DataError(T2IError):
     exit_code = 3
 
 
+class FullDiskError(DataError):
+    """No room to write; what was read is not to blame."""
+
+
 class NonFiniteError(T2IError):
     """NaN or infinity in a loss, a gradient or a picture."""
 

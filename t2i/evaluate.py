@@ -6,7 +6,7 @@ prior      a prior draws embeddings for captions, with each kind of variance, an
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 from t2i import storage
 from t2i.assets import asset
 from t2i.data import shapes
-from t2i.data.loader import VAL_SCENES, DataConfig, Loader, NothingHeldOutError
+from t2i.data.loader import VAL_SCENES, DataConfig, Loader, NothingHeldOutError, class_names
 from t2i.diffusion.sampling import Sampling
 from t2i.errors import UsageError
 from t2i.images import from_pil
@@ -111,19 +111,32 @@ def bpd(
         data: shapes, a folder or shards; the pictures of it that training holds out or, if that is none, all.
         num: pictures, at most; none of a folder counts twice. batch: of them at once.
         steps: of the process, spaced as for sampling; all of them if None, as papers do.
-        num_things: of shapes, weights of scenes with 1 to 4 things.
+        num_things: of shapes, weights of scenes with 1 to 4 things; None means one thing for networks that are told a
+            class, which is that of the first thing.
         whole: take pictures that training does not hold out, too.
         seed: order of the pictures, and their noise.
 
     The facts hold the terms of every step. Raises UsageError for a model without a decoder or without the CLIP of its
-    decoder, and for data without what the decoder is told; DataError for unusable data.
+    decoder, and for data without what the decoder is told or with other classes; DataError for unusable data.
     """
     task, on = _decoder_task(model, device)
+    c = task.model.config
+    if num_things is None and c.num_classes is not None:
+        num_things = {1: 1.0}
     with one_line(f"steps of {model}", UsageError):
         process = task.process if steps is None else task.process.respace(steps)
-    size = task.model.config.image_size
-    config = DataConfig(source=data, size=size, num_workers=0, num_things=dict(num_things or {}))
-    load = partial(Loader, config, seed=seed, batch_size=min(batch, num), captioned=task.tokenizer is not None)
+    config = DataConfig(source=data, size=c.image_size, num_workers=0, num_things=dict(num_things or {}))
+    theirs = class_names(config) if c.class_names else ()
+    if theirs and theirs != c.class_names:
+        raise UsageError(f"{model} knows other classes than {data}: {_few(c.class_names)}, not {_few(theirs)}")
+    load = partial(
+        Loader,
+        config,
+        seed=seed,
+        batch_size=min(batch, num),
+        captioned=task.tokenizer is not None,
+        num_classes=c.num_classes,
+    )
     try:
         loader = load(split="train" if whole else "val")
     except NothingHeldOutError:
@@ -207,7 +220,12 @@ def _decoder_task(model: str, device: str) -> tuple[DecoderTask, torch.device]:
     if decoder.config.text is not None and decoder.config.tokenizer is None:
         raise UsageError(f"{model}: its decoder reads text, but its config.json names no tokenizer")
     with one_line(model, UsageError):
-        return DecoderTask(decoder, clip, DecoderOptions(sampling=Sampling(steps=1))), on
+        return DecoderTask(decoder, clip, DecoderOptions(sampling=Sampling(steps=1), hidden=1)), on
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first of some names, and how many there are."""
+    return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''} ({len(names)})"
 
 
 def load_reader(device: torch.device | str = "cpu") -> Reader:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.schedules import respaced_steps
+from t2i.stages.ar_prior.model import ArPrior
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.prior.model import Prior
@@ -42,11 +43,12 @@ class Cost(NamedTuple):
 
 @torch.no_grad()
 def cost(model: nn.Module) -> Cost | None:
-    """Of a diffusion prior, a decoder or an upsampler, or of CLIP, which sees a picture in one `step`; None of others.
+    """Of a prior, a decoder or an upsampler, or of CLIP, which sees a picture in one `step`, as an autoregressive prior
+    draws all of its codes; None of others.
 
     Only the config of `model` counts; it may be on the meta device.
     """
-    if not isinstance(model, Prior | Decoder | Upsampler | ClipEncoder):
+    if not isinstance(model, ArPrior | Prior | Decoder | Upsampler | ClipEncoder):
         return None
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # other kernels of attention are not counted on a CPU
         bare = type(model)(model.config).eval()  # type: ignore[arg-type]
@@ -58,7 +60,10 @@ def cost(model: nn.Module) -> Cost | None:
         with once:
             condition = _read(bare)
         with step:
-            bare(_nothing(bare), torch.zeros(1, dtype=torch.long), condition)
+            if isinstance(bare, ArPrior):
+                bare(torch.zeros(1, bare.config.num_components, dtype=torch.long), condition)
+            else:
+                bare(_nothing(bare), torch.zeros(1, dtype=torch.long), condition)
     return Cost(once.get_total_flops(), step.get_total_flops())
 
 
@@ -75,9 +80,9 @@ def _nothing(model: Prior | Decoder | Upsampler) -> Tensor:
     return torch.zeros(1, model.config.unet.in_channels, side, side)
 
 
-def _read(model: Prior | Decoder | Upsampler) -> Condition:
+def _read(model: ArPrior | Prior | Decoder | Upsampler) -> Condition:
     """What the network is told of a picture, through all of its ports and as long as can be."""
-    if isinstance(model, Prior):
+    if isinstance(model, ArPrior | Prior):
         p = model.config
         return model.condition(_sentence(p.context, p.clip_dim, p.text_width))
     c = model.config

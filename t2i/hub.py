@@ -15,7 +15,7 @@ import yaml
 from t2i import __version__
 from t2i.assets import OFFLINE, asset, offline
 from t2i.download import download, locked
-from t2i.errors import DataError, T2IError, UsageError, did_you_mean
+from t2i.errors import DataError, FullDiskError, T2IError, UsageError, did_you_mean
 from t2i.storage import load_config, writable, write
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,8 @@ def _convert(rows: list[dict[str, Any]], folder: Path, place: str) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         convert_files(files, unfinished, network=rows[0]["config"])
+    except FullDiskError:
+        raise
     except DataError:  # whole, but not what was expected: another try shall fetch it anew
         for row in rows:
             if "url" in row:
@@ -169,6 +171,9 @@ def _from_hub(repository: str, folder: str = "") -> Path:
     *names, last = (f"{folder}/{name}" if folder else name for name in FOLDER_FILES)
     try:
         config = fetch(f"{folder}/config.json" if folder else "config.json")
+        if not folder:
+            with suppress(EntryNotFoundError):
+                fetch("scheduler_config.json")
         for name in names:
             with suppress(EntryNotFoundError):
                 fetch(name)

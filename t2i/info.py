@@ -89,7 +89,9 @@ def _model(model: str, folder: Path) -> str:
         if name in plan:
             config: Any = part.config
             found = cost(part)
-            spent.append(None if found is None else found.of(plan[name], config.num_steps, repeats.get(name, 1)))
+            spent.append(
+                None if found is None else found.of(plan[name], getattr(config, "num_steps", 1), repeats.get(name, 1))
+            )
             lines[-1] += f"  {_flops(spent[-1])}" if spent[-1] is not None else ""
     return "\n".join(lines if None in spent else [*lines, f"  {_flops(sum(filter(None, spent)))} per picture"])
 

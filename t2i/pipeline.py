@@ -212,6 +212,9 @@ class Pipeline:
         for what in given:
             if what not in self.defaults:
                 raise UsageError(f"unknown setting {what!r}{did_you_mean(what, self.defaults)}")
+            for name in given[what]:
+                if name not in self.places:
+                    raise UsageError(f"{what}: unknown stage {name!r}{did_you_mean(name, self.places)}")
         coded = {name for name in self.parts if hasattr(self._config(name), "num_codes")}
         return {
             what: {

@@ -33,7 +33,6 @@ from t2i.train.settings import TrainConfig
 log = logging.getLogger(__name__)
 
 CONTRASTIVE = ("clip", "noised_clip")
-CALIBRATION = 512  # pictures that a task may look at before its first step
 
 
 class Run(Config):
@@ -135,14 +134,15 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
     if run.init and fresh:
         start: Any = load_stage(run.init, expect=run.stage)
         load_model(model, fitted(start.state_dict(), model), Path(run.init))
-        other_clip = getattr(start.config, "clip_mark", ()) != getattr(config, "clip_mark", ())
+        marks = (getattr(c, "clip_mark", ()) for c in (start.config, config))
+        other_clip = encoder is not None and len(set(marks)) > 1
         if other_clip:
             log.warning("init=%s learned from another CLIP than %s", run.init, run.clip)
     num_classes = getattr(config, "num_classes", None)
     loader = partial(Loader, run.data, captioned="caption" in task.keys, num_classes=num_classes)
     if hasattr(task, "prepare") and fresh:
         with closing(iter(loader(seed=run.train.seed, batch_size=64))) as batches:
-            task.prepare(islice(batches, CALIBRATION // 64), anew=other_clip)
+            task.prepare(islice(batches, max(1, run.task.measured_on // 64)), anew=other_clip)  # type: ignore[attr-defined]
     dtype = getattr(torch, run.save_dtype)
 
     def export(folder: Path, state: dict[str, Tensor]) -> None:

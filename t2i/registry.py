@@ -96,9 +96,14 @@ def save_stage(
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
     """Write `config.json` and safetensors, of `max_shard_size` bytes at most; `state` replaces the model's own weights,
-    for example by their average."""
+    for example by their average. `dtype` is that of the stored parameters; buffers, which hold what was measured, keep
+    theirs."""
+    measured = {name for name, _ in model.named_buffers()}
+    state = model.state_dict() if state is None else state
+    if dtype is not None:
+        state = {k: v.to(dtype) if v.is_floating_point() and k not in measured else v for k, v in state.items()}
     config = {"stage": name, "model": model.config.model_dump(mode="json")}  # type: ignore[union-attr, operator]
-    save_folder(folder, config, model.state_dict() if state is None else state, dtype, max_shard_size)
+    save_folder(folder, config, state, max_shard_size=max_shard_size)
 
 
 def find_stage(folder: str | Path) -> Path:

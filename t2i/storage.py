@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from t2i.errors import DataError, UsageError
+from t2i.errors import DataError, FullDiskError, UsageError
 
 MAX_SHARD_SIZE = 15 * 2**20
 """Bytes. Small enough for hosts and version control that refuse large files."""
@@ -166,7 +166,7 @@ def fingerprint(folders: Mapping[str, Path]) -> str:
     which would take seconds to read, of 64 pieces of 64 KiB."""
     digest = hashlib.blake2b(digest_size=8)
     for place, folder in sorted(folders.items()):
-        for path in sorted((*folder.glob("config.json"), *folder.glob("*.safetensors"))):
+        for path in sorted(p for kind in ("config.json", "*.safetensors", "*.bin") for p in folder.glob(kind)):
             size = path.stat().st_size
             digest.update(f"{place}/{path.name}\0{size}\0".encode())
             if size <= 2**26:
@@ -230,7 +230,7 @@ def room_for(folder: Path, size: int) -> None:
     """DataError if the disk of a folder has no room for so many bytes; called before the work that makes them."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise DataError(f"no space left in {folder}: {size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
+        raise FullDiskError(f"no space left in {folder}: {size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
@@ -274,7 +274,7 @@ def clear_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DataError(f"no space left to write {path}") from None
+            raise FullDiskError(f"no space left to write {path}") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UsageError(f"no permission for {path}: {error.strerror}") from None
         if error.errno == errno.ENOENT:

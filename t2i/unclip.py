@@ -10,6 +10,7 @@ from torch import nn
 
 from t2i.convert import converted_weights
 from t2i.errors import DataError
+from t2i.storage import read_json
 
 PARTS = {
     "clip": ("text_encoder", "image_encoder"),
@@ -33,12 +34,14 @@ def read_unclip(folder: Path) -> dict[str, nn.Module]:
     Raises DataError for folders that are missing, damaged or of another kind of network.
     """
     parts: dict[str, nn.Module] = {}
+    index = read_json(folder / "model_index.json")
     for place, names in PARTS.items():
+        needed = [n for n in names if place in ("decoder", "up256") or n == "text_encoder" or any(index.get(n) or ())]
         here = [folder / name for name in names if (folder / name).is_dir()]
-        if not here and place == "prior":
+        if missing := [name for name in needed if folder / name not in here]:
+            raise DataError(f"{folder}: lacks {', '.join(missing)}")
+        if not here:  # a pipeline for variations has no prior
             continue
-        if len(here) < (1 if place == "clip" else len(names)):
-            raise DataError(f"{folder}: lacks {', '.join(n for n in names if not (folder / n).is_dir())}")
         layout, state = converted_weights(here)
         model = layout.model(layout.config)
         model.load_state_dict({key: value.float() for key, value in state.items()})

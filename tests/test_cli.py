@@ -152,6 +152,25 @@ def test_bundled_weights_are_found_by_their_path_from_anywhere(
     assert "up1024" in capsys.readouterr().out
 
 
+def test_a_new_model_is_told_how_to_draw(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    parts = [f"{name}={model / name}" for name in ("clip", "prior", "decoder")]
+    chosen = ["--steps", "prior=3,decoder=ddim4", "--sampler", "decoder=ddpm", "--guidance", "prior=1.5"]
+    assert run(monkeypatch, "assemble", tmp_path / "mine", *parts, *chosen) == 0
+    settings = json.loads((tmp_path / "mine" / "model_index.json").read_text())["settings"]
+    assert settings["steps"] == {"prior": 3, "decoder": "ddim4"}
+    assert settings["sampler"]["decoder"] == "ddpm"
+    assert settings["guidance"]["prior"] == 1.5
+    for wrong, message in (
+        (["--steps", "7"], "--steps: say of which stage, such as decoder=7"),
+        (["--sampler", "decodr=ddim"], "sampler: unknown stage 'decodr', did you mean 'decoder'"),
+        (["--sampler", "decoder=ddmp"], "sampler of decoder: unknown 'ddmp'"),
+    ):
+        assert run(monkeypatch, "assemble", tmp_path / "other", *parts, *wrong) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_work_that_fails_leaves_no_empty_folder(
     monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

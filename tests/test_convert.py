@@ -259,7 +259,14 @@ def test_a_diffusers_folder_must_mean_the_same_network(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"flip_sin_to_cos": True}))
     with pytest.raises(DataError, match="flip_sin_to_cos=True, but the network takes False"):
         convert_files([tmp_path], tmp_path / "out")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sample_size": 64}))
+    with pytest.raises(DataError, match="sample_size=64, but the network takes 32"):
+        convert_files([tmp_path], tmp_path / "out")
     (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
+    with pytest.raises(DataError, match="prediction_type='v_prediction', but the network takes 'epsilon'"):
+        convert_files([tmp_path], tmp_path / "out")
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"beta_schedule": "linear", "clip_sample": True}))
     assert convert_files([tmp_path], tmp_path / "out", dtype=torch.bfloat16).name == "ddpm-cifar10"
     assert isinstance(load_stage(tmp_path / "out"), Decoder)
 

@@ -196,6 +196,7 @@ def small_karlo(folder: Path, *, with_prior: bool = True, sees: bool = False) ->
         write(folder / "image_encoder", VISION, towers()["vision"], "model.safetensors")
     index = {"_class_name": "UnCLIPPipeline" if with_prior else "UnCLIPImageVariationPipeline"}
     index |= {name: ["diffusers", kind] for name, kind in kinds.items()} | {"text_proj": ["unclip", "x"]}
+    index |= {"image_encoder": ["transformers", "x"] if sees else [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
@@ -240,11 +241,13 @@ def test_the_folder_of_image_variations_has_no_prior(tmp_path: Path) -> None:
         ("text_proj", "lacks text_proj"),
         ("super_res_last", "lacks super_res_last"),
         ("text_encoder", "lacks text_encoder"),
+        ("image_encoder", "lacks image_encoder"),
+        ("prior", "lacks prior"),
         ("prior_scheduler", "no scheduler beside it says how far x_0 is clamped"),
     ],
 )
 def test_a_folder_that_lacks_something_is_refused(tmp_path: Path, broken: str, message: str) -> None:
-    folder = small_karlo(tmp_path / "karlo")
+    folder = small_karlo(tmp_path / "karlo", sees=True)
     (folder / broken).rename(tmp_path / broken)
     with pytest.raises(DataError, match=message):
         Pipeline.from_pretrained(folder, device="cpu")

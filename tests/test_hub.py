@@ -10,6 +10,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from manifests import UNCLIP, manifests, shapes
 
 from t2i import Pipeline, hub
 from t2i.convert import layouts
-from t2i.errors import DataError, UsageError
+from t2i.errors import DataError, FullDiskError, UsageError
 from t2i.info import describe
 from t2i.pipeline import KINDS
 from t2i.storage import save_folder
@@ -166,6 +167,17 @@ def test_the_first_use_fetches_and_converts_the_second_touches_nothing(
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert len(server.served) == 4
     assert len(converted) == 3
+
+
+def test_a_full_disk_does_not_cost_the_download(
+    server: FileServer, converted: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But what cannot be read is fetched anew."""
+    for error, left in ((FullDiskError("no space left"), {"base.pt"}), (DataError("damaged"), set())):
+        monkeypatch.setattr("t2i.convert.convert_files", Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            hub.resolve("us/pair")
+        assert {path.name for path in hub.cached("us/pair").glob("*.pt")} == left
 
 
 def test_an_interrupted_first_use_continues(

@@ -124,10 +124,9 @@ def test_a_named_architecture_is_not_trained_on_enlarged_pictures(tmp_path: Path
 
 
 def test_pictures_that_clip_sees_enlarged_are_told(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(recipe, "CALIBRATION", 64)
-    small = [f"clip={clip}", "data.size=8", "model.width=32", "model.layers=1", "model.heads=2"]
+    small = [f"clip={clip}", "data.size=8", "task.measured_on=64", "model.width=32", "model.layers=1", "model.heads=2"]
     short_run(tmp_path, "configs/shapes/prior.yaml", *small)
     assert "data.size=8: CLIP sees 32 pixels, so pictures are enlarged for it" in caplog.text
 
@@ -179,8 +178,14 @@ def test_calibration_closes_its_loader_and_is_done_once(
 
     monkeypatch.setattr(recipe, "Loader", Watched)
     monkeypatch.setattr(recipe, "fit", watched_fit)
-    monkeypatch.setattr(recipe, "CALIBRATION", 64)
-    small = ["configs/shapes/prior.yaml", f"clip={clip}", "data.size=8", "model.width=32", "model.layers=1"]
+    small = [
+        "configs/shapes/prior.yaml",
+        f"clip={clip}",
+        "data.size=8",
+        "task.measured_on=64",
+        "model.width=32",
+        "model.layers=1",
+    ]
     short_run(tmp_path, *small, "model.heads=2", "train.steps=1")
     assert at_start == [(1, 0)]
     statistics = load_stage(tmp_path).mean
@@ -191,11 +196,10 @@ def test_calibration_closes_its_loader_and_is_done_once(
 
 
 def test_a_prior_that_starts_from_that_of_another_clip_measures_anew(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(recipe, "CALIBRATION", 64)
     few = ["configs/shapes/prior.yaml", "data.size=8", "model.width=32", "model.layers=1", "model.heads=2"]
-    few += ["save_dtype=float32"]
+    few += ["save_dtype=float32", "task.measured_on=64"]
     short_run(tmp_path / "a", *few, f"clip={clip}")
     save_stage(tmp_path / "clip", "clip", ClipEncoder(load_stage(clip).config))  # as drawn at random
     start = f"init={tmp_path / 'a'}"

@@ -14,9 +14,9 @@ _SAME = 1e-6  # length below which a difference of unit vectors is rounding
 
 
 def slerp(a: Tensor, b: Tensor, theta: float | Tensor) -> Tensor:
-    """Spherical interpolation, row by row: a at theta 0, b at theta 1, between them along the great circle at an even
-    pace. Directions turn; lengths, where they differ, change in a straight line. Between opposite vectors there are
-    many great circles, and one of them is taken, the same every time.
+    """Spherical interpolation, row by row: [sin((1 - theta) Omega) a + sin(theta Omega) b] / sin Omega, Omega being the
+    angle between a and b. Vectors of one length keep it and turn at an even pace; parallel ones change in a straight
+    line. Between opposite ones there are many great circles, and one of them is taken, the same every time.
 
     Args:
         a, b: (N, …), rows of any shape, such as embeddings (N, D) or noises (N, C, H, W).
@@ -31,16 +31,18 @@ def slerp(a: Tensor, b: Tensor, theta: float | Tensor) -> Tensor:
     from_length, to_length = start.norm(dim=1, keepdim=True), end.norm(dim=1, keepdim=True)  # (N, 1)
     if not bool((from_length > 0).all() and (to_length > 0).all()):
         raise ValueError("slerp is between directions, and a vector of length 0 has none")
-    start, end = start / from_length, end / to_length
+    a_unit, b_unit = start / from_length, end / to_length
     share = torch.as_tensor(theta, dtype=torch.float64, device=a.device).reshape(-1, 1)  # (N, 1) or (1, 1)
     # Kahan's angle, exact to rounding also where the cosine is near 1 or -1
-    angle = 2 * torch.atan2((start - end).norm(dim=1, keepdim=True), (start + end).norm(dim=1, keepdim=True))
-    aside = end - (end * start).sum(dim=1, keepdim=True) * start  # of b, what is not along a
-    apart = aside.norm(dim=1, keepdim=True) > _SAME
-    towards = F.normalize(torch.where(apart, aside, _across(start)), dim=1)
-    direction = (share * angle).cos() * start + (share * angle).sin() * towards
+    angle = 2 * torch.atan2((a_unit - b_unit).norm(dim=1, keepdim=True), (a_unit + b_unit).norm(dim=1, keepdim=True))
+    parallel, opposite = angle < _SAME, angle > torch.pi - _SAME  # (N, 1)
+    sine = torch.where(parallel | opposite, 1.0, angle.sin())
+    of_a = torch.where(parallel, 1 - share, ((1 - share) * angle).sin() / sine)
+    of_b = torch.where(parallel, share, (share * angle).sin() / sine)
+    turned = (share * angle).cos() * a_unit + (share * angle).sin() * _across(a_unit)
     length = from_length + share * (to_length - from_length)
-    return (length * direction).reshape(a.shape).to(a.dtype)
+    out = torch.where(opposite, length * turned, of_a * start + of_b * end)
+    return out.reshape(a.shape).to(a.dtype)
 
 
 def text_direction(after: Tensor, before: Tensor) -> Tensor:
@@ -81,6 +83,6 @@ class PrincipalComponents(NamedTuple):
 
 
 def _across(a: Tensor) -> Tensor:
-    """For each unit vector of (N, D) a vector at a right angle to it: the axis that it has least of, less its share."""
+    """For each unit vector of (N, D) one at a right angle to it, from the axis that it has least of."""
     axis = F.one_hot(a.abs().argmin(dim=1), a.shape[1]).to(a.dtype)
-    return axis - (axis * a).sum(dim=1, keepdim=True) * a
+    return F.normalize(axis - (axis * a).sum(dim=1, keepdim=True) * a, dim=1)

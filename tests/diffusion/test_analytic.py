@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_clip, small_prior
+from golden_tools import check, load_case
 from torch import Tensor
 
 from t2i import cli, evaluate
@@ -86,6 +87,29 @@ def test_what_is_measured_is_what_bayes_leaves() -> None:
     assert (analytic.measured(errors, bound=0.1) <= 0.1 + 1e-9).all()
     again = analytic.squared_errors(exact(process, "fixed_small"), process, x_0[:3], Streams(range(3), "noise"))
     torch.testing.assert_close(again, errors[:3])
+
+
+def test_closed_forms_of_gaussian_data() -> None:
+    """And the paper's bounds: nothing is known of x_0, all is, and data lies in [-1, 1]."""
+    case = load_case("unclip_math.json", "dev-analytic-dpm")
+    full, outputs, config = Process.from_schedule("cosine"), case["outputs"], case["config"]
+    few, alpha_bar = full.respace(config["respacing"]), full.tables["alpha_bar"]
+    assert list(few.positions) == case["facts"]["kept_timesteps"]
+    spread = {"isotropic": [config["s2_isotropic"]], "diagonal": config["s2_diagonal"]}
+    known = {
+        f"variance_ddpm_{name}": torch.stack([s * (1 - alpha_bar) / (alpha_bar * s + 1 - alpha_bar) for s in s2]).mean(
+            0
+        )
+        for name, s2 in spread.items()
+    } | {
+        "lower_bound_ddpm": torch.zeros_like(alpha_bar),
+        "upper_bound_ddpm": (1 - alpha_bar) / alpha_bar,
+        "upper_bound_bounded_data_ddpm": torch.ones_like(alpha_bar),
+    }
+    for name, v in known.items():
+        x_t = torch.zeros(1, 1, dtype=torch.float64)
+        logs = [analytic.log_variance(few, v, x_t, step) for step in range(few.num_steps)]
+        check(outputs[name], torch.cat(logs).flatten().exp(), name)
 
 
 def test_variances_stay_within_the_bounds_of_the_paper() -> None:
@@ -274,12 +298,9 @@ def test_variances_are_compared_on_held_out_captions(
     assert "steps of" in capsys.readouterr().err
 
 
-def test_a_prior_of_analytic_variance_is_trained_and_then_calibrated(
-    monkeypatch: pytest.MonkeyPatch, folders: Path
-) -> None:
-    monkeypatch.setattr("t2i.recipe.CALIBRATION", 64)
+def test_a_prior_of_analytic_variance_is_trained_and_then_calibrated(folders: Path) -> None:
     changes = ["train.steps=2", "train.batch_size=2", "train.num_samples=2", "train.val_every=0", "data.num_workers=0"]
-    changes += [f"clip={folders / 'clip'}", f"train.out={folders / 'run'}", "data.size=32"]
+    changes += ["task.measured_on=64", f"clip={folders / 'clip'}", f"train.out={folders / 'run'}", "data.size=32"]
     changes += ["model={width: 32, layers: 1, heads: 1, num_steps: 30, variance: analytic}"]
     train("configs/shapes/prior.yaml", changes)
     prior = load_stage(folders / "run", expect="prior")

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_tools import check, load_case, make_input
 from torch import Tensor
 
 from t2i.diffusion.sphere import PrincipalComponents, slerp, text_direction
@@ -53,16 +54,28 @@ def test_equal_and_opposite_ends() -> None:
     torch.testing.assert_close((middle * a).sum(dim=1), torch.zeros(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(middle.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(slerp(a, -a, 1.0), -a)
+    a = F.normalize(a.double(), dim=1)
     nearly = F.normalize(-a + 1e-5 * unit(7, 8), dim=1)
-    torch.testing.assert_close((slerp(a, nearly, 0.25) * a).sum(dim=1), torch.full((2,), 0.5**0.5), atol=1e-4, rtol=0)
+    middle = slerp(a, nearly, 0.25)
+    torch.testing.assert_close((middle * a).sum(dim=1), torch.full((2,), 0.5**0.5).double(), atol=1e-4, rtol=0)
 
 
-def test_noise_turns_and_its_length_changes_in_a_straight_line() -> None:
-    a, b = torch.randn(2, 3, 4, 4), 2 * torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(slerp(a, b, 0.0), a)
-    torch.testing.assert_close(slerp(a, b, 1.0), b)
-    lengths = [x.flatten(1).norm(dim=1) for x in (a, slerp(a, b, 0.5), b)]
-    torch.testing.assert_close(lengths[1], (lengths[0] + lengths[2]) / 2)
+def test_closed_forms() -> None:
+    case = load_case("unclip_math.json", "dev-slerp-textdiff")
+    i, outputs = {name: make_input(rule).double() for name, rule in case["inputs"].items()}, case["outputs"]
+
+    def walk(a: Tensor, b: Tensor, thetas: str = "thetas") -> Tensor:
+        return torch.stack([slerp(a, b, theta) for theta in case["config"][thetas]], dim=1)
+
+    a, b = i["z_i1"], i["z_i2"]
+    check(outputs["slerp_raw"], walk(a, b), "slerp_raw")
+    check(outputs["slerp_unit"], walk(F.normalize(a, dim=1), F.normalize(b, dim=1)), "slerp_unit")
+    check(outputs["slerp_noise"], walk(i["x_T1"], i["x_T2"]), "slerp_noise")
+    check(outputs["slerp_near_parallel"], walk(a, a * (1 + 3e-5 * b)), "slerp_near_parallel")
+    check(outputs["slerp_parallel"], walk(a, 2 * a), "slerp_parallel")
+    z_d = text_direction(i["z_t"], i["z_t0"])
+    check(outputs["z_d"], z_d, "z_d")
+    check(outputs["text_diff"], walk(F.normalize(a, dim=1), z_d, "text_diff_thetas"), "text_diff")
 
 
 def test_what_has_no_direction_is_refused() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import small_decoder
 from PIL import Image
+from small import decoder, of
 
 from t2i import cli, evaluate
 from t2i.data.loader import DataConfig, Loader
@@ -108,6 +109,25 @@ def test_labels_are_told_or_missed(tmp_path: Path, folder: Path) -> None:
     save_stage(tmp_path / "decoder", "decoder", decoder)
     with pytest.raises(UsageError, match=r"the model is told \['label'\], the data has \['caption', 'image'"):
         evaluate.bpd(str(tmp_path / "decoder"), data=str(folder), num=1, device="cpu")
+
+
+def test_classes_of_the_data_must_be_those_of_the_model(tmp_path: Path) -> None:
+    named = plain(num_classes=2, class_names=("cat", "dog"))
+    save_stage(tmp_path / "decoder", "decoder", named)
+    for name in ("cat", "fox", "dog"):
+        (tmp_path / "animals" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "animals" / name / "0.png")
+    with pytest.raises(
+        UsageError, match=r"knows other classes than .*animals: cat, dog \(2\), not cat, dog, fox \(3\)"
+    ):
+        evaluate.bpd(str(tmp_path / "decoder"), data=str(tmp_path / "animals"), num=1, device="cpu")
+
+
+def test_a_network_that_inpaints_is_shown_nothing_of_what_it_is_measured_on(tmp_path: Path) -> None:
+    save_stage(tmp_path / "decoder", "decoder", decoder(unet=of(image_channels=4), inpaint=True))
+    task, _ = evaluate._decoder_task(str(tmp_path / "decoder"), "cpu")
+    batch = {"image": torch.rand(4, 3, 16, 16), "caption": [""] * 4, "seed": [1, 2, 3, 4]}
+    assert (task.condition(batch).image == 0).all()
 
 
 def test_one_picture_has_no_standard_error() -> None:

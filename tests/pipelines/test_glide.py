@@ -81,6 +81,9 @@ def test_one_network_may_draw_and_inpaint(pipe: GLIDE) -> None:
         }
         for given in (picture(), Image.new("RGB", (32, 32)))
     )
+    assert set(both.inpaint(picture(), mask(), "a cube", progress=False).timings) == {"decoder", "upsampler"}
+    more = GLIDE(both.parts | {"inpaint_upsampler": pipe.parts["inpaint_upsampler"]}, {})
+    assert set(more.inpaint(picture(), mask(), "a cube", progress=False).timings) == {"decoder", "inpaint_upsampler"}
     fresh = np.asarray(mask()) > 0
     assert (a["auto"][~fresh] == pixels(picture())[~fresh]).all()
     assert (a["trained"] == a["auto"]).all()

@@ -53,6 +53,14 @@ def test_what_these_stages_cannot_do_is_refused() -> None:
         whole("a red cube", guidance={"prior": 2.0}, progress=False)
     with pytest.raises(UsageError, match="no negative prompts"):
         whole("a red cube", negative_prompt="a sphere", progress=False)
+    for bad, message in (
+        ({"steps": {"decoder": "ddim50"}}, "steps of decoder: this decoder takes a number of steps, got 'ddim50'"),
+        ({"steps": {"prior": 1000}}, "steps of prior: steps must lie in 1…999, got 1000"),
+        ({"sampler": {"decoder": "ddpm"}}, "steps of decoder: by ddpm this decoder takes all 1000 steps, got 2"),
+        ({"sampler": {"decoder": "dpm_solver_pp_2m"}}, "its own ddpm or ddim, not by dpm_solver_pp_2m"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            whole("a red cube", progress=False, **bad)
     with pytest.raises(UsageError, match="no pictures"):
         whole.edit(Image.new("RGB", (64, 64)), "a red cube", progress=False)
     guided = pipe(era="D")("a red cube", seed=0, guidance={"prior": 2.0}, progress=False)

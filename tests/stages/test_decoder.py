@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import small_clip, small_decoder
+from small import decoder, of
 from torch import Tensor
 
 from t2i.diffusion.sampling import Sampling
@@ -111,6 +112,17 @@ def test_a_trained_decoder_listens_to_captions_and_to_embeddings() -> None:
         drawn = sample(model, condition, Streams([3, 3]), Sampling(steps=8, guidance=2.0))
         error = (drawn - two["image"]).abs().mean((1, 2, 3))
         assert (error < 0.15).all(), f"{name} alone: {error}"
+
+
+def test_what_is_known_of_a_picture_is_known_with_and_without_words() -> None:
+    """Guidance moves away from the empty caption, not from the picture."""
+    model = decoder(unet=of(image_channels=4), inpaint=True)
+    known = torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16)
+    drawn = [
+        sample(model, model.condition(known=known), Streams([1, 2], "s"), Sampling(steps=2, guidance=3.0), null=null)
+        for null in (None, model.null_condition(2, known))
+    ]
+    assert torch.equal(*drawn)
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:

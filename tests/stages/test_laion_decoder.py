@@ -65,7 +65,9 @@ def test_decoder(name: str, era: str) -> None:
     every_step = case["facts"]["times"] == "all steps"
     if not every_step:
         assert grid(process_of(model), 4) == case["facts"]["times"]
-    sampling = Sampling(steps=4, sampler="ddpm" if every_step else "ddim", guidance=2.0)
+    sampling = Sampling(
+        steps=model.config.num_steps if every_step else 4, sampler="ddpm" if every_step else "ddim", guidance=2.0
+    )
     x = sample(model, said, null, i["noise"].of(2), sampling, callback=keep)
     check(want["state_after_1_steps"], states[0], "state_after_1_steps")
     check(want["state_after_2_steps"], states[1], "state_after_2_steps")

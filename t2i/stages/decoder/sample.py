@@ -3,6 +3,8 @@
 B batch · L tokens · D width of CLIP embeddings
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -37,13 +39,13 @@ def sample(
 
     Args:
         streams: one random stream per picture.
-        null: what guidance moves away from; `model.null_condition(B)` if None.
+        null: what guidance moves away from; if None `model.null_condition(B)`, beside the picture that is known.
         steering: classifiers, known parts, a picture to begin from; tensors of it on the model's device.
         x_T: (B, 3, S, S), the noise to begin from, such as `invert` finds; drawn from `streams` if None.
     """
     c = model.config
     if null is None and sampling.guidance != 1:
-        null = model.null_condition(len(streams))
+        null = replace(model.null_condition(len(streams)), image=condition.image)
     device = next(model.parameters()).device
     if x_T is None:
         x_T = streams.normal(c.unet.in_channels, c.image_size, c.image_size)  # (B, 3, S, S)

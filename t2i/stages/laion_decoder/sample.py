@@ -12,7 +12,6 @@ from t2i.diffusion.prediction import ModelDenoiser
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddpm
 from t2i.diffusion.sampling import Sampling
-from t2i.errors import UsageError
 from t2i.stages.laion_decoder.model import LaionDecoder
 from t2i.types import Condition, NoiseSource, StepCallback
 
@@ -39,8 +38,7 @@ def sample(
         streams: one random stream per picture.
         sampling: sampler "ddpm" takes all steps of training, "ddim" a number of them, with noise (eta 1) in era C.
     """
-    if sampling.sampler not in ("ddpm", "ddim"):
-        raise UsageError(f"this decoder is drawn from by its own ddpm or ddim, not by {sampling.sampler}")
+    check(model, sampling)
     if sampling.guidance != 1 and null is None:
         raise ValueError(f"guidance {sampling.guidance} needs an unconditional condition")
     process, size = process_of(model), model.config.image_size
@@ -78,6 +76,17 @@ def _ddim(
         if callback is not None:
             callback(done, len(times) - 1, x, p)
     return x
+
+
+def check(model: LaionDecoder, sampling: Sampling) -> None:
+    """ValueError for samplers that this decoder does not know, and for steps that they cannot take."""
+    all_steps = model.config.num_steps
+    if sampling.sampler not in ("ddpm", "ddim"):
+        raise ValueError(f"this decoder is drawn from by its own ddpm or ddim, not by {sampling.sampler}")
+    if sampling.sampler == "ddim":
+        grid(process_of(model), sampling.steps)
+    elif str(sampling.steps) != str(all_steps):
+        raise ValueError(f"by ddpm this decoder takes all {all_steps} steps, got {sampling.steps}")
 
 
 def grid(process: Process, steps: str | int) -> list[int]:

@@ -76,6 +76,11 @@ def chain(
     return x / model.scale
 
 
+def check(model: LaionPrior, sampling: Sampling) -> None:
+    """ValueError for steps that this prior cannot take."""
+    grid(model, sampling.steps)
+
+
 def grid(model: LaionPrior, steps: str | int) -> list[int]:
     """Times from noise to data, ends included: evenly between 0, in era D -1, and the last, which is left out."""
     if not isinstance(steps, int) and not steps.isdecimal():

@@ -26,10 +26,12 @@ class PriorOptions(Config):
 
     `text_drop` is how often the caption, words and embedding together, is replaced by the empty one. `num_draws` is the
     number of times and noises per picture: the sentence is read once for all of them, so they cost little. `sampling`
-    is how embeddings are drawn for sample grids and held-out numbers.
+    is how embeddings are drawn for sample grids and held-out numbers. `measured_on` pictures, and at least 64, tell the
+    mean and spread of embeddings before the first step.
     """
 
     text_drop: float = Field(0.1, ge=0, le=1)
+    measured_on: int = Field(512, ge=1)
     num_draws: int = Field(8, ge=1)
     sampling: Sampling = Sampling(steps=25, sampler="ddpm")
 
