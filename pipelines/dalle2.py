@@ -225,8 +225,9 @@ class DALLE2(Manipulations):
 
     def _prior(self, call: Call, stage: str, rows: slice, on_step: Any, _: Tensor | None) -> Tensor:
         sampling = call.sampling[stage]
-        text = self.clip.encode_text(call.rows["prompt"][rows])
-        null = self.clip.encode_text(call.rows["negative_prompt"][rows]) if sampling.guidance != 1 else None
+        with self.awake("clip"):
+            text = self.clip.encode_text(call.rows["prompt"][rows])
+            null = self.clip.encode_text(call.rows["negative_prompt"][rows]) if sampling.guidance != 1 else None
         streams = Streams(call.seeds[rows], stage)
         model = self.parts["prior"]
         if isinstance(model, ArPrior):
@@ -318,7 +319,8 @@ class DALLE2(Manipulations):
         """What CLIP says of sentences, all of one length, if the decoder reads that."""
         if self._config("decoder").clip_text_width is None:
             return [None] * len(texts)
-        read = [self.clip.encode_text(sentences) for sentences in texts]
+        with self.awake("clip"):
+            read = [self.clip.encode_text(sentences) for sentences in texts]
         return [features.padded(max(f.mask.shape[1] for f in read)) for features in read]
 
 

@@ -158,8 +158,8 @@ class Pipeline:
     ) -> Self:
         """Move every stage; "auto" as in `from_pretrained`.
 
-        With `offload`, a stage that draws is on the device only while it does, and in the memory of the machine before
-        and after: a GPU then needs room for the largest stage, not for all. It does nothing on the CPU.
+        With `offload`, a stage is on the device only while it draws or, as CLIP, reads, and in the memory of the machine
+        before and after: a GPU then needs room for the largest stage, not for all. It does nothing on the CPU.
         """
         self.device, self.dtype, self.offload = device_of(device), dtype_of(dtype), offload
         for name, part in self.parts.items():
@@ -365,9 +365,17 @@ class Pipeline:
         return int(num * (3 * side**2 * 1.02 + 2**14))  # what does not compress, and the recipe
 
     def _rests(self, part: str) -> torch.device:
-        """Where a part is while it does nothing; what others ask stays on the device."""
-        moves = self.offload and part not in (*self.steering, "clip")
-        return torch.device("cpu") if moves else self.device
+        """Where a part is while it does nothing; what is asked at every step stays on the device."""
+        return torch.device("cpu") if self.offload and part not in self.steering else self.device
+
+    @contextmanager
+    def awake(self, part: str) -> Iterator[None]:
+        """A part is on the device until the block ends."""
+        self.parts[part].to(self.device)
+        try:
+            yield
+        finally:
+            self.parts[part].to(self._rests(part))
 
     def _config(self, stage: str) -> Any:
         return self.parts[stage].config
@@ -400,13 +408,11 @@ class Pipeline:
     @contextmanager
     def running(self, stage: str, timings: dict[str, float]) -> Iterator[None]:
         """Place, precision and timing of one stage of a call."""
-        start, part = perf_counter(), self.parts[stage]
-        part.to(self.device)
-        try:
-            with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                yield
-        finally:
-            part.to(self._rests(stage))
+        start, precise = perf_counter(), self.dtype == torch.float32
+        keep = not self.offload  # copies of the weights in half precision from step to step: half as much memory again
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=not precise, cache_enabled=keep)
+        with self.awake(stage), torch.no_grad(), autocast:
+            yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         timings[stage] = timings.get(stage, 0.0) + perf_counter() - start
