@@ -22,8 +22,11 @@ Strip = Annotated[Path, typer.Option(help="PNG of one row, or an animated GIF.")
 
 def variations(
     image: Image,
-    out: Annotated[Path, typer.Option(help="PNG to write; several pictures get a number each.")] = Path("out.png"),
+    out: Annotated[
+        Path, typer.Option(help="PNG to write; several pictures get a number each. Or one animated GIF.")
+    ] = Path("out.png"),
     num: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 4,
+    row: Annotated[bool, typer.Option("--row", help="All pictures in one PNG.")] = False,
     eta: Annotated[float, typer.Option(min=0, max=1, help="Share of fresh noise in every step.")] = 1.0,
     model: Model = "shapes",
     seed: FirstSeed = None,
@@ -35,10 +38,12 @@ def variations(
     offload: Offload = False,
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
-    chosen = _chosen(out, seed, steps, guidance, stop_after)
+    chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
+    if row or out.suffix.lower() == ".gif":
+        return _write(result, out)
     for path, used in zip(result.save(out), result.seeds, strict=True):
         typer.echo(f"{path}  seed {used}")
 

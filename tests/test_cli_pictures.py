@@ -55,6 +55,10 @@ def test_variations_are_numbered_and_tell_their_seeds(
     assert capsys.readouterr().out.splitlines() == ["out-0.png  seed 4", "out-1.png  seed 5"]
     assert Image.open("out-1.png").size == (32, 32)
     assert read_recipe("out-1.png")["arguments"]["eta"] == [0.5, 0.5]
+    assert run(monkeypatch, "variations", "0.png", "--num", 2, "--row", "--model", model, *QUICK) == 0
+    assert Image.open("out.png").size == (2 * 34 - 2, 32)
+    assert run(monkeypatch, "variations", "0.png", "--num", 2, "--out", "all.gif", "--model", model, *QUICK) == 0
+    assert Image.open("all.gif").n_frames == 2
     assert run(monkeypatch, "generate", "--from", "out-1.png") == 2
     assert "was made from another picture (variations)" in capsys.readouterr().err
 
@@ -102,7 +106,7 @@ def test_a_picture_is_drawn_larger_whole_or_in_tiles(
         (["variations", "tall.png"], 2, "must be square, got 30 × 40"),
         (["variations", "0.png", "--num", "0"], 2, "'--num'"),
         (["variations", "0.png", "--eta", "2"], 2, "'--eta'"),
-        (["variations", "0.png", "--out", "a.gif"], 2, "--out must end in .png"),
+        (["variations", "0.png", "--out", "a.jpg"], 2, "--out must end in .png or .gif"),
         (["variations", "0.png", "--out", "0.png/x.png"], 2, "0.png is a file, expected a folder"),
         (["variations", "0.png", "--stop-after", "prior"], 2, "unknown stage 'prior'; stages are decoder"),
         (["variations", "0.png", "--steps", "decodr=3"], 2, "did you mean 'decoder'"),
