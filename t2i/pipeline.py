@@ -158,8 +158,8 @@ class Pipeline:
     ) -> Self:
         """Move every stage; "auto" as in `from_pretrained`.
 
-        With `offload`, a stage is on the device only while it draws or, as CLIP, reads, and in the memory of the machine
-        before and after: a GPU then needs room for the largest stage, not for all. It does nothing on the CPU.
+        With `offload`, a stage is on the device only while it draws, and CLIP while it reads, and in the memory of the
+        machine before and after: a GPU then needs room for the largest stage, not for all. It does nothing on the CPU.
         """
         self.device, self.dtype, self.offload = device_of(device), dtype_of(dtype), offload
         for name, part in self.parts.items():
