@@ -21,6 +21,7 @@ from torch import Tensor
 from t2i.described import described
 from t2i.errors import DataError, UsageError, did_you_mean
 from t2i.nn.foreign import Layout, Shape, misfit, modules
+from t2i.nn.half import half_trunk
 from t2i.registry import one_line, save_stage
 from t2i.stages.noised_clip.convert import join, tower_of
 from t2i.stages.prior.convert import STATISTICS, lacks_statistics
@@ -29,6 +30,8 @@ from t2i.unpublished import ASKED, of_dalle2_pytorch, read_dalle2_pytorch, read_
 
 CONVERTING = ("decoder", "upsampler", "classifier", "noised_clip", "prior", "laion_prior", "laion_decoder", "clip")
 """Stages that read weights of others."""
+TRUNKS = ("decoder", "upsampler", "classifier", "noised_clip")
+"""Stages whose references say what is kept in half precision."""
 WRAPPERS = ("state_dict", "ema_model", "model")
 """Keys under which some files keep their weights, averaged ones first."""
 FOLDER_FILES = (
@@ -67,7 +70,8 @@ def convert_files(
         network: its name, if it must be a certain one; None recognises it.
         given: `key=value`, what the weights of an unpublished network do not show (see `t2i.unpublished.Facts`); it
             has no name, so `network` is not given as well.
-        dtype: of the written weights; None keeps those of the file.
+        dtype: of the written weights; None keeps those of the file. Of U-Nets only what the references keep in half
+            precision has it, see `half_trunk`, and the rest is float32.
 
     Raises:
         UsageError: something about an unknown network is not given, or `out` cannot be written.
@@ -77,6 +81,10 @@ def convert_files(
     with output_folder(out):
         with torch.device("meta"):
             model = layout.model(layout.config)
+        if dtype is not None and layout.stage in TRUNKS:
+            stored = half_trunk(model, dtype).state_dict()
+            converted = {key: value.to(stored[key].dtype) for key, value in converted.items()}
+            dtype = None
         save_stage(out, layout.stage, model, converted, dtype, max_shard_size=SHARD)
     return Converted(layout.stage, layout.name, sum(value.numel() for value in converted.values()))
 

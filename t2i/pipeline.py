@@ -107,7 +107,8 @@ class Pipeline:
 
         Args:
             device: "auto" takes the GPU if there is one.
-            dtype: precision of the networks' matrix products; "auto" is float32. bfloat16 and float16 are faster where
+            dtype: precision of the networks' matrix products; "auto" is float32, of which torch's own settings say what
+                a GPU makes (TF32 in convolutions unless they are changed). bfloat16 and float16 are faster where
                 a machine has units for them, but a picture then depends a little on the batch that it is drawn in.
                 Weights, norms, schedules and outputs stay float32.
             offload: as in `to`.

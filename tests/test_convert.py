@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden_tools import fill_state_dict
 from manifests import manifests, shapes, state
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from t2i.cli import main
@@ -269,6 +269,10 @@ def test_a_diffusers_folder_must_mean_the_same_network(tmp_path: Path) -> None:
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"beta_schedule": "linear", "clip_sample": True}))
     assert convert_files([tmp_path], tmp_path / "out", dtype=torch.bfloat16).name == "ddpm-cifar10"
     assert isinstance(load_stage(tmp_path / "out"), Decoder)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored["unet.conv_in.weight"].dtype == torch.bfloat16
+    assert stored["unet.conv_out.weight"].dtype == torch.float32
+    assert all(value.dtype == torch.float32 for key, value in stored.items() if "norm" in key or "time" in key)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
