@@ -52,11 +52,12 @@ def pictures(loader: Loader, num: int, keys: Sequence[str], device: torch.device
     if len(files) == len(loader.data.sources):
         num = min(num, sum(len(source) for source in files))
     with closing(iter(loader)) as batches, tqdm(total=num, disable=None, unit="picture", leave=False) as bar:
-        while bar.n < num:
-            batch = {key: value[: num - bar.n] for key, value in next(batches).items()}
+        while num > 0:
+            batch = {key: value[:num] for key, value in next(batches).items()}
             if missing := [key for key in keys if key not in batch]:
                 raise UsageError(f"the model is told {missing}, the data has {sorted(batch)}")
             yield {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+            num -= len(batch["seed"])
             bar.update(len(batch["seed"]))
 
 
