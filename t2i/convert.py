@@ -26,7 +26,7 @@ from t2i.registry import one_line, save_stage
 from t2i.stages.noised_clip.convert import join, tower_of
 from t2i.stages.prior.convert import STATISTICS, lacks_statistics
 from t2i.storage import clear_errors, output_folder, read_json
-from t2i.unpublished import ASKED, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
+from t2i.unpublished import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
 
 CONVERTING = ("decoder", "upsampler", "classifier", "noised_clip", "prior", "laion_prior", "laion_decoder", "clip")
 """Stages that read weights of others."""
@@ -141,8 +141,8 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
         raise DataError(
             f"{where}: the weights of no published network; of another flat U-Net give (with --set) {ASKED}"
         )
-    other = name is None and all("of shape" in problem for problem in problems)  # the same parts, of other sizes
-    hint = f"; if it is a U-Net of your own, give (with --set) {ASKED}" if other else ""
+    own = name is None and is_flat(shapes) and all("of shape" in problem for problem in problems)
+    hint = f"; if it is a U-Net of your own, give (with --set) {ASKED}" if own else ""
     raise DataError(f"{where}: almost {best.name}, but it {'; '.join(problems[:6])}{hint}")
 
 

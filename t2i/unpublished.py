@@ -102,6 +102,11 @@ def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where
         raise DataError(f"{where}: not a whole network; it lacks {error}") from None
 
 
+def is_flat(shapes: Mapping[str, Shape]) -> bool:
+    """Whether these are keys of a flat U-Net, as IDDPM, ADM and GLIDE name them."""
+    return shapes.keys() >= _NEEDED
+
+
 def read_shapes(shapes: Mapping[str, Shape], given: Sequence[str], where: str) -> Layout:
     """The layout of a flat U-Net of any size.
 
@@ -114,7 +119,7 @@ def read_shapes(shapes: Mapping[str, Shape], given: Sequence[str], where: str) -
         UsageError: a fact is missing or wrong.
         DataError: the weights are not those of a flat U-Net.
     """
-    if not shapes.keys() >= _NEEDED:
+    if not is_flat(shapes):
         raise DataError(f"{where}: not a U-Net with the key names of IDDPM, ADM and GLIDE")
     facts = load(None, given, Facts)
     in_channels = shapes["input_blocks.0.0.weight"][1]

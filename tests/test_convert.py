@@ -23,7 +23,7 @@ from t2i.stages.decoder.convert import convert as convert_decoder
 from t2i.stages.decoder.convert import flat_entries
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.convert import join
-from t2i.unpublished import read_shapes
+from t2i.unpublished import ASKED, read_shapes
 
 NETWORKS = {
     "iddpm/imagenet64_uncond": "iddpm-64",
@@ -118,11 +118,13 @@ def test_one_change_is_named(manifest: str) -> None:
     key = next(k for k in good if k.endswith(("norm.bias", "out.0.bias", "norm_out.bias")))
     shape = good[key]
     without = {k: s for k, s in good.items() if k != key}
+    flat = manifest in ("adm/256x256_diffusion", "glide/upsample")
+    hint = f"; if it is a U-Net of your own, give (with --set) {ASKED}" if flat else ""
     for bad, message in (
         (without | {"renamed.bias": shape}, f"almost {network}, but it lacks {key!r}; has the unknown 'renamed.bias'"),
         (without, f"almost {network}, but it lacks {key!r}"),
         (good | {"extra.bias": (1,)}, f"almost {network}, but it has the unknown 'extra.bias'"),
-        (good | {key: (7,)}, f"almost {network}, but it has {key!r} of shape (7,), expected {shape}"),
+        (good | {key: (7,)}, f"almost {network}, but it has {key!r} of shape (7,), expected {shape}{hint}"),
     ):
         with pytest.raises(DataError) as error:
             recognise(bad, "my.pt")

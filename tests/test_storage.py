@@ -226,7 +226,7 @@ storage.save_folder({str(tmp_path)!r}, {{"v": 2}}, {{"w": torch.zeros(100_000)}}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=_small_files_only)
     assert done.returncode != 0
-    assert f"DataError: no space left to write {tmp_path}/model.safetensors" in done.stderr
+    assert f"FullDiskError: no space left to write {tmp_path}/model.safetensors" in done.stderr
     assert same(storage.load_folder(tmp_path)[1], state())
 
 

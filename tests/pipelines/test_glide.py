@@ -71,7 +71,8 @@ def test_an_ordinary_upsampler_stands_in_where_none_was_trained_to_inpaint() -> 
 
 def test_one_network_may_draw_and_inpaint(pipe: GLIDE) -> None:
     """A decoder that inpaints draws as one that is shown nothing, and sees what is known unless it is told not to."""
-    both = GLIDE({"decoder": pipe.parts["inpaint"], "upsampler": pipe.parts["upsampler"]}, {})
+    few = {"steps": {"decoder": 3, "upsampler": 2, "inpaint_upsampler": 2}}
+    both = GLIDE({"decoder": pipe.parts["inpaint"], "upsampler": pipe.parts["upsampler"]}, few)
     drawn = both("a cube", seed=3, guidance=1.0, stop_after="decoder", progress=False)
     assert drawn[0].size == (16, 16)
     a, b = (
@@ -82,7 +83,7 @@ def test_one_network_may_draw_and_inpaint(pipe: GLIDE) -> None:
         for given in (picture(), Image.new("RGB", (32, 32)))
     )
     assert set(both.inpaint(picture(), mask(), "a cube", progress=False).timings) == {"decoder", "upsampler"}
-    more = GLIDE(both.parts | {"inpaint_upsampler": pipe.parts["inpaint_upsampler"]}, {})
+    more = GLIDE(both.parts | {"inpaint_upsampler": pipe.parts["inpaint_upsampler"]}, few)
     assert set(more.inpaint(picture(), mask(), "a cube", progress=False).timings) == {"decoder", "inpaint_upsampler"}
     fresh = np.asarray(mask()) > 0
     assert (a["auto"][~fresh] == pixels(picture())[~fresh]).all()
