@@ -18,7 +18,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from t2i.call import Call, Callback, Output, Plan, sentences
-from t2i.errors import DataError, UsageError
+from t2i.errors import DataError, UsageError, did_you_mean
+from t2i.hub import presets
 from t2i.images import to_pil
 from t2i.known import Known, Latent, read_known, read_start
 from t2i.pipelines.manipulations import Manipulations
@@ -76,6 +77,32 @@ class DALLE2(Manipulations):
         self.plan()
         spelled = getattr(self._config("decoder"), "tokenizer", None) if "decoder" in self.parts else None
         self._tokenizer = spelled.build() if spelled is not None else None
+
+    def follow(self, preset: str) -> None:
+        """Sample as others sample this chain: steps, guidance, samplers and candidates of every stage, and how far the
+        prior's standardised x_0 is clamped.
+
+        All of them guide by null + s · (conditional - null) before they clamp, and null is the empty sentence. What is
+        not theirs is the noise: a picture's is drawn from its own seed, whatever the batch, so seeds do not carry over.
+        A prior of codes, or LAION's, clamps nothing.
+
+        Args:
+            preset: "karlo" (clamp 10), "diffusers" (5, and fewer steps), "laion" (none) or "paper" (none; Ramesh et
+                al. 2022, table 3). What a preset says of stages that are not there is left out.
+
+        Raises UsageError for an unknown name, and for steps that a stage of this model cannot take.
+        """
+        known = presets()
+        if preset not in known:
+            raise UsageError(f"unknown preset {preset!r}; known: {', '.join(known)}{did_you_mean(preset, known)}")
+        chosen = self._completed(known[preset]["settings"])
+        try:
+            DALLE2(self.parts, chosen)
+        except UsageError as error:
+            raise UsageError(f"preset {preset!r} is not for this model: {error}") from error
+        if isinstance(drawn := self.parts.get("prior"), Prior):
+            drawn.config = drawn.config.model_copy(update={"clamp": known[preset]["clamp"]})
+        self.settings, self.preset = chosen, preset
 
     def __call__(  # type: ignore[override]
         self,

@@ -135,6 +135,7 @@ def recipe_in(path: Path) -> dict[str, Any]:
         or not isinstance(picture, int)
         or not 0 <= picture < len(seeds)
         or not all(isinstance(recipe.get(key), str) for key in ("model", "weights", "torch", "device", "dtype"))
+        or not isinstance(recipe.get("preset", ""), str)
     ):
         raise DataError(f"{path}: its recipe is not one of this version of t2i")
     return recipe

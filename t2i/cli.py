@@ -68,6 +68,9 @@ def generate(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto if not given.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")] = None,
     offload: Offload = False,
+    preset: Annotated[
+        str | None, typer.Option(help="Sample DALL-E 2's chain as karlo, diffusers, laion or the paper do.")
+    ] = None,
 ) -> None:
     """Draw pictures and write them as PNGs that know how they were made."""
     from t2i.storage import room_for, writable_file
@@ -79,12 +82,13 @@ def generate(
     }  # fmt: skip
     recipe = None
     if from_ is not None:
-        if subjects or num != 1 or any(x is not None for x in (image, mask, strength, *given.values())):
+        if subjects or num != 1 or any(x is not None for x in (image, mask, strength, preset, *given.values())):
             raise UsageError("--from repeats a picture exactly; give no prompt and no other setting of it")
         from t2i.call import check_repeatable, recipe_in
 
         recipe = recipe_in(from_)
         model, device, dtype = model or recipe["model"], device or recipe["device"], dtype or recipe["dtype"]
+        preset = recipe.get("preset")
         if not model:
             raise UsageError(f"{from_}: its pipeline was never saved; name the folder of its model with --model")
     if out.suffix.lower() != ".png":
@@ -95,7 +99,9 @@ def generate(
     from t2i.train.log import to_stderr
 
     to_stderr()  # a model that is not here yet says that it is downloaded
-    pipe = Pipeline.from_pretrained(model or "shapes", device=device or "auto", dtype=dtype or "auto", offload=offload)
+    pipe = Pipeline.from_pretrained(
+        model or "shapes", device=device or "auto", dtype=dtype or "auto", offload=offload, preset=preset
+    )
     if recipe is not None:
         check_repeatable(recipe, pipe, from_)
         result, which = pipe(**recipe["arguments"]), [recipe["picture"]]

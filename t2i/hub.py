@@ -34,6 +34,11 @@ def checkpoint(name: str) -> dict[str, Any]:
     return rows[name]
 
 
+def presets() -> dict[str, dict[str, Any]]:
+    """How others sample unCLIP's chain, by name: `settings` of a pipeline, and the `clamp` of its prior."""
+    return _tables()["presets"]
+
+
 def parts(model: str) -> dict[str, list[dict[str, Any]]]:
     """The checkpoints of a published model by place; a noised CLIP has two."""
     listed = index()[model]["parts"].items()

@@ -36,7 +36,7 @@ from t2i.diffusion.sampling import Sampling, Steering
 from t2i.diffusion.schedules import respaced_steps
 from t2i.diffusion.tiles import SMALLEST
 from t2i.errors import DataError, UsageError, did_you_mean
-from t2i.hub import resolve
+from t2i.hub import presets, resolve
 from t2i.images import to_pil
 from t2i.known import Known, Latent, Start
 from t2i.precision import device_of, dtype_of
@@ -89,7 +89,7 @@ class Pipeline:
     ) -> None:
         self.parts = {name: parts[name] for name in self._chain(parts)}
         self.settings = self._completed(settings)
-        self.source, self.weights = source, ""
+        self.source, self.weights, self.preset = source, "", ""
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self.offload = False
@@ -101,6 +101,7 @@ class Pipeline:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         offload: bool = False,
+        preset: str | None = None,
     ) -> "Pipeline":
         """Open a model by name (`t2i info` lists them; published ones are downloaded and converted on first use), or a
         folder written by `save_pretrained`, or one of diffusers' unCLIP pipelines as it is.
@@ -112,9 +113,12 @@ class Pipeline:
                 a machine has units for them, but a picture then depends a little on the batch that it is drawn in.
                 Weights, norms, schedules and outputs stay float32.
             offload: as in `to`.
+            preset: for DALL-E 2's chain, sample it as others do: "karlo", "diffusers", "laion" or "paper"; see
+                `DALLE2.follow`. None for the model's own settings.
 
         Raises:
-            UsageError: no such name, folder, device or dtype. DataError: a part is missing, truncated or does not fit.
+            UsageError: no such name, folder, device, dtype or preset.
+            DataError: a part is missing, truncated or does not fit.
         """
         folder = resolve(name_or_folder)
         device, dtype = device_of(device), dtype_of(dtype)
@@ -127,15 +131,17 @@ class Pipeline:
         stages = stage_folders(folder, index)
         try:
             if kind in UNCLIP:
-                from t2i.unclip import SETTINGS, read_unclip
+                from t2i.unclip import read_unclip
 
-                pipe = pipeline_class("dalle2")(read_unclip(folder), SETTINGS)
+                pipe = pipeline_class("dalle2")(read_unclip(folder), presets()["diffusers"]["settings"])
             else:
                 pipe = pipeline_class(kind).assemble(stages, settings)
         except UsageError as error:
             raise DataError(f"{path}: {error}") from error
         pipe.source = str(folder.resolve() if folder == Path(name_or_folder) else name_or_folder)
         pipe.weights = fingerprint(stages)
+        if preset is not None:
+            pipe.follow(preset)
         return pipe.to(device, dtype, offload=offload)
 
     @classmethod
@@ -182,7 +188,11 @@ class Pipeline:
         write(folder / "model_index.json", json.dumps(index, indent=2).encode() + b"\n")
         if dtype is None:
             stages = {name: folder / name for name in self.parts}
-            self.source, self.weights = str(folder.resolve()), fingerprint(stages)
+            self.source, self.weights, self.preset = str(folder.resolve()), fingerprint(stages), ""
+
+    def follow(self, preset: str) -> None:
+        """Sample as a published implementation does; UsageError here, since that is for DALL-E 2's chain."""
+        raise UsageError(f"preset={preset!r}: presets are for chains of kind 'dalle2', this model is {self.kind!r}")
 
     def __call__(self, *subject: Any, **arguments: Any) -> Output:
         """Draw; every kind of pipeline says what it takes."""
@@ -348,6 +358,7 @@ class Pipeline:
             "torch": torch.__version__,
             "model": self.source,
             "weights": self.weights,
+            **({"preset": self.preset} if self.preset else {}),
             "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "arguments": arguments,

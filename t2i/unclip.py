@@ -4,7 +4,6 @@ Its own library cannot do that any more: since 0.38 the name of a module in `mod
 """
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -19,13 +18,6 @@ PARTS = {
     "up256": ("super_res_first", "super_res_last"),
 }
 """Folders of theirs by place in our chain."""
-SETTINGS: dict[str, dict[str, Any]] = {
-    "steps": {"prior": 25, "decoder": 25, "up256": 7},
-    "guidance": {"prior": 4.0, "decoder": 8.0},
-    "sampler": {"prior": "ddpm", "decoder": "ddpm", "up256": "ddpm"},
-    "candidates": {"prior": 1},
-}
-"""How diffusers samples them."""
 
 
 def read_unclip(folder: Path) -> dict[str, nn.Module]:

@@ -60,6 +60,21 @@ def test_from_repeats_a_picture_exactly(monkeypatch: pytest.MonkeyPatch, model: 
     assert again.read_bytes() == (tmp_path / "a-1.png").read_bytes()
 
 
+def test_presets_are_repeated_too(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out, again = tmp_path / "a.png", tmp_path / "b.png"
+    chosen = ["--model", model, "--preset", "diffusers", "--guidance", "prior=40", "--steps", "decoder=2,up256=2"]
+    assert run(monkeypatch, "generate", "a red cube", *chosen, "--out", out) == 0
+    assert read_recipe(out)["preset"] == "diffusers"
+    assert run(monkeypatch, "generate", "--from", out, "--out", again) == 0
+    assert again.read_bytes() == out.read_bytes()
+    assert run(monkeypatch, "generate", "--from", out, "--out", again, "--preset", "karlo") == 2
+    assert "no other setting" in capsys.readouterr().err
+    assert run(monkeypatch, "generate", "a cube", "--model", "shapes-glide", "--preset", "karlo", "--out", again) == 2
+    assert "presets are for chains of kind 'dalle2', this model is 'glide'" in capsys.readouterr().err
+
+
 def test_model_device_and_dtype_go_before_the_recipe(
     monkeypatch: pytest.MonkeyPatch, pipe: DALLE2, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -85,6 +100,7 @@ def test_model_device_and_dtype_go_before_the_recipe(
         {"picture": "0"},
         {"model": 3},
         {"device": None},
+        {"preset": 5},
         {"arguments": {"prompt": "a cube", "seed": [1], "colour": "red"}},
         {"arguments": {"prompt": "a cube", "seed": [1]}},
     ],

@@ -212,6 +212,53 @@ def test_save_and_load(pipe: DALLE2, tmp_path: Path) -> None:
     assert index["up256"] == ["t2i", "upsampler"]
 
 
+def test_presets_sample_as_others_do(pipe: DALLE2, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    opened = partial(Pipeline.from_pretrained, tmp_path, device="cpu")
+    few = {"steps": {"prior": 3, "decoder": 2}, "stop_after": "decoder", "seed": 1, "progress": False}
+    paper = opened(preset="paper")
+    assert paper.settings == {
+        "steps": {"prior": 64, "decoder": 250, "up256": "fast27", "up1024": 15},  # table 3
+        "guidance": {"prior": 1.0, "decoder": 1.25},
+        "sampler": {"prior": "ddpm", "decoder": "ddpm", "up256": "ddim", "up1024": "ddim"},
+        "candidates": {"prior": 2},
+    }
+    assert (opened(preset="karlo").parts["prior"].config.clamp, paper.parts["prior"].config.clamp) == (10.0, None)
+    out = paper("a red cube", **few)
+    assert out.recipe["preset"] == "paper"
+    assert out.recipe["arguments"]["guidance"] == {"prior": 1.0, "decoder": 1.25}
+    paper.save_pretrained(tmp_path / "paper")  # a folder that says so itself
+    assert "preset" not in paper("a red cube", **few).recipe
+    again = Pipeline.from_pretrained(tmp_path / "paper", device="cpu")("a red cube", **few)
+    assert again[0].tobytes() == out[0].tobytes()
+    assert "preset" not in again.recipe
+
+
+def test_only_the_clamp_tells_two_presets_apart(pipe: DALLE2, tmp_path: Path) -> None:
+    """Karlo's and diffusers' priors: the same draws until an x_0 leaves ±5."""
+    pipe.save_pretrained(tmp_path)
+    drawn = {}
+    for preset in ("karlo", "diffusers"):
+        chosen = Pipeline.from_pretrained(tmp_path, device="cpu", preset=preset)
+        for scale in (1.0, 40.0):
+            out = chosen("a red cube", seed=1, guidance=scale, stop_after="prior", progress=False)
+            drawn[preset, scale] = out.embeddings
+    assert torch.equal(drawn["karlo", 1.0], drawn["diffusers", 1.0])
+    assert not torch.equal(drawn["karlo", 40.0], drawn["diffusers", 40.0])
+
+
+def test_presets_that_cannot_be_are_one_clear_line(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pipe.settings
+    with pytest.raises(UsageError, match=r"unknown preset 'papers'.*did you mean 'paper'"):
+        pipe.follow("papers")
+    short = {"paper": {"clamp": None, "settings": {"steps": {"decoder": 5000}}}}
+    monkeypatch.setattr("t2i.pipelines.dalle2.presets", lambda: short)
+    with pytest.raises(UsageError, match=r"'paper' is not for this model.*5000"):
+        pipe.follow("paper")
+    assert pipe.settings == before
+    assert pipe.preset == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
