@@ -12,11 +12,9 @@ import torch
 from t2i import __version__
 from t2i.diffusion.schedules import respaced_steps
 from t2i.errors import UsageError
-from t2i.flops import cost
 from t2i.hub import cached, find, index, megabytes, parts
 from t2i.pipeline import Pipeline
 from t2i.precision import fast_bfloat16
-from t2i.recipe import complete, load_clip, load_run
 from t2i.registry import find_stage, load_stage, one_line, stage
 from t2i.storage import read_json, stage_folders
 
@@ -74,6 +72,8 @@ def _published(model: str) -> str:
 
 
 def _model(model: str, folder: Path) -> str:
+    from t2i.flops import cost  # which imports networks, and open_clip with them, for seconds
+
     pipe = Pipeline.from_pretrained(model, device="cpu")
     lines, plan = [f"{model}: {type(pipe).__name__} in {folder}"], pipe.plan().sampling
     folders = stage_folders(folder, read_json(folder / "model_index.json"))
@@ -98,6 +98,8 @@ def _model(model: str, folder: Path) -> str:
 
 def _stage(folder: Path) -> str:
     """A stage on its own."""
+    from t2i.flops import cost
+
     part = load_stage(folder)
     count, size = sum(p.numel() for p in part.parameters()), sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     found = cost(part)
@@ -107,6 +109,9 @@ def _stage(folder: Path) -> str:
 
 def _config(path: str) -> str:
     """What a config would train, and what a picture would cost with the `sampling` of its task."""
+    from t2i.flops import cost
+    from t2i.recipe import complete, load_clip, load_run
+
     run = load_run(path, [])
     spec, config = stage(run.stage), run.model
     if run.clip is None and getattr(config, "num_classes", None) is None:  # pictures of classes need not be here

@@ -30,14 +30,12 @@ def save_folder(
     folder: str | Path,
     config: dict[str, Any],
     state: dict[str, Tensor],
-    dtype: torch.dtype | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     metadata: dict[str, str] | None = None,
 ) -> None:
     """Write `config` (JSON-able) and `state` to a folder, replacing an earlier save file by file.
 
     Args:
-        dtype: stored type of the floating tensors; None keeps each as it is.
         max_shard_size: bytes per file; a larger tensor gets a file of its own.
         metadata: strings put in the header of every weight file.
 
@@ -46,8 +44,6 @@ def save_folder(
         DataError: the disk is full or failed; the files of an earlier save are still whole.
     """
     folder = writable(folder)
-    if dtype is not None:
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     save_tensors(folder, state, max_shard_size=max_shard_size, metadata=metadata)
     write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
 
