@@ -133,7 +133,7 @@ class Pipeline:
             if kind in UNCLIP:
                 from t2i.unclip import read_unclip
 
-                pipe = pipeline_class("dalle2")(read_unclip(folder), presets()["diffusers"]["settings"])
+                pipe = pipeline_class("dalle2")(read_unclip(folder, index), presets()["diffusers"]["settings"])
             else:
                 pipe = pipeline_class(kind).assemble(stages, settings)
         except UsageError as error:

@@ -3,13 +3,14 @@
 Its own library cannot do that any more: since 0.38 the name of a module in `model_index.json` leads nowhere.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from t2i.convert import converted_weights
 from t2i.errors import DataError
-from t2i.storage import read_json
 
 PARTS = {
     "clip": ("text_encoder", "image_encoder"),
@@ -20,13 +21,13 @@ PARTS = {
 """Folders of theirs by place in our chain."""
 
 
-def read_unclip(folder: Path) -> dict[str, nn.Module]:
-    """The stages of such a folder by place, in float32 on the CPU, in evaluation mode.
+def read_unclip(folder: Path, index: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The stages of such a folder by place, in float32 on the CPU, in evaluation mode; `index` is its
+    `model_index.json`.
 
     Raises DataError for folders that are missing, damaged or of another kind of network.
     """
     parts: dict[str, nn.Module] = {}
-    index = read_json(folder / "model_index.json")
     for place, names in PARTS.items():
         needed = [n for n in names if place in ("decoder", "up256") or n == "text_encoder" or any(index.get(n) or ())]
         here = [folder / name for name in names if (folder / name).is_dir()]
