@@ -27,6 +27,8 @@ from t2i.pipelines.upsampling import Upsampling
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder import sample as decoder
 from t2i.stages.decoder.model import Decoder
+from t2i.stages.laion_decoder import sample as laion_decoder
+from t2i.stages.laion_decoder.model import LaionDecoder
 from t2i.types import Condition
 
 Files = Image | Path | Sequence[Image | Path]
@@ -84,6 +86,7 @@ class Bipartite(Upsampling):
             callback: called after every step of the stage "invert".
         """
         model = self._invertible()
+        invert = decoder.invert if isinstance(model, Decoder) else laion_decoder.invert
         steps = self._check_steps("decoder", steps)
         if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 0:
             raise UsageError(f"corrections must be a whole number from 0, got {corrections!r}")
@@ -95,8 +98,8 @@ class Bipartite(Upsampling):
         with step_bar(progress, moves) as bar, self.running("decoder", {}):
             on_step = self.watch("invert", bar, callback)
             x_T = [
-                decoder.invert(
-                    model,
+                invert(
+                    model,  # type: ignore[arg-type]
                     self._wordless(z_i[rows].to(self.device)),
                     x_0[rows].to(self.device),
                     steps,
@@ -117,12 +120,11 @@ class Bipartite(Upsampling):
         """What the decoder is told where nothing is said but z_i (N, D)."""
         raise NotImplementedError
 
-    def _invertible(self) -> Decoder:
+    def _invertible(self) -> Decoder | LaionDecoder:
         """The decoder, if there is one that pictures can be taken apart by."""
         self.check_pictures()
         model = self.parts["decoder"]
-        if not isinstance(model, Decoder):
-            raise UsageError(f"pictures are not taken apart by a {type(model).__name__}, only drawn")
+        assert isinstance(model, Decoder | LaionDecoder)
         return model
 
     def _plan(self, steps: Steps, guidance: Scale, stop_after: str | None, eta: float = 0.0) -> Plan:

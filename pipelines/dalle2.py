@@ -271,19 +271,23 @@ class DALLE2(Manipulations):
         sampling, model = call.sampling[stage], self.parts["decoder"]
         prompts, negatives = call.rows["prompt"][rows], call.rows["negative_prompt"][rows]
         said, unsaid = self._states(prompts, negatives)
+        steering, streams = self.brought(call, stage, len(z_i)), Streams(call.seeds[rows], stage)
+        x_T = call.brought.x_T[rows] if isinstance(call.brought, Latent) else None
         if isinstance(model, LaionDecoder):
-            if call.brought is not None or any(negatives):
-                raise UsageError("LAION's decoder takes sentences alone, no pictures and no negative prompts")
-            told, null = model.condition(z_i, said), model.null_condition(len(z_i)) if sampling.guidance != 1 else None
-            return laion_decoder.sample(model, told, null, Streams(call.seeds[rows], stage), sampling, callback=on_step)
+            if any(negatives):
+                raise UsageError("LAION's decoder knows no negative prompts")
+            told = model.condition(z_i, said if x_T is None else None)
+            null = model.null_condition(len(z_i)) if sampling.guidance != 1 else None
+            return laion_decoder.sample(
+                model, told, null, streams, sampling, steering=steering if call.brought else None, x_T=x_T,
+                callback=on_step,
+            )  # fmt: skip
         assert isinstance(model, Decoder)
         condition = model.condition(*self._tokens(prompts), z_i, clip_text=said)
         null = None
         if sampling.guidance != 1:
             drop = torch.zeros(len(z_i), dtype=torch.bool, device=z_i.device)
             null = model.condition(*self._tokens(negatives), z_i, clip_text=unsaid, clip_keep=drop)
-        steering, streams = self.brought(call, stage, len(z_i)), Streams(call.seeds[rows], stage)
-        x_T = call.brought.x_T[rows] if isinstance(call.brought, Latent) else None
         return decoder.sample(
             model, condition, streams, sampling, null=null, steering=steering, x_T=x_T, callback=on_step
         )
@@ -333,6 +337,8 @@ class DALLE2(Manipulations):
 
     def _wordless(self, z_i: Tensor) -> Condition:
         texts, model = [""] * len(z_i), self.parts["decoder"]
+        if isinstance(model, LaionDecoder):
+            return model.condition(z_i)
         return model.condition(*self._tokens(texts), z_i, clip_text=self._states(texts)[0])  # type: ignore[operator]
 
     def _tokens(self, texts: list[str]) -> tuple[Tensor | None, Tensor | None]:

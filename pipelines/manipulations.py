@@ -207,8 +207,8 @@ class Manipulations(Bipartite):
         """An end of an interpolation; nothing is inverted whose x_T is not asked for."""
         if not isinstance(given, str) and noise == "slerp":
             return self._apart(given, plan, how)
-        config = self._config("decoder")
-        x_T = Streams([seed], "decoder").normal(config.unet.in_channels, config.image_size, config.image_size)
+        size = self._config("decoder").image_size
+        x_T = Streams([seed], "decoder").normal(3, size, size)
         if isinstance(given, Latent):
             return replace(given, x_T=x_T)
         if not isinstance(given, str):

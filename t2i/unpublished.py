@@ -5,7 +5,7 @@ C channels · L level · R residual blocks per level
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -68,6 +68,15 @@ _NEEDED = {
 }  # fmt: skip
 
 
+TRAINED: dict[Era, str] = {
+    "A": "trained before 5 July 2022",
+    "B": "5 to 12 July 2022",
+    "C": "13 to 28 July 2022, such as LAION's prior/latest.pth and decoder/v1.0.2",
+    "D": "later",
+}
+"""When weights of DALLE2-pytorch are from, by era."""
+
+
 class LaionFacts(Config):
     """What the weights of DALLE2-pytorch's networks do not show: `era`, of their attention, and of a decoder's pictures
     the `image_size`."""
@@ -84,20 +93,17 @@ def of_dalle2_pytorch(shapes: Mapping[str, Shape]) -> bool:
 def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where: str) -> Layout:
     """The layout of a network of DALLE2-pytorch, of any size; arguments and errors as `read_shapes`."""
     facts, stage = load(None, given, LaionFacts), laion_prior if laion_prior.is_prior(shapes) else laion_decoder
-    with one_line(where, DataError):
-        seen = stage.era_of(shapes)
-    if (era := facts.era or seen) is None:
-        raise UsageError(
-            f"{where}: its keys do not tell how this network attends; give era=C (weights of 13 to 28 July 2022, such "
-            "as LAION's prior/latest.pth and decoder/v1.0.2) or era=D (later ones)"
-        )
-    if seen not in (None, era):
-        raise UsageError(f"{where}: era={era}, but its keys are those of era {seen}")
+    eras = stage.eras_of(shapes)
+    if (era := facts.era or (eras[0] if len(eras) == 1 else None)) is None:
+        choices = " or ".join(f"era={era} ({TRAINED[era]})" for era in eras)
+        raise UsageError(f"{where}: its keys do not tell how this network attends; give {choices}")
+    if era not in eras:
+        raise UsageError(f"{where}: era={era}, but its keys are those of era {' or '.join(eras)}")
     try:
         with one_line(where, DataError):
             if stage is laion_prior:
-                return laion_prior.layout(NAME, laion_prior.config_from(shapes, era))
-            return laion_decoder.read(NAME, shapes, era, facts.image_size)
+                return laion_prior.read(NAME, shapes, era)
+            return laion_decoder.read(NAME, shapes, cast("laion_decoder.Era", era), facts.image_size)
     except KeyError as error:
         raise DataError(f"{where}: not a whole network; it lacks {error}") from None
 

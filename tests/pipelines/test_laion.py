@@ -7,12 +7,16 @@ import pytest
 import torch
 from conftest import shaken, small_clip, small_prior, small_upsampler
 from PIL import Image
+from torch import Tensor
 
 from t2i import Pipeline
 from t2i.errors import UsageError
+from t2i.images import from_pil
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.laion_decoder.model import LaionDecoder, LaionDecoderConfig
+from t2i.stages.laion_decoder.sample import process_of
 from t2i.stages.laion_prior.model import LaionPrior, LaionPriorConfig
+from t2i.types import Condition
 
 FEW = {"steps": {"prior": 3, "decoder": 2, "up256": 2}, "guidance": {"prior": 1.0, "decoder": 1.7}}
 
@@ -61,8 +65,39 @@ def test_what_these_stages_cannot_do_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             whole("a red cube", progress=False, **bad)
-    with pytest.raises(UsageError, match="no pictures"):
-        whole.edit(Image.new("RGB", (64, 64)), "a red cube", progress=False)
-    guided = pipe(era="D")("a red cube", seed=0, guidance={"prior": 2.0}, progress=False)
+    guided = pipe(era="D", unsaid="nulls")("a red cube", seed=0, guidance={"prior": 2.0}, progress=False)
     assert guided.images[0].size == (64, 64)
     assert small_prior().config.unit_norm
+
+
+def test_pictures_are_taken_apart_and_edited() -> None:
+    """More steps bring a picture back more exactly, and strength is how far it goes from there."""
+    whole, picture = pipe(), Image.radial_gradient("L").convert("RGB").resize((32, 32))
+    x_0, model = from_pil(picture), whole.parts["decoder"]
+    process = process_of(model)  # type: ignore[arg-type]
+
+    def best(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Knows data from N(0, 0.5²) exactly."""
+        signal, sigma = process.at("sqrt_alpha_bar", t, x), process.at("sqrt_one_minus_alpha_bar", t, x)
+        eps = x * sigma / (0.25 * signal**2 + sigma**2)
+        return torch.cat([eps, torch.zeros_like(x)], dim=1)
+
+    model.forward = best  # type: ignore[method-assign]
+
+    def error(steps: int) -> float:
+        again = whole.reconstruct(picture, steps=steps, stop_after="decoder", progress=False)
+        return float((from_pil(again.images[0]) - x_0).square().mean())
+
+    assert error(50) < 0.5 * error(5)
+    assert error(50) < 1e-3
+    latent = whole.encode(picture, steps=5, progress=False)
+    two = whole.variations(latent, 2, steps=5, seed=3, stop_after="decoder", progress=False)
+    assert two.images[0].tobytes() != two.images[1].tobytes()
+    changed = [
+        whole.edit(
+            picture, "a red cube", strength=s, steps={"decoder": 10}, seed=1, stop_after="decoder", progress=False
+        )
+        for s in (0.0, 0.2, 1.0)
+    ]
+    far = [float((from_pil(out.images[0]) - x_0).abs().mean()) for out in changed]
+    assert far[0] < 1 / 127 < far[1] < far[2]

@@ -1,4 +1,5 @@
-"""The prior of DALLE2-pytorch gives the reference's numbers in both eras, which its keys do not tell apart."""
+"""The prior of DALLE2-pytorch gives the reference's numbers in eras C and D, which its keys do not tell apart; A and B
+differ from C by what is known of them."""
 
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from t2i.convert import convert_files, recognise
 from t2i.diffusion.sampling import Sampling
-from t2i.errors import DataError, UsageError
+from t2i.errors import UsageError
 from t2i.registry import load_stage
 from t2i.stages.laion_prior.convert import config_from, layout
-from t2i.stages.laion_prior.model import LaionPrior
+from t2i.stages.laion_prior.model import LaionPrior, LaionPriorConfig
 from t2i.stages.laion_prior.sample import chain, grid, nearest
-from t2i.types import TextFeatures
+from t2i.types import Condition, TextFeatures
 
 load = partial(load_case, "unclip_nets.json")
 
@@ -101,7 +102,7 @@ def test_the_era_is_asked_for_where_keys_cannot_tell(tmp_path: Path) -> None:
     old, new = (load(f"dev-d2p-prior-era-{era}") for era in "cd")
     torch.save({"ema_model": weights(old), "model": {"w": torch.zeros(1)}, "version": "1.1.0"}, tmp_path / "old.pth")
     torch.save(weights(new), tmp_path / "new.pth")
-    with pytest.raises(UsageError, match=r"old\.pth: .*give era=C .* or era=D"):
+    with pytest.raises(UsageError, match=r"old\.pth: .*give era=B .* era=C .* or era=D"):
         convert_files([tmp_path / "old.pth"], tmp_path / "out")
     done = convert_files([tmp_path / "old.pth"], tmp_path / "out", given=["era=C"])
     assert done.stage == "laion_prior"
@@ -111,7 +112,83 @@ def test_the_era_is_asked_for_where_keys_cannot_tell(tmp_path: Path) -> None:
     assert load_stage(tmp_path / "new").config.era == "D"  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="era=C, but its keys are those of era D"):
         convert_files([tmp_path / "new.pth"], tmp_path / "other", given=["era=C"])
-    older = {key: value for key, value in weights(old).items() if key != "net.null_text_embed"}
-    torch.save(older, tmp_path / "older.pth")
-    with pytest.raises(DataError, match="before 13 July 2022"):
-        convert_files([tmp_path / "older.pth"], tmp_path / "other")
+
+
+@pytest.fixture
+def random_text() -> TextFeatures:
+    """Two sentences of five places, the second of two words."""
+    draw = torch.Generator().manual_seed(1)
+    sequence, mask = torch.randn(2, 5, 16, generator=draw), torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    return TextFeatures(torch.randn(2, 16, generator=draw), sequence, mask)
+
+
+def older(case: dict[str, Any], gain: str = "g") -> dict[str, Tensor]:
+    """Weights of a golden case as they would have been saved before 12 July 2022, with `gain` for the norms."""
+    state = {k.replace(".g", f".{gain}"): v for k, v in weights(case).items() if k != "net.null_text_embed"}
+    if gain == "gamma":
+        state |= {k.replace(".gamma", ".beta"): torch.zeros_like(v) for k, v in state.items() if k.endswith(".gamma")}
+        state |= {f"noise_scheduler.{k}": torch.ones(9) for k in ("betas", "sqrt_recipm1_alphas_cumprod")}
+    return state
+
+
+@pytest.mark.parametrize(("era", "gain", "factor"), [("A", "gamma", 128.0), ("A", "g", 128.0), ("B", "g", 1 / 8)])
+@torch.no_grad()
+def test_eras_a_and_b_differ_from_c_by_the_scale_of_the_bias(era: str, gain: str, factor: float) -> None:
+    """Norms that divide by the largest value first differ from others by epsilon alone, while that is positive."""
+    case = load("dev-d2p-prior-era-c")
+    old, state, i = built(case, "C"), older(case, gain), {k: make_input(r) for k, r in case["inputs"].items()}
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    config = config_from(shapes, era).model_copy(update={"context": old.config.context})  # type: ignore[arg-type]
+    model = LaionPrior(config).eval()
+    model.load_state_dict(layout("small", config, gain).convert(state))
+    features = text(i)
+    words = torch.where(features.mask[..., None], features.sequence, 0.3 * features.sequence[:, :1])
+    features = features._replace(sequence=words, mask=torch.ones_like(features.mask))  # padding is different in C
+    want = old(i["x"], i["t"], old.condition(features))
+    assert not torch.allclose(model(i["x"], i["t"], model.condition(features)), want, rtol=0.05, atol=0.05)
+    model.bias.weight.mul_(factor)
+    torch.testing.assert_close(model(i["x"], i["t"], model.condition(features)), want, rtol=2e-3, atol=2e-3)
+
+
+def test_norms_of_era_b_divide_by_the_largest_value_and_its_sign() -> None:
+    x = torch.tensor([[-3.0, -1.0, -2.0], [3.0, 1.0, 2.0]])
+    model = LaionPrior(LaionPriorConfig(era="B", unsaid="masked", clip_dim=3, layers=1, heads=1, head_width=2))
+    negative, positive = model.attentions[0].norm(x)
+    torch.testing.assert_close(negative, positive, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(positive, torch.tensor([1.0, -1.0, 0.0]) * 1.5**0.5, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_places_without_a_word_are_hidden_in_eras_a_and_b(random_text: TextFeatures) -> None:
+    torch.manual_seed(0)
+    config = LaionPriorConfig(era="A", unsaid="masked", clip_dim=16, context=9, layers=2, heads=2, head_width=8)
+    model, x = LaionPrior(config).eval(), torch.randn(2, 16)
+    t = torch.tensor([3, 900])
+    said = model(x, t, model.condition(random_text))
+    hidden = torch.where(random_text.mask[..., None], random_text.sequence, torch.randn(2, 5, 16))
+    torch.testing.assert_close(model(x, t, model.condition(random_text._replace(sequence=hidden))), said)
+    seen = torch.where(random_text.mask[..., None], torch.randn(2, 5, 16), random_text.sequence)
+    assert not torch.allclose(model(x, t, model.condition(random_text._replace(sequence=seen))), said, atol=1e-3)
+    null, condition = model(x, t, model.null_condition(2)), model.condition(random_text)
+    assert condition.mask is not None
+    nobody = Condition(sequence=condition.sequence, mask=torch.zeros_like(condition.mask))
+    torch.testing.assert_close(model(x, t, nobody), null)
+    assert not torch.allclose(null, said, atol=1e-3)
+    both = LaionPrior(config.model_copy(update={"era": "B"})).eval()
+    assert both(x, t, both.condition(random_text)).isfinite().all()
+    assert both(x, t, both.null_condition(2)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("gain", "eras"), [("gamma", ""), ("g", "era=A .*or era=B"), ("padding", "era=B .*era=C .*era=D")]
+)
+def test_older_files_tell_their_era_or_ask_for_it(gain: str, eras: str, tmp_path: Path) -> None:
+    case = load("dev-d2p-prior-era-c")
+    torch.save(weights(case) if gain == "padding" else older(case, gain), tmp_path / "prior.pth")
+    if eras:
+        with pytest.raises(UsageError, match=eras):
+            convert_files([tmp_path / "prior.pth"], tmp_path / "out")
+    convert_files([tmp_path / "prior.pth"], tmp_path / "out", given=["era=B"] if eras else [])
+    config: Any = load_stage(tmp_path / "out").config
+    want = {"gamma": ("A", "masked"), "g": ("B", "masked"), "padding": ("B", "learned")}[gain]
+    assert (config.era, config.unsaid) == want

@@ -29,10 +29,11 @@ def is_decoder(keys: Mapping[str, object]) -> bool:
     return f"{_UNET}init_conv.convs.0.weight" in keys and f"{_UNET}mid_block1.block1.project.weight" in keys
 
 
-def era_of(keys: Mapping[str, object]) -> Era | None:
-    """The era, where keys tell: those of August 2022 and later fold pixels, those of April 2023 wrap nothing."""
+def eras_of(keys: Mapping[str, object]) -> tuple[Era, ...]:
+    """The eras that a file with these keys may be of: those of August 2022 and later fold pixels, those of April 2023
+    wrap nothing."""
     later = f"{_UNET}downs.0.0.1.weight" in keys or f"{_UNET}mid_block1.cross_attn.null_kv" in keys
-    return "D" if later else None
+    return ("D",) if later else ("C", "D")
 
 
 def read(name: str, shapes: Mapping[str, Shape], era: Era, image_size: int) -> Layout:

@@ -1,4 +1,4 @@
-"""Drawing small pictures as DALLE2-pytorch does.
+"""Drawing small pictures as DALLE2-pytorch does, and what it cannot do: the way back, and pictures to begin from.
 
 B batch · S side of a picture
 """
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from t2i.diffusion.prediction import ModelDenoiser
 from t2i.diffusion.process import Process
-from t2i.diffusion.samplers import ddpm
-from t2i.diffusion.sampling import Sampling
+from t2i.diffusion.samplers import ddim_invert, ddpm
+from t2i.diffusion.sampling import Sampling, Steering, draw
 from t2i.stages.laion_decoder.model import LaionDecoder
 from t2i.types import Condition, NoiseSource, StepCallback
 
@@ -29,6 +29,8 @@ def sample(
     streams: NoiseSource,
     sampling: Sampling,
     *,
+    steering: Steering | None = None,
+    x_T: Tensor | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Pictures (B, 3, S, S) in [-1, 1] from `model.condition(…)`.
@@ -37,11 +39,21 @@ def sample(
         null: what guidance moves away from, `model.null_condition(B)`; None without guidance.
         streams: one random stream per picture.
         sampling: sampler "ddpm" takes all steps of training, "ddim" a number of them, with noise (eta 1) in era C.
+        steering: known parts, a picture to begin from; tensors of it on the model's device.
+        x_T: (B, 3, S, S), the noise to begin from, such as `invert` finds. With one of these two the steps are those of
+            `t2i.diffusion.sampling.draw`, as the reference's own do not lead back.
     """
     check(model, sampling)
     if sampling.guidance != 1 and null is None:
         raise ValueError(f"guidance {sampling.guidance} needs an unconditional condition")
-    process, size = process_of(model), model.config.image_size
+    process, size, device = process_of(model), model.config.image_size, model.conv_out.weight.device
+    if x_T is not None or steering is not None:
+        x_T, means = streams.normal(3, size, size) if x_T is None else x_T, model.config.parametrisation
+        steering = steering or Steering()
+        return draw(
+            model, condition, null, process, means, sampling, x_T.to(device), streams, steering=steering,
+            callback=callback,
+        )  # fmt: skip
 
     def guided(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         out = model(x_t, t, condition)
@@ -51,10 +63,26 @@ def sample(
         return without + sampling.guidance * (out - without)  # the variance, too
 
     denoise = ModelDenoiser(guided, condition, process, model.config.parametrisation)
-    x_T = streams.normal(3, size, size).to(model.conv_out.weight.device)
+    x_T = streams.normal(3, size, size).to(device)
     if sampling.sampler == "ddpm":
         return ddpm(denoise, x_T, process, noise=streams, callback=callback)
     return _ddim(denoise, x_T, grid(process, sampling.steps), streams, callback, old=model.config.era == "C")
+
+
+@torch.no_grad()
+def invert(
+    model: LaionDecoder,
+    condition: Condition,
+    x_0: Tensor,
+    steps: int | str,
+    *,
+    corrections: int = 0,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """As `t2i.stages.decoder.sample.invert`."""
+    process = process_of(model).respace(steps)
+    denoise = ModelDenoiser(model, condition, process, model.config.parametrisation, clip=False)
+    return ddim_invert(denoise, x_0, process, corrections=corrections, callback=callback)
 
 
 def _ddim(

@@ -1,13 +1,18 @@
-"""Reading priors of DALLE2-pytorch into `LaionPrior`, of any size: all but the era shows in their keys and shapes."""
+"""Reading priors of DALLE2-pytorch into `LaionPrior`, of any size: all but the era shows in their keys and shapes.
+
+Eras C and D give the reference's numbers; A and B follow its source, and no numbers of theirs are known.
+"""
 
 from collections.abc import Iterator, Mapping
 
 from t2i.nn.foreign import Entry, Layout, Shape
-from t2i.stages.laion_prior.model import Era, LaionPrior, LaionPriorConfig
+from t2i.stages.laion_prior.model import Era, LaionPrior, LaionPriorConfig, Unsaid
 from t2i.stages.laion_prior.presets import PRESETS
 
-_IGNORED = r"clip\..*|noise_scheduler\..*|.*\.rotary_emb\.freqs"
+_TABLES = r"noise_scheduler\..*|betas|\w*alphas_cumprod\w*|posterior_\w+|p2_loss_weight"
+_IGNORED = rf"clip\..*|{_TABLES}|.*\.rotary_emb\.freqs|.*\.beta"  # a beta was a buffer of zeros
 _LAYER = "net.causal_transformer.layers"
+_PADDING: dict[Unsaid, str] = {"nulls": "net.null_text_encodings", "learned": "net.null_text_embed"}
 
 
 def layouts() -> Iterator[Layout]:
@@ -16,9 +21,15 @@ def layouts() -> Iterator[Layout]:
         yield layout(name, config)
 
 
-def layout(name: str, config: LaionPriorConfig) -> Layout:
-    """The file of a prior; a whole CLIP, tables of the schedule and rotary frequencies in it say nothing."""
-    return Layout("laion_prior", name, config, LaionPrior, tuple(_entries(config)), _IGNORED)
+def layout(name: str, config: LaionPriorConfig, gain: str = "g") -> Layout:
+    """The file of a prior, with what it calls the `gain` of a norm, "gamma" before 5 July 2022; a whole CLIP, tables of
+    the schedule and rotary frequencies in it say nothing."""
+    return Layout("laion_prior", name, config, LaionPrior, tuple(_entries(config, gain)), _IGNORED)
+
+
+def read(name: str, shapes: Mapping[str, Shape], era: Era) -> Layout:
+    """The layout of a file with these keys and shapes. Raises KeyError for a shape that is missing."""
+    return layout(name, config_from(shapes, era), "gamma" if _is_old(shapes) else "g")
 
 
 def is_prior(keys: Mapping[str, object]) -> bool:
@@ -26,41 +37,47 @@ def is_prior(keys: Mapping[str, object]) -> bool:
     return "net.learned_query" in keys and f"{_LAYER}.0.0.null_kv" in keys
 
 
-def era_of(keys: Mapping[str, object]) -> Era | None:
-    """The era, where keys tell.
-
-    Raises ValueError for weights of before 13 July 2022.
-    """
+def eras_of(keys: Mapping[str, object]) -> tuple[Era, ...]:
+    """The eras that a file with these keys may be of."""
     if "net.null_text_encodings" in keys:
-        return "D"
-    if "net.null_text_embed" not in keys:
-        raise ValueError("a prior of before 13 July 2022 (eras A and B), whose attention is not read")
-    return None
+        return ("D",)
+    if "net.null_text_embed" in keys:
+        return ("B", "C", "D")
+    return ("A",) if _is_old(keys) else ("A", "B")
 
 
 def config_from(shapes: Mapping[str, Shape], era: Era) -> LaionPriorConfig:
     """The config of a prior. Raises KeyError for a shape that is missing."""
-    first, context = f"{_LAYER}.0", shapes["net.null_text_encodings" if era == "D" else "net.null_text_embed"][1]
+    first, unsaid = f"{_LAYER}.0", next((u for u, key in _PADDING.items() if key in shapes), "masked")
     num_steps, width = shapes["net.to_time_embeds.0.weight"]
     return LaionPriorConfig(
         era=era,
+        unsaid=unsaid,
         clip_dim=width,
-        context=context,
+        context=shapes[_PADDING[unsaid]][1] if unsaid in _PADDING else 77,
         layers=1 + max(int(key.split(".")[3]) for key in shapes if key.startswith(f"{_LAYER}.")),
         heads=shapes["net.causal_transformer.rel_pos_bias.relative_attention_bias.weight"][1],
         head_width=shapes[f"{first}.0.null_kv"][1],
         mlp_ratio=shapes[f"{first}.1.5.weight"][1] // width,
-        mlp_norm=f"{first}.1.3.g" in shapes,
+        mlp_norm=f"{first}.1.3.{'gamma' if _is_old(shapes) else 'g'}" in shapes,
         num_steps=num_steps,
     )
 
 
-def _entries(config: LaionPriorConfig) -> Iterator[Entry]:
+def _is_old(keys: Mapping[str, object]) -> bool:
+    return "net.causal_transformer.norm.gamma" in keys
+
+
+def _entries(config: LaionPriorConfig, gain: str) -> Iterator[Entry]:
+    def _gain(theirs: str, ours: str) -> Entry:
+        return Entry(f"{theirs}.{gain}", f"{ours}.weight", bare=True)
+
     yield Entry("net.learned_query", "answer", bare=True)
-    if config.era == "D":
+    if config.unsaid == "nulls":
         yield Entry("net.null_text_embeds", "null_text", bare=True)
         yield Entry("net.null_image_embed", "null_image", bare=True)
-    yield Entry("net.null_text_encodings" if config.era == "D" else "net.null_text_embed", "padding", bare=True)
+    if config.unsaid in _PADDING:
+        yield Entry(_PADDING[config.unsaid], "padding", bare=True)
     yield Entry("net.to_time_embeds.0", "times")
     yield Entry("net.causal_transformer.rel_pos_bias.relative_attention_bias", "bias")
     for i in range(config.layers):
@@ -77,7 +94,3 @@ def _entries(config: LaionPriorConfig) -> Iterator[Entry]:
         yield Entry(f"{theirs}.1.5", f"{mlp}.out")
     yield _gain("net.causal_transformer.norm", "norm")
     yield Entry("net.causal_transformer.project_out", "out")
-
-
-def _gain(theirs: str, ours: str) -> Entry:
-    return Entry(f"{theirs}.g", f"{ours}.weight", bare=True)

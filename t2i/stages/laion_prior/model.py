@@ -16,11 +16,20 @@ from t2i.config import Config
 from t2i.errors import UsageError
 from t2i.types import Condition, TextFeatures
 
-Era = Literal["C", "D"]
-"""C: 13 to 29 July 2022, softmax(q·k / √d + 128 · bias). D: later, softmax(16 · q̂·k̂ + bias) with q̂, k̂ of unit norm."""
+Era = Literal["A", "B", "C", "D"]
+"""How it attends and norms, by when it was trained in 2022.
+
+A, before 5 July: softmax(q·k / √d + bias). B, until 12 July: with 1024 · bias, and every norm divides by the largest of
+a row first. C, until 28 July: with 128 · bias, and so does the last norm alone. D, later: softmax(16 · q̂·k̂ + bias) with
+q̂, k̂ of unit norm, and the last norm as in C.
+"""
+Unsaid = Literal["masked", "learned", "nulls"]
+"""What stands where nothing is said. "masked", until 11 July 2022: nothing, places without a word are hidden, and for
+guidance the whole sentence. "learned": a row for each place, and no guidance. "nulls", since 23 August: for guidance a
+learned sentence, and a picture beside it, as well."""
 ROTARY = 32  # dimensions of a head that are turned, at most
 BUCKETS, FARTHEST = 32, 128  # of the bias by distance
-BIAS_SCALE = 128.0  # era C
+BIAS_SCALE: dict[Era, float] = {"A": 1.0, "B": 1024.0, "C": 128.0, "D": 1.0}
 COSINE_SCALE = 16.0  # era D
 
 
@@ -29,6 +38,7 @@ class LaionPriorConfig(Config):
     hidden width of the MLP over `clip_dim`, `mlp_norm` a norm in the middle of it."""
 
     era: Era
+    unsaid: Unsaid = "learned"
     clip_dim: int = Field(768, ge=1)
     clip_mark: tuple[float, ...] = ()
     context: int = Field(77, ge=1)
@@ -57,8 +67,15 @@ class LaionPriorConfig(Config):
         return True
 
 
-def _norm(width: int) -> nn.LayerNorm:
-    return nn.LayerNorm(width, bias=False)
+class LargestNorm(nn.LayerNorm):
+    """Layer norm of x over its largest value, sign and all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / x.amax(dim=-1, keepdim=True))
+
+
+def _norm(width: int, largest: bool) -> nn.LayerNorm:
+    return (LargestNorm if largest else nn.LayerNorm)(width, bias=False)
 
 
 class Attention(nn.Module):
@@ -68,15 +85,15 @@ class Attention(nn.Module):
         super().__init__()
         width, inner = config.clip_dim, config.heads * config.head_width
         self.era, self.heads = config.era, config.heads
-        self.norm = _norm(width)
+        self.norm = _norm(width, config.era == "B")
         self.q = nn.Linear(width, inner, bias=False)
         self.kv = nn.Linear(width, 2 * config.head_width, bias=False)
         self.null = nn.Parameter(torch.randn(2, config.head_width))
         self.proj = nn.Linear(inner, width, bias=False)
-        self.norm_out = _norm(width)
+        self.norm_out = _norm(width, config.era == "B")
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """(B, T, D), (N, T, 1 + T) → (B, T, D)."""
+        """(B, T, D), (N, T, 1 + T) or one for each of B → (B, T, D)."""
         y = self.norm(x)
         q = _turned(rearrange(self.q(y), "b t (n d) -> b n t d", n=self.heads))
         k, v = self.kv(y)[:, None].chunk(2, dim=-1)  # (B, 1, T, d)
@@ -96,9 +113,9 @@ class MLP(nn.Module):
     def __init__(self, config: LaionPriorConfig) -> None:
         super().__init__()
         width, inner = config.clip_dim, config.mlp_ratio * config.clip_dim
-        self.norm = _norm(width)
+        self.norm = _norm(width, config.era == "B")
         self.hidden = nn.Linear(width, 2 * inner, bias=False)
-        self.norm_mid = _norm(inner) if config.mlp_norm else nn.Identity()
+        self.norm_mid = _norm(inner, config.era == "B") if config.mlp_norm else nn.Identity()
         self.out = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,8 +126,8 @@ class MLP(nn.Module):
 class LaionPrior(nn.Module):
     """caption · CLIP text embedding · time · noised z_i · one learned place to answer, each of width D.
 
-    The network works on embeddings of unit norm times √D. Captions are as long as the context: learned rows stand for
-    what is missing, and are looked at like words.
+    The network works on embeddings of unit norm times √D. Captions are as long as the context; see `Unsaid` for what
+    stands where they end.
     """
 
     def __init__(self, config: LaionPriorConfig) -> None:
@@ -118,15 +135,16 @@ class LaionPrior(nn.Module):
         self.config = config
         width = config.clip_dim
         self.answer = nn.Parameter(torch.randn(width) * 0.02)
-        self.padding = nn.Parameter(torch.randn(1, config.context, width) * 0.02)
-        if config.era == "D":  # what stands for no sentence, and for no picture beside it
+        if config.unsaid != "masked":
+            self.padding = nn.Parameter(torch.randn(1, config.context, width) * 0.02)
+        if config.unsaid == "nulls":  # no sentence, and no picture beside it
             self.null_text = nn.Parameter(torch.randn(1, 1, width) * 0.02)
             self.null_image = nn.Parameter(torch.randn(1, width) * 0.02)
         self.times = nn.Embedding(config.num_steps, width)
         self.bias = nn.Embedding(BUCKETS, config.heads)
         self.attentions = nn.ModuleList(Attention(config) for _ in range(config.layers))
         self.mlps = nn.ModuleList(MLP(config) for _ in range(config.layers))
-        self.norm = _norm(width)
+        self.norm = _norm(width, config.era != "A")
         self.out = nn.Linear(width, width, bias=False)
 
     @property
@@ -135,18 +153,26 @@ class LaionPrior(nn.Module):
         return math.sqrt(self.config.clip_dim)
 
     def condition(self, text: TextFeatures) -> Condition:
-        """Captions filled up with learned rows, and z_t after them: `sequence` (B, L + 1, D)."""
+        """Captions filled up, and z_t after them: `sequence` (B, L + 1, D), `mask` where places are hidden."""
         words = text.padded(self.config.context)
+        if self.config.unsaid == "masked":
+            shown = words.sequence.masked_fill(~words.mask[..., None], 1.0)  # zeros have no largest value to divide by
+            sequence = torch.cat([shown, words.pooled[:, None]], dim=1)
+            return Condition(sequence=sequence, mask=F.pad(words.mask, (0, 1), value=True))
         caption = torch.where(words.mask[..., None], words.sequence, self.padding)
         return Condition(sequence=torch.cat([caption, words.pooled[:, None]], dim=1))
 
     def null_condition(self, num: int) -> Condition:
         """The unconditional branch of guidance; `vector` (B, D) then stands for the noised embedding.
 
-        Raises UsageError in era C, which has none: its guidance was out of order.
+        Raises UsageError where there is none: guidance was out of order from 12 July to 23 August 2022.
         """
-        if self.config.era == "C":
-            raise UsageError("a prior of era C has no unconditional branch: its guidance must be 1")
+        if self.config.unsaid == "learned":
+            raise UsageError("this prior was trained without an unconditional branch: its guidance must be 1")
+        if self.config.unsaid == "masked":
+            places = self.config.context + 1
+            hidden = torch.zeros(num, places, dtype=torch.bool, device=self.answer.device)
+            return Condition(sequence=self.answer.new_ones(num, places, self.config.clip_dim), mask=hidden)
         sequence = torch.cat([self.padding, self.null_text], dim=1)
         return Condition(sequence=sequence.expand(num, -1, -1), vector=self.null_image.expand(num, -1))
 
@@ -156,16 +182,14 @@ class LaionPrior(nn.Module):
         noised = x_t if condition.vector is None else condition.vector
         tail = torch.stack([self.times(t), noised.to(self.answer.dtype), self.answer.expand_as(x_t)], dim=1)
         x = torch.cat([condition.sequence.to(tail.dtype), tail], dim=1)  # (B, L + 4, D)
-        bias = self._bias(x.shape[1])
+        bias = self._bias(x.shape[1], condition.mask)
         for attention, mlp in zip(self.attentions, self.mlps, strict=True):
             x = mlp(attention(x, bias))
-        x = x[:, -1].float()
-        x = self.norm(x / x.amax(dim=-1, keepdim=True))  # by its largest, sign and all
-        return self.out(x).float()
+        return self.out(self.norm(x[:, -1].float())).float()
 
-    def _bias(self, num: int) -> Tensor:
-        """Added to the scores (N, T, 1 + T): by how far before a token a key stands, T5's way (Raffel et al. 2019), and
-        what comes later hidden. The learned key counts as the first place."""
+    def _bias(self, num: int, mask: Tensor | None) -> Tensor:
+        """Added to the scores (N, T, 1 + T), or (B, N, T, 1 + T) with `mask` (B, L + 1): by how far before a token a
+        key stands, T5's way (Raffel et al. 2019). What comes later is hidden. The learned key is the first place."""
         device = self.bias.weight.device
         places = torch.arange(num + 1, device=device)
         distance = (places[:num, None] - places).clamp(min=0)  # (T, 1 + T)
@@ -173,9 +197,10 @@ class LaionPrior(nn.Module):
         share = (distance.clamp(min=1).float() / half).log() / math.log(FARTHEST / half)
         far = (half + (share * (BUCKETS - half)).long()).clamp(max=BUCKETS - 1)
         bias = self.bias(torch.where(distance < half, distance, far)).permute(2, 0, 1)  # (N, T, 1 + T)
-        later = places > places[:num, None] + 1
-        bias = bias * BIAS_SCALE if self.config.era == "C" else bias
-        return bias.masked_fill(later, torch.finfo(bias.dtype).min / 2)
+        hidden = places > places[:num, None] + 1
+        if mask is not None:  # of the keys between the learned one and time, z_i and answer
+            hidden = hidden | ~F.pad(F.pad(mask, (1, 0), value=True), (0, 3), value=True)[:, None, None]
+        return (bias * BIAS_SCALE[self.config.era]).masked_fill(hidden, torch.finfo(bias.dtype).min / 2)
 
 
 def _turned(x: Tensor) -> Tensor:

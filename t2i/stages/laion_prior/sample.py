@@ -30,7 +30,7 @@ def sample(
     Args:
         text: features of B sentences.
         streams: one random stream per sentence.
-        sampling: steps (a number) and guidance, 1 in era C; the sampler is its own.
+        sampling: steps (a number) and guidance, 1 where there is no null; the sampler is its own.
         num_candidates: embeddings drawn per sentence; the one nearest to the sentence's own is kept.
     """
     if num_candidates < 1:
@@ -85,7 +85,7 @@ def grid(model: LaionPrior, steps: str | int) -> list[int]:
     """Times from noise to data, ends included: evenly between 0, in era D -1, and the last, which is left out."""
     if not isinstance(steps, int) and not steps.isdecimal():
         raise ValueError(f"this prior takes a number of steps, got {steps!r}")
-    first, more = (0.0, 2) if model.config.era == "C" else (-1.0, 1)
+    first, more = (0.0, 2) if model.config.era != "D" else (-1.0, 1)
     if not 1 <= int(steps) < model.config.num_steps:
         raise ValueError(f"steps must lie in 1…{model.config.num_steps - 1}, got {steps}")
     return torch.linspace(first, model.config.num_steps, int(steps) + more)[:-1].int().tolist()[::-1]

@@ -17,7 +17,7 @@ from t2i.types import Batch, Condition, Encoder
 
 
 class LaionPriorOptions(Config):
-    """`drop` is how often sentence and noised embedding are replaced by the learned ones, in era D."""
+    """`drop` is how often sentence and noised embedding are replaced by the learned ones, if there are any."""
 
     drop: float = Field(0.1, ge=0, le=1)
 
@@ -46,7 +46,7 @@ class LaionPriorTask(nn.Module):
         step = upload(streams.integers(self.process.num_steps), device)
         x_t = self.process.q_sample(x_0, step, upload(streams.normal(x_0.shape[1]), device))
         condition = self.model.condition(text)
-        if self.model.config.era == "D":
+        if self.model.config.unsaid == "nulls":
             gone = upload(streams.uniform() < self.drop, device)[:, None]  # (B, 1)
             null = self.model.null_condition(len(x_0))
             assert null.sequence is not None
