@@ -87,7 +87,7 @@ class Bipartite(Upsampling):
         """
         model = self._invertible()
         invert = decoder.invert if isinstance(model, Decoder) else laion_decoder.invert
-        steps = self._check_steps("decoder", steps)
+        steps = self._plan({"decoder": steps}, None, "decoder").sampling["decoder"].steps
         if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 0:
             raise UsageError(f"corrections must be a whole number from 0, got {corrections!r}")
         pictures = read_pictures(image)

@@ -270,19 +270,19 @@ class DALLE2(Manipulations):
     def _decoder(self, call: Call, stage: str, rows: slice, on_step: Any, z_i: Tensor) -> Tensor:
         sampling, model = call.sampling[stage], self.parts["decoder"]
         prompts, negatives = call.rows["prompt"][rows], call.rows["negative_prompt"][rows]
-        said, unsaid = self._states(prompts, negatives)
         steering, streams = self.brought(call, stage, len(z_i)), Streams(call.seeds[rows], stage)
         x_T = call.brought.x_T[rows] if isinstance(call.brought, Latent) else None
         if isinstance(model, LaionDecoder):
             if any(negatives):
                 raise UsageError("LAION's decoder knows no negative prompts")
-            told = model.condition(z_i, said if x_T is None else None)
+            told = self._wordless(z_i) if x_T is not None else model.condition(z_i, self._states(prompts)[0])
             null = model.null_condition(len(z_i)) if sampling.guidance != 1 else None
             return laion_decoder.sample(
-                model, told, null, streams, sampling, steering=steering if call.brought else None, x_T=x_T,
+                model, told, null, streams, sampling, steering=steering if call.brought is not None else None, x_T=x_T,
                 callback=on_step,
             )  # fmt: skip
         assert isinstance(model, Decoder)
+        said, unsaid = self._states(prompts, negatives)
         condition = model.condition(*self._tokens(prompts), z_i, clip_text=said)
         null = None
         if sampling.guidance != 1:

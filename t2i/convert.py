@@ -97,10 +97,11 @@ def converted_weights(
         raise UsageError(f"network {network!r} is known; what is given (--set) is for unpublished networks alone")
     folders = [Path(path) for path in paths]
     layout = described(folders) if network is None and not given else None
-    state = _joined([read_weights(path) for path in folders], folders)
+    read = [_weights_and_version(path) for path in folders]
+    state = _joined([weights for weights, _ in read], folders)
     where, shapes = " + ".join(map(str, paths)), {key: tuple(value.shape) for key, value in state.items()}
     if layout is None and network is None and of_dalle2_pytorch(shapes):
-        layout = read_dalle2_pytorch(shapes, given, where)
+        layout = read_dalle2_pytorch(shapes, given, where, read[0][1])
     elif layout is None:
         layout = read_shapes(shapes, given, where) if given else recognise(shapes, where, network)
         for path in folders:
@@ -151,7 +152,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises DataError for what is missing, truncated, foreign or holds more than tensors.
     """
-    path = Path(path)
+    return _weights_and_version(Path(path))[0]
+
+
+def _weights_and_version(path: Path) -> tuple[dict[str, Tensor], str]:
+    """As `read_weights`, and the version of the library that wrote the file, if it says so."""
     if path.is_dir():
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
         if path.is_dir():
@@ -159,6 +164,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     with clear_errors(path), open(path, "rb"):
         pass
     data: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    version = data.get("version") if isinstance(data, dict) else None
     for _ in WRAPPERS:
         inner = [data[key] for key in WRAPPERS if isinstance(data, dict) and isinstance(data.get(key), dict)]
         data = inner[0] if inner else data
@@ -167,7 +173,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     named = isinstance(data, dict) and data and all(isinstance(key, str) for key in data)
     if not named or not all(isinstance(value, Tensor) for value in data.values()):
         raise DataError(f"{path}: expected a dictionary of tensors by name")
-    return data
+    return data, version if isinstance(version, str) else ""
 
 
 def _joined(states: Sequence[dict[str, Tensor]], paths: Sequence[Path]) -> dict[str, Tensor]:
@@ -200,7 +206,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     if _is_program(path):
-        raise DataError(f"{path}: a program (TorchScript), and code from a file is never run")
+        raise DataError(
+            f"{path}: a program (TorchScript), and code from a file is never run; OpenAI's CLIP is at "
+            "openai/clip-vit-large-patch14, in transformers' format"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:

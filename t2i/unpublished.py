@@ -4,6 +4,7 @@ must be told.
 C channels · L level · R residual blocks per level
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, cast
 
@@ -68,13 +69,13 @@ _NEEDED = {
 }  # fmt: skip
 
 
-TRAINED: dict[Era, str] = {
-    "A": "trained before 5 July 2022",
-    "B": "5 to 12 July 2022",
-    "C": "13 to 28 July 2022, such as LAION's prior/latest.pth and decoder/v1.0.2",
-    "D": "later",
+ERAS: dict[Era, tuple[str, str]] = {
+    "A": ("0.16.0", "up to version 0.16.0, until 4 July 2022"),
+    "B": ("0.23.2", "0.16.2 to 0.23.2, until 12 July"),
+    "C": ("1.4.0", "0.23.3 to 1.4.0, until 29 July, such as LAION's prior/latest.pth and decoder/v1.0.2"),
+    "D": ("2", "1.4.3 or later"),
 }
-"""When weights of DALLE2-pytorch are from, by era."""
+"""Eras of DALLE2-pytorch: the last version of each, and how to tell them."""
 
 
 class LaionFacts(Config):
@@ -90,12 +91,16 @@ def of_dalle2_pytorch(shapes: Mapping[str, Shape]) -> bool:
     return laion_prior.is_prior(shapes) or laion_decoder.is_decoder(shapes)
 
 
-def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where: str) -> Layout:
-    """The layout of a network of DALLE2-pytorch, of any size; arguments and errors as `read_shapes`."""
+def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where: str, version: str = "") -> Layout:
+    """The layout of a network of DALLE2-pytorch, of any size; arguments and errors as `read_shapes`, and the `version`
+    that some files tell."""
     facts, stage = load(None, given, LaionFacts), laion_prior if laion_prior.is_prior(shapes) else laion_decoder
     eras = stage.eras_of(shapes)
-    if (era := facts.era or (eras[0] if len(eras) == 1 else None)) is None:
-        choices = " or ".join(f"era={era} ({TRAINED[era]})" for era in eras)
+    told = _era_of(version)
+    if told not in (None, *eras):
+        raise DataError(f"{where}: of version {version}, era {told}, but only era {' or '.join(eras)} is read there")
+    if (era := facts.era or (eras[0] if len(eras) == 1 else told if told in eras else None)) is None:
+        choices = " or ".join(f"era={era} ({ERAS[era][1]})" for era in eras)
         raise UsageError(f"{where}: its keys do not tell how this network attends; give {choices}")
     if era not in eras:
         raise UsageError(f"{where}: era={era}, but its keys are those of era {' or '.join(eras)}")
@@ -106,6 +111,14 @@ def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where
             return laion_decoder.read(NAME, shapes, cast("laion_decoder.Era", era), facts.image_size)
     except KeyError as error:
         raise DataError(f"{where}: not a whole network; it lacks {error}") from None
+
+
+def _era_of(version: str) -> Era | None:
+    """The era of a version of DALLE2-pytorch, such as "1.1.0"; None if it tells none."""
+    if not re.fullmatch(r"\d+(\.\d+)*", version):
+        return None
+    numbers = [[int(n) for n in text.split(".")] for text in (version, *(last for last, _ in ERAS.values()))]
+    return next((era for era, last in zip(ERAS, numbers[1:], strict=True) if numbers[0] <= last), None)
 
 
 def is_flat(shapes: Mapping[str, Shape]) -> bool:

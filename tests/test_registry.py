@@ -26,9 +26,7 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "clip": small_clip,
     "prior": small_prior,
     "ar_prior": ar_prior,
-    "laion_prior": lambda: LaionPrior(
-        LaionPriorConfig(era="D", unsaid="nulls", clip_dim=32, layers=2, heads=2, head_width=8)
-    ).eval(),
+    "laion_prior": lambda: LaionPrior(LaionPriorConfig(era="D", clip_dim=32, layers=2, heads=2, head_width=8)).eval(),
     "laion_decoder": lambda: LaionDecoder(
         LaionDecoderConfig(
             era="D",

@@ -65,7 +65,7 @@ def test_what_these_stages_cannot_do_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             whole("a red cube", progress=False, **bad)
-    guided = pipe(era="D", unsaid="nulls")("a red cube", seed=0, guidance={"prior": 2.0}, progress=False)
+    guided = pipe(era="D")("a red cube", seed=0, guidance={"prior": 2.0}, progress=False)
     assert guided.images[0].size == (64, 64)
     assert small_prior().config.unit_norm
 
@@ -76,8 +76,11 @@ def test_pictures_are_taken_apart_and_edited() -> None:
     x_0, model = from_pil(picture), whole.parts["decoder"]
     process = process_of(model)  # type: ignore[arg-type]
 
+    told: list[Condition] = []
+
     def best(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Knows data from N(0, 0.5²) exactly."""
+        told.append(condition)
         signal, sigma = process.at("sqrt_alpha_bar", t, x), process.at("sqrt_one_minus_alpha_bar", t, x)
         eps = x * sigma / (0.25 * signal**2 + sigma**2)
         return torch.cat([eps, torch.zeros_like(x)], dim=1)
@@ -90,6 +93,11 @@ def test_pictures_are_taken_apart_and_edited() -> None:
 
     assert error(50) < 0.5 * error(5)
     assert error(50) < 1e-3
+    z_i = whole.embed(picture)
+    wordless = model.condition(z_i)  # type: ignore[operator]
+    for condition in told:  # on both ways
+        torch.testing.assert_close(condition.vector, wordless.vector)
+        torch.testing.assert_close(condition.sequence, wordless.sequence)
     latent = whole.encode(picture, steps=5, progress=False)
     two = whole.variations(latent, 2, steps=5, seed=3, stop_after="decoder", progress=False)
     assert two.images[0].tobytes() != two.images[1].tobytes()
@@ -101,3 +109,12 @@ def test_pictures_are_taken_apart_and_edited() -> None:
     ]
     far = [float((from_pil(out.images[0]) - x_0).abs().mean()) for out in changed]
     assert far[0] < 1 / 127 < far[1] < far[2]
+    with pytest.raises(UsageError, match="steps of decoder: this decoder takes a number of steps"):
+        whole.encode(picture, steps="ddim50", progress=False)
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (8, 8, 24, 24))
+    filled = whole.inpaint(picture, mask, "a red cube", seed=1, stop_after="decoder", progress=False).images[0]
+    kept = torch.ones(3, 32, 32, dtype=torch.bool)
+    kept[:, 8:24, 8:24] = False
+    assert torch.equal(from_pil(filled)[kept], x_0[kept])
+    assert not torch.equal(from_pil(filled)[~kept], x_0[~kept])

@@ -96,7 +96,7 @@ def test_the_published_key_list_loads_strictly() -> None:
 
 def test_the_era_is_asked_for_where_keys_cannot_tell(tmp_path: Path) -> None:
     old, new = weights(load(CASES[0][0])), weights(load(CASES[2][0]))
-    torch.save({"model": old, "version": "1.1.0", "config": {"unet": {"dim": 16}}}, tmp_path / "old.pth")
+    torch.save({"model": old, "config": {"unet": {"dim": 16}}}, tmp_path / "old.pth")
     torch.save(new, tmp_path / "new.pth")
     with pytest.raises(UsageError, match=r"old\.pth: .*give era=C .* or era=D"):
         convert_files([tmp_path / "old.pth"], tmp_path / "out")
@@ -104,6 +104,13 @@ def test_the_era_is_asked_for_where_keys_cannot_tell(tmp_path: Path) -> None:
     assert done.stage == "laion_decoder"
     model: Any = load_stage(tmp_path / "out", expect="laion_decoder")
     assert (model.config.era, model.config.image_size, model.config.fold) == ("C", 16, False)
+    for version, era in (("1.1.0", "C"), ("1.4.3", "D")):
+        torch.save({"model": old, "version": version}, tmp_path / f"{version}.pth")
+        convert_files([tmp_path / f"{version}.pth"], tmp_path / version, given=["image_size=16"])
+        assert load_stage(tmp_path / version).config.era == era  # type: ignore[union-attr]
+    torch.save({"model": old, "version": "0.20.0"}, tmp_path / "older.pth")
+    with pytest.raises(DataError, match=r"of version 0\.20\.0, era B, but only era C or D is read there"):
+        convert_files([tmp_path / "older.pth"], tmp_path / "other")
     convert_files([tmp_path / "new.pth"], tmp_path / "new", given=["image_size=16"])
     later: Any = load_stage(tmp_path / "new")
     assert (later.config.era, later.config.fold) == ("D", True)

@@ -16,7 +16,7 @@ from t2i.diffusion.sampling import Sampling
 from t2i.errors import UsageError
 from t2i.registry import load_stage
 from t2i.stages.laion_prior.convert import config_from, layout
-from t2i.stages.laion_prior.model import LaionPrior, LaionPriorConfig
+from t2i.stages.laion_prior.model import LaionPrior, LaionPriorConfig, LargestNorm
 from t2i.stages.laion_prior.sample import chain, grid, nearest
 from t2i.types import Condition, TextFeatures
 
@@ -100,7 +100,7 @@ def test_published_key_lists_load_strictly(manifest: str, era: str, count: int) 
 
 def test_the_era_is_asked_for_where_keys_cannot_tell(tmp_path: Path) -> None:
     old, new = (load(f"dev-d2p-prior-era-{era}") for era in "cd")
-    torch.save({"ema_model": weights(old), "model": {"w": torch.zeros(1)}, "version": "1.1.0"}, tmp_path / "old.pth")
+    torch.save({"ema_model": weights(old), "model": {"w": torch.zeros(1)}}, tmp_path / "old.pth")
     torch.save(weights(new), tmp_path / "new.pth")
     with pytest.raises(UsageError, match=r"old\.pth: .*give era=B .* era=C .* or era=D"):
         convert_files([tmp_path / "old.pth"], tmp_path / "out")
@@ -127,7 +127,7 @@ def older(case: dict[str, Any], gain: str = "g") -> dict[str, Tensor]:
     state = {k.replace(".g", f".{gain}"): v for k, v in weights(case).items() if k != "net.null_text_embed"}
     if gain == "gamma":
         state |= {k.replace(".gamma", ".beta"): torch.zeros_like(v) for k, v in state.items() if k.endswith(".gamma")}
-        state |= {f"noise_scheduler.{k}": torch.ones(9) for k in ("betas", "sqrt_recipm1_alphas_cumprod")}
+        state |= {k: torch.ones(9) for k in ("betas", "sqrt_recipm1_alphas_cumprod", "posterior_mean_coef1")}
     return state
 
 
@@ -150,9 +150,14 @@ def test_eras_a_and_b_differ_from_c_by_the_scale_of_the_bias(era: str, gain: str
     torch.testing.assert_close(model(i["x"], i["t"], model.condition(features)), want, rtol=2e-3, atol=2e-3)
 
 
-def test_norms_of_era_b_divide_by_the_largest_value_and_its_sign() -> None:
+def test_norms_divide_by_the_largest_value_and_its_sign_where_they_did() -> None:
+    for era, count in {"A": 0, "B": 4 * 2 + 1, "C": 1, "D": 1}.items():
+        config = LaionPriorConfig(era=era, clip_dim=8, layers=2, heads=1, head_width=2)  # type: ignore[arg-type]
+        found = [name for name, part in LaionPrior(config).named_modules() if isinstance(part, LargestNorm)]
+        assert len(found) == count
+        assert count != 1 or found == ["norm"]
     x = torch.tensor([[-3.0, -1.0, -2.0], [3.0, 1.0, 2.0]])
-    model = LaionPrior(LaionPriorConfig(era="B", unsaid="masked", clip_dim=3, layers=1, heads=1, head_width=2))
+    model = LaionPrior(LaionPriorConfig(era="B", clip_dim=3, layers=1, heads=1, head_width=2))
     negative, positive = model.attentions[0].norm(x)
     torch.testing.assert_close(negative, positive, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(positive, torch.tensor([1.0, -1.0, 0.0]) * 1.5**0.5, rtol=1e-3, atol=1e-3)
@@ -161,7 +166,7 @@ def test_norms_of_era_b_divide_by_the_largest_value_and_its_sign() -> None:
 @torch.no_grad()
 def test_places_without_a_word_are_hidden_in_eras_a_and_b(random_text: TextFeatures) -> None:
     torch.manual_seed(0)
-    config = LaionPriorConfig(era="A", unsaid="masked", clip_dim=16, context=9, layers=2, heads=2, head_width=8)
+    config = LaionPriorConfig(era="A", clip_dim=16, context=9, layers=2, heads=2, head_width=8)
     model, x = LaionPrior(config).eval(), torch.randn(2, 16)
     t = torch.tensor([3, 900])
     said = model(x, t, model.condition(random_text))
@@ -180,15 +185,31 @@ def test_places_without_a_word_are_hidden_in_eras_a_and_b(random_text: TextFeatu
 
 
 @pytest.mark.parametrize(
-    ("gain", "eras"), [("gamma", ""), ("g", "era=A .*or era=B"), ("padding", "era=B .*era=C .*era=D")]
+    ("gain", "eras", "want"),
+    [
+        ("gamma", "", ("A", "masked")),
+        ("g", "era=A .*or era=B", ("B", "masked")),
+        ("padding", "era=B .*era=C .*era=D", ("D", "learned")),
+    ],
 )
-def test_older_files_tell_their_era_or_ask_for_it(gain: str, eras: str, tmp_path: Path) -> None:
+def test_older_files_tell_their_era_or_ask_for_it(gain: str, eras: str, want: tuple[str, str], tmp_path: Path) -> None:
     case = load("dev-d2p-prior-era-c")
-    torch.save(weights(case) if gain == "padding" else older(case, gain), tmp_path / "prior.pth")
+    state = weights(case) if gain == "padding" else older(case, gain)
+    torch.save(state, tmp_path / "prior.pth")
     if eras:
         with pytest.raises(UsageError, match=eras):
             convert_files([tmp_path / "prior.pth"], tmp_path / "out")
-    convert_files([tmp_path / "prior.pth"], tmp_path / "out", given=["era=B"] if eras else [])
+    convert_files([tmp_path / "prior.pth"], tmp_path / "out", given=[f"era={want[0]}"] if eras else [])
     config: Any = load_stage(tmp_path / "out").config
-    want = {"gamma": ("A", "masked"), "g": ("B", "masked"), "padding": ("B", "learned")}[gain]
     assert (config.era, config.unsaid) == want
+    version = {"A": "0.15.4", "B": "0.23.0", "D": "1.8.4"}[want[0]]
+    torch.save({"model": state, "version": version}, tmp_path / "told.pth")
+    convert_files([tmp_path / "told.pth"], tmp_path / "told")
+    assert load_stage(tmp_path / "told").config == config
+
+
+def test_an_era_knows_only_its_own_ways_of_saying_nothing() -> None:
+    usual = {era: LaionPriorConfig(era=era).unsaid for era in ("A", "B", "C", "D")}  # type: ignore[arg-type]
+    assert usual == {"A": "masked", "B": "masked", "C": "learned", "D": "nulls"}
+    with pytest.raises(ValueError, match="unsaid=nulls, but in era A it was masked"):
+        LaionPriorConfig(era="A", unsaid="nulls")

@@ -17,10 +17,11 @@ from t2i.types import Batch, Condition, Encoder
 
 
 class LaionDecoderOptions(Config):
-    """`drop` is how often embedding and sentence are replaced by the learned ones, together; `kind` as in
-    `training_losses`; `sampling` is how the sample grids are drawn."""
+    """`drop` and `text_drop` are how often embedding and sentence are replaced by the learned ones, each by itself;
+    `kind` as in `training_losses`; `sampling` is how the sample grids are drawn."""
 
     drop: float = Field(0.1, ge=0, le=1)
+    text_drop: float = Field(0.5, ge=0, le=1)
     kind: LossKind = "hybrid"
     sampling: Sampling = Sampling(steps=25, guidance=2.0)
 
@@ -51,13 +52,18 @@ class LaionDecoderTask(nn.Module):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
         x_0, streams = batch["image"], Streams(batch["seed"], "laion_decoder")
-        gone = upload(streams.uniform() < self.options.drop, x_0.device)[:, None]  # (B, 1)
+        gone, wordless = (
+            upload(streams.uniform() < share, x_0.device)[:, None]  # (B, 1)
+            for share in (self.options.drop, self.options.text_drop)
+        )
         said, null = self.condition(batch), self.model.null_condition(len(x_0))
         assert said.vector is not None and said.sequence is not None  # noqa: PT018
         assert null.vector is not None and null.sequence is not None  # noqa: PT018
+        is_text = torch.arange(said.sequence.shape[1], device=x_0.device) >= self.model.config.num_clip_tokens  # (L,)
+        dropped = torch.where(is_text, wordless, gone)  # (B, L)
         condition = Condition(
             vector=torch.where(gone, null.vector, said.vector),
-            sequence=torch.where(gone[..., None], null.sequence, said.sequence),
+            sequence=torch.where(dropped[..., None], null.sequence, said.sequence),
         )
         step = upload(streams.integers(self.process.num_steps), x_0.device)
         noise = upload(streams.normal(*x_0.shape[1:]), x_0.device)

@@ -5,6 +5,6 @@ In: what a frozen CLIP says of a sentence, `TextFeatures`. Out: CLIP image embed
     t2i convert latest.pth --out FOLDER --set era=C           read published weights (`t2i.stages.laion_prior.convert`)
     t2i.stages.laion_prior.sample.sample(prior, text, …)      draw embeddings, best of two by default
 
-Its attention changed three times while its key names stayed, so a checkpoint must say from when it is: `era` in the
-config.
+Its attention changed three times, and keys tell that only in part, so a checkpoint must say from when it is: `era` in
+the config.
 """

@@ -1,6 +1,7 @@
-"""Reading priors of DALLE2-pytorch into `LaionPrior`, of any size: all but the era shows in their keys and shapes.
+"""Reading priors of DALLE2-pytorch into `LaionPrior`, of any size: all but the era shows in their keys and shapes, and
+before 0.23.1 how many places a caption has; those of OpenAI's CLIP, 77, are assumed.
 
-Eras C and D give the reference's numbers; A and B follow its source, and no numbers of theirs are known.
+Versions 1.1.0 (era C) and 1.15.6 (era D) give the reference's numbers; others follow what its source says.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from t2i.stages.laion_prior.presets import PRESETS
 
 _TABLES = r"noise_scheduler\..*|betas|\w*alphas_cumprod\w*|posterior_\w+|p2_loss_weight"
 _IGNORED = rf"clip\..*|{_TABLES}|.*\.rotary_emb\.freqs|.*\.beta"  # a beta was a buffer of zeros
+_CONTEXT = 77
 _LAYER = "net.causal_transformer.layers"
 _PADDING: dict[Unsaid, str] = {"nulls": "net.null_text_encodings", "learned": "net.null_text_embed"}
 
@@ -22,8 +24,8 @@ def layouts() -> Iterator[Layout]:
 
 
 def layout(name: str, config: LaionPriorConfig, gain: str = "g") -> Layout:
-    """The file of a prior, with what it calls the `gain` of a norm, "gamma" before 5 July 2022; a whole CLIP, tables of
-    the schedule and rotary frequencies in it say nothing."""
+    """The file of a prior, with what it calls the `gain` of a norm, "gamma" before 0.16.0; a whole CLIP, tables of the
+    schedule and rotary frequencies in it say nothing."""
     return Layout("laion_prior", name, config, LaionPrior, tuple(_entries(config, gain)), _IGNORED)
 
 
@@ -54,7 +56,7 @@ def config_from(shapes: Mapping[str, Shape], era: Era) -> LaionPriorConfig:
         era=era,
         unsaid=unsaid,
         clip_dim=width,
-        context=shapes[_PADDING[unsaid]][1] if unsaid in _PADDING else 77,
+        context=shapes[_PADDING[unsaid]][1] if unsaid in _PADDING else _CONTEXT,
         layers=1 + max(int(key.split(".")[3]) for key in shapes if key.startswith(f"{_LAYER}.")),
         heads=shapes["net.causal_transformer.rel_pos_bias.relative_attention_bias.weight"][1],
         head_width=shapes[f"{first}.0.null_kv"][1],

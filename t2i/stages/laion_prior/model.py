@@ -4,7 +4,7 @@ B batch · L caption tokens · D width of CLIP embeddings and of the model · N 
 """
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,22 @@ from t2i.errors import UsageError
 from t2i.types import Condition, TextFeatures
 
 Era = Literal["A", "B", "C", "D"]
-"""How it attends and norms, by when it was trained in 2022.
+"""How it attends and norms, by the version of the library that trained it.
 
-A, before 5 July: softmax(q·k / √d + bias). B, until 12 July: with 1024 · bias, and every norm divides by the largest of
-a row first. C, until 28 July: with 128 · bias, and so does the last norm alone. D, later: softmax(16 · q̂·k̂ + bias) with
-q̂, k̂ of unit norm, and the last norm as in C.
+A, to 0.16.0: softmax(q·k / √d + bias). B, to 0.23.2: with 1024 · bias, and every norm divides by the largest of a row
+first. C, to 1.4.0: with 128 · bias, and so does the last norm alone. D, from 1.4.3: softmax(16 · q̂·k̂ + bias) with q̂, k̂
+of unit norm, and the last norm as in C.
 """
 Unsaid = Literal["masked", "learned", "nulls"]
-"""What stands where nothing is said. "masked", until 11 July 2022: nothing, places without a word are hidden, and for
-guidance the whole sentence. "learned": a row for each place, and no guidance. "nulls", since 23 August: for guidance a
-learned sentence, and a picture beside it, as well."""
+"""What stands where nothing is said. "masked", before 0.23.1: nothing; places without a word are hidden, and for
+guidance the whole sentence, which is of use only if training hid it now and then. "learned": a row for each place, and
+no guidance. "nulls", from 1.9.0: for guidance a learned sentence, and a picture beside it, as well."""
+_UNSAID: dict[Era, tuple[Unsaid, ...]] = {
+    "A": ("masked",),
+    "B": ("masked", "learned"),
+    "C": ("learned",),
+    "D": ("nulls", "learned"),
+}
 ROTARY = 32  # dimensions of a head that are turned, at most
 BUCKETS, FARTHEST = 32, 128  # of the bias by distance
 BIAS_SCALE: dict[Era, float] = {"A": 1.0, "B": 1024.0, "C": 128.0, "D": 1.0}
@@ -35,7 +41,8 @@ COSINE_SCALE = 16.0  # era D
 
 class LaionPriorConfig(Config):
     """`clip_dim` is CLIP's, of embeddings and of text states; `clip_mark` as in `PriorConfig`; `mlp_ratio` is the
-    hidden width of the MLP over `clip_dim`, `mlp_norm` a norm in the middle of it."""
+    hidden width of the MLP over `clip_dim`, `mlp_norm` a norm in the middle of it; `unsaid` follows from the
+    era unless given."""
 
     era: Era
     unsaid: Unsaid = "learned"
@@ -50,8 +57,16 @@ class LaionPriorConfig(Config):
     schedule: Literal["linear", "cosine"] = "cosine"
     num_steps: int = Field(1000, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        usual = {era: unsaid[0] for era, unsaid in _UNSAID.items()}.get(given.get("era"))
+        return {"unsaid": usual, **given} if usual else given
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.unsaid not in _UNSAID[self.era]:
+            raise ValueError(f"unsaid={self.unsaid}, but in era {self.era} it was {' or '.join(_UNSAID[self.era])}")
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width} is odd, but its dimensions are turned in pairs")
         return self
@@ -165,7 +180,7 @@ class LaionPrior(nn.Module):
     def null_condition(self, num: int) -> Condition:
         """The unconditional branch of guidance; `vector` (B, D) then stands for the noised embedding.
 
-        Raises UsageError where there is none: guidance was out of order from 12 July to 23 August 2022.
+        Raises UsageError where there is none: guidance was out of order from 0.23.1 to 1.8.4.
         """
         if self.config.unsaid == "learned":
             raise UsageError("this prior was trained without an unconditional branch: its guidance must be 1")

@@ -1,4 +1,4 @@
-"""Drawing image embeddings from sentences, as DALLE2-pytorch does.
+"""Drawing image embeddings from sentences, as DALLE2-pytorch does; in eras A and B, which drew by all steps, as in C.
 
 B batch · D width of CLIP embeddings
 """

@@ -3,6 +3,8 @@
 B batch · D width of CLIP embeddings
 """
 
+from dataclasses import replace
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,7 +19,8 @@ from t2i.types import Batch, Condition, Encoder
 
 
 class LaionPriorOptions(Config):
-    """`drop` is how often sentence and noised embedding are replaced by the learned ones, if there are any."""
+    """`drop` is how often nothing is said, for guidance, if the prior knows that: the sentence is hidden, or it and the
+    noised embedding are replaced by the learned ones."""
 
     drop: float = Field(0.1, ge=0, le=1)
 
@@ -46,8 +49,10 @@ class LaionPriorTask(nn.Module):
         step = upload(streams.integers(self.process.num_steps), device)
         x_t = self.process.q_sample(x_0, step, upload(streams.normal(x_0.shape[1]), device))
         condition = self.model.condition(text)
-        if self.model.config.unsaid == "nulls":
-            gone = upload(streams.uniform() < self.drop, device)[:, None]  # (B, 1)
+        gone = upload(streams.uniform() < self.drop, device)[:, None]  # (B, 1)
+        if condition.mask is not None:
+            condition = replace(condition, mask=condition.mask & ~gone)
+        elif self.model.config.unsaid == "nulls":
             null = self.model.null_condition(len(x_0))
             assert null.sequence is not None
             assert null.vector is not None
