@@ -10,6 +10,7 @@ What it does with pictures stands in `manipulations.py`.
 Legend: N pictures · D width of CLIP embeddings · S side of a picture in pixels.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -79,12 +80,13 @@ class DALLE2(Manipulations):
         self._tokenizer = spelled.build() if spelled is not None else None
 
     def follow(self, preset: str) -> None:
-        """Sample as others sample this chain: steps, guidance, samplers and candidates of every stage, and how far the
-        prior's standardised x_0 is clamped.
+        """Sample as others sample this chain: steps, guidance, samplers and candidates of the stages that they have,
+        how far the prior's standardised x_0 is clamped, and the variance of its steps.
 
         All of them guide by null + s · (conditional - null) before they clamp, and null is the empty sentence. What is
         not theirs is the noise: a picture's is drawn from its own seed, whatever the batch, so seeds do not carry over.
-        A prior of codes, or LAION's, clamps nothing.
+        A prior of codes, or LAION's, clamps nothing. A prior that `t2i calibrate` has not measured keeps its variances
+        under "paper", with a warning; the others forget what it measured.
 
         Args:
             preset: "karlo" (clamp 10), "diffusers" (5, and fewer steps), "laion" (none) or "paper" (none; Ramesh et
@@ -95,13 +97,22 @@ class DALLE2(Manipulations):
         known = presets()
         if preset not in known:
             raise UsageError(f"unknown preset {preset!r}; known: {', '.join(known)}{did_you_mean(preset, known)}")
-        chosen = self._completed(known[preset]["settings"])
+        own, theirs = self.settings, known[preset]["settings"]  # type: ignore[has-type]
+        chosen = self._completed({what: {**own[what], **theirs.get(what, {})} for what in own})
         try:
             DALLE2(self.parts, chosen)
         except UsageError as error:
             raise UsageError(f"preset {preset!r} is not for this model: {error}") from error
         if isinstance(drawn := self.parts.get("prior"), Prior):
-            drawn.config = drawn.config.model_copy(update={"clamp": known[preset]["clamp"]})
+            changes = dict(known[preset]["prior"])
+            if changes["variance"] != "analytic":
+                drawn.x_0_variance = None
+            elif drawn.x_0_variance is None:
+                changes["variance"] = drawn.config.variance
+                warnings.warn(
+                    f"preset {preset!r}: this prior lacks the variances that t2i calibrate measures", stacklevel=2
+                )
+            drawn.config = drawn.config.model_copy(update=changes)
         self.settings, self.preset = chosen, preset
 
     def __call__(  # type: ignore[override]

@@ -35,7 +35,7 @@ def checkpoint(name: str) -> dict[str, Any]:
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """How others sample unCLIP's chain, by name: `settings` of a pipeline, and the `clamp` of its prior."""
+    """How others sample unCLIP's chain, by name: `settings` of a pipeline, and keys of its prior's config."""
     return _tables()["presets"]
 
 

@@ -125,12 +125,16 @@ def _config(path: str) -> str:
     line = f"{path}: {type(part).__name__}, {count / 1e6:.2f} M parameters, {size / 2**20:.1f} MiB in {run.save_dtype}"
     if (found := cost(part)) is None:
         return line
+    if hasattr(config, "num_codes"):
+        return f"{line}, {_flops(found.once + found.step)} per picture of {config.num_codes} codes"
     line += f", {_flops(found.step)} per evaluation"
     if (sampling := getattr(run.task, "sampling", None)) is None:
         return line
+    passes = 2 if run.stage == "prior" else 1  # of two embeddings the better is kept (Ramesh et al. 2022, section 2.2)
     steps, guided = len(respaced_steps(sampling.steps, run.model.num_steps)), sampling.guidance != 1  # type: ignore[attr-defined]
-    whole = found.of(sampling, run.model.num_steps)  # type: ignore[attr-defined]
-    return f"{line}, {_flops(whole)} per picture of {steps} {'guided ' if guided else ''}steps"
+    whole = found.of(sampling, run.model.num_steps, passes)  # type: ignore[attr-defined]
+    times = "2 × " if passes == 2 else ""
+    return f"{line}, {_flops(whole)} per picture of {times}{steps} {'guided ' if guided else ''}steps"
 
 
 def _chosen(settings: Mapping[str, Mapping[str, Any]], place: str) -> str:

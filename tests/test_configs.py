@@ -12,6 +12,7 @@ from t2i.assets import asset
 from t2i.errors import UsageError
 from t2i.recipe import complete, fitted, load_run, train
 from t2i.registry import load_stage, stage
+from t2i.stages.ar_prior.model import ArPrior
 from t2i.stages.clip.model import ClipConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 
@@ -68,6 +69,9 @@ def test_dalle2_is_table_3(name: str) -> None:
     found = (t.batch_size, t.steps, o.lr, o.betas[1], o.eps, o.weight_decay, t.ema[0])
     assert (sum(p.numel() for p in model.parameters()), *found) == DALLE2[name]
     assert o.betas[0] == 0.9
+    if isinstance(model, ArPrior):  # its two transformers, which are all that the table speaks of
+        parts = (model.text_encoder, model.transformer)
+        assert [sum(p.numel() for p in part.parameters()) for part in parts] == [1_208_598_528, 797_961_216]
     if name == "decoder":  # the U-Net with its ports for CLIP, and the text transformer without its table of words
         text = model.text
         words, ends = text.tokens.weight.numel(), text.positions.numel() + text.padding.numel()

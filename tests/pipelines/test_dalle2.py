@@ -6,6 +6,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from t2i.errors import DataError, NonFiniteError, UsageError
 from t2i.images import read_recipe
 from t2i.pipeline import Pipeline
 from t2i.pipelines.dalle2 import DALLE2
+from t2i.stages.prior.model import Prior
 
 
 def pixels(image: object) -> np.ndarray:
@@ -216,7 +218,8 @@ def test_presets_sample_as_others_do(pipe: DALLE2, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     opened = partial(Pipeline.from_pretrained, tmp_path, device="cpu")
     few = {"steps": {"prior": 3, "decoder": 2}, "stop_after": "decoder", "seed": 1, "progress": False}
-    paper = opened(preset="paper")
+    with pytest.warns(UserWarning, match="'paper': this prior lacks the variances that t2i calibrate measures"):
+        paper = opened(preset="paper")
     assert paper.settings == {
         "steps": {"prior": 64, "decoder": 250, "up256": "fast27", "up1024": 15},  # table 3
         "guidance": {"prior": 1.0, "decoder": 1.25},
@@ -232,6 +235,34 @@ def test_presets_sample_as_others_do(pipe: DALLE2, tmp_path: Path) -> None:
     again = Pipeline.from_pretrained(tmp_path / "paper", device="cpu")("a red cube", **few)
     assert again[0].tobytes() == out[0].tobytes()
     assert "preset" not in again.recipe
+
+
+def test_a_preset_says_nothing_of_stages_it_lacks(pipe: DALLE2) -> None:
+    own = copy.copy(pipe)
+    own.settings = {**pipe.settings, "steps": {**pipe.settings["steps"], "up1024": 5}}
+    own.parts = pipe.parts | {"prior": copy.deepcopy(pipe.parts["prior"])}
+    own.follow("karlo")
+    assert own.settings["steps"] == {"prior": 25, "decoder": 50, "up256": 7, "up1024": 5}
+
+
+def test_the_paper_draws_with_analytic_variances(pipe: DALLE2, tmp_path: Path) -> None:
+    """Where they were measured; the others draw without them, and save nothing of them."""
+    measured = copy.copy(pipe)
+    known: Any = pipe.parts["prior"]
+    prior = Prior(known.config.model_copy(update={"variance": "analytic"})).eval()
+    prior.load_state_dict(known.state_dict() | {"x_0_variance": torch.full((known.config.num_steps,), 0.5)})
+    measured.parts = pipe.parts | {"prior": prior}
+    measured.save_pretrained(tmp_path / "model")
+    drawn = {}
+    for preset in ("paper", "laion"):
+        chosen: Any = Pipeline.from_pretrained(tmp_path / "model", device="cpu", dtype="float32", preset=preset)
+        drawn[preset] = chosen("a red cube", seed=1, steps={"prior": 6}, stop_after="prior", progress=False).embeddings
+        chosen.save_pretrained(tmp_path / preset)
+        again: Any = Pipeline.from_pretrained(tmp_path / preset, device="cpu", dtype="float32")
+        assert again.parts["prior"].config.variance == {"paper": "analytic", "laion": "fixed_small"}[preset]
+        same = again("a red cube", seed=1, steps={"prior": 6}, stop_after="prior", progress=False).embeddings
+        assert torch.equal(same, drawn[preset])
+    assert not torch.equal(drawn["paper"], drawn["laion"])
 
 
 def test_only_the_clamp_tells_two_presets_apart(pipe: DALLE2, tmp_path: Path) -> None:
@@ -251,7 +282,7 @@ def test_presets_that_cannot_be_are_one_clear_line(pipe: DALLE2, monkeypatch: py
     before = pipe.settings
     with pytest.raises(UsageError, match=r"unknown preset 'papers'.*did you mean 'paper'"):
         pipe.follow("papers")
-    short = {"paper": {"clamp": None, "settings": {"steps": {"decoder": 5000}}}}
+    short = {"paper": {"prior": {}, "settings": {"steps": {"decoder": 5000}}}}
     monkeypatch.setattr("t2i.pipelines.dalle2.presets", lambda: short)
     with pytest.raises(UsageError, match=r"'paper' is not for this model.*5000"):
         pipe.follow("paper")

@@ -4,7 +4,6 @@ B batch · D width of CLIP embeddings
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from t2i.diffusion.process import Process
@@ -58,5 +57,5 @@ def sample(
         )  # fmt: skip
         candidates.append(model.restore(x_0))
     z_i = torch.stack(candidates)  # (N, B, D)
-    best = F.cosine_similarity(z_i, text.pooled, dim=-1).argmax(dim=0)  # (B,)
+    best = (z_i * text.pooled).sum(dim=-1).argmax(dim=0)  # (B,)
     return z_i[best, torch.arange(len(best), device=best.device)]  # (B, D)
