@@ -18,11 +18,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from t2i.call import Call, Callback, Output, Plan, sentences
+from t2i.call import Call, Callback, Output, Plan, prompts_of, sentences
 from t2i.errors import DataError, UsageError, did_you_mean
 from t2i.hub import presets
 from t2i.images import to_pil
-from t2i.known import Known, Latent, read_known, read_start
+from t2i.known import Known, Latent, Start, read_embeddings, read_known, read_start
 from t2i.pipelines.manipulations import Manipulations
 from t2i.registry import one_line
 from t2i.seed import Streams
@@ -247,10 +247,43 @@ class DALLE2(Manipulations):
         )
         return self._output(call, cut, task="edit")
 
+    def decode(
+        self,
+        embeddings: Tensor,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        seed: int | Sequence[int] | None = None,
+        steps: int | str | Mapping[str, int | str] | None = None,
+        guidance: float | Mapping[str, float] | None = None,
+        sampler: str | Mapping[str, str] | None = None,
+        stop_after: str | None = None,
+        callback: Callback | None = None,
+        progress: bool = True,
+        max_batch: int = 8,
+    ) -> Output:
+        """Draw pictures of embeddings, without the prior.
+
+        Args:
+            embeddings: (N, D), one for each picture, such as `embed(pictures)` or a call up to "prior" gives.
+            prompt: told the decoder beside them, one for all or one for each; None for nothing.
+
+        Others as in a call, which draws the same pictures from the same embeddings, prompts and seeds.
+        """
+        self.check_pictures()
+        plan = self.plan(steps, guidance, sampler, stop_after, self.drawing[1:])
+        z_i = read_embeddings(embeddings, self.clip.dim, self.clip.config.unit_norm)
+        said, cut = prompts_of(prompt, *self._readers) if prompt is not None else ([""], [False])
+        if len(said) not in (1, len(z_i)):
+            raise UsageError(f"{len(said)} prompts for {len(z_i)} embeddings")
+        num = len(z_i) // len(said)
+        rows = {"prompt": said * num, "negative_prompt": [""] * len(z_i)}
+        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=z_i)
+        return self._output(call, cut * num, task="decode")
+
     def _draw(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """The story itself: embeddings (N, D), and pictures (N, 3, S, S) in [-1, 1] unless it stops before."""
-        if isinstance(call.brought, Latent):
-            z_i, x = call.brought.z_i.to(self.device), None
+        if isinstance(call.brought, Latent | Tensor):
+            z_i, x = (call.brought.z_i if isinstance(call.brought, Latent) else call.brought).to(self.device), None
         elif "prior" in call.sampling:
             z_i, x = self.each(call, "prior", self._prior), None  # (N, D)
         else:
@@ -286,12 +319,12 @@ class DALLE2(Manipulations):
         if isinstance(model, LaionDecoder):
             if any(negatives):
                 raise UsageError("LAION's decoder knows no negative prompts")
-            told = self._wordless(z_i) if x_T is not None else model.condition(z_i, self._states(prompts)[0])
+            told = model.condition(z_i, self._states(prompts)[0]) if any(prompts) else self._wordless(z_i)
             null = model.null_condition(len(z_i)) if sampling.guidance != 1 else None
+            changed = steering if isinstance(call.brought, Known | Start) else None
             return laion_decoder.sample(
-                model, told, null, streams, sampling, steering=steering if call.brought is not None else None, x_T=x_T,
-                callback=on_step,
-            )  # fmt: skip
+                model, told, null, streams, sampling, steering=changed, x_T=x_T, callback=on_step
+            )
         assert isinstance(model, Decoder)
         said, unsaid = self._states(prompts, negatives)
         condition = model.condition(*self._tokens(prompts), z_i, clip_text=said)

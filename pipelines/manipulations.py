@@ -33,8 +33,8 @@ Picture = Image | Path | Latent
 class Manipulations(Bipartite):
     """Of pipelines whose decoder is told CLIP image embeddings.
 
-    A picture is a square PIL picture, the `Path` of one, or what `encode` made of it: one that is used more than once
-    need not be taken apart again. A string is always a sentence, and the decoder is told none.
+    A picture is a square PIL picture of any size, the `Path` of one, or what `encode` made of it: one that is used more
+    than once need not be taken apart again. A string is always a sentence, and the decoder is told none.
 
     Arguments that all have: `steps` and `stop_after` as in a call, 50 steps in the decoder unless said; `guidance` of
     the decoder, where only 1 brings a picture back as it was; `seed` of what is drawn at random, one for all pictures

@@ -57,7 +57,8 @@ class Call:
     """One call, resolved: every row is one picture.
 
     `rows` holds what each is drawn from, by the name of the argument; `sampling` and `steering` as in `Plan`; `brought`
-    is a picture of which a part stays, or from which drawing begins, or what pictures were taken apart into.
+    is a picture of which a part stays, or from which drawing begins, or what pictures were taken apart into, or
+    embeddings (N, D).
     """
 
     rows: dict[str, list[Any]]
@@ -67,7 +68,7 @@ class Call:
     max_batch: int
     callback: Callback | None
     bar: tqdm
-    brought: Known | Start | Latent | None = None
+    brought: Known | Start | Latent | Tensor | None = None
     max_tile: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
 

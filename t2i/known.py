@@ -91,13 +91,23 @@ class Latent:
                 f"z_i {tuple(self.z_i.shape)} and x_T {tuple(self.x_T.shape)} are not this model's, which are "
                 f"(N, {dim}) and (N, 3, {size}, {size})"
             )
-        if not (self.z_i.isfinite().all() and self.x_T.isfinite().all()):
-            raise UsageError("z_i or x_T holds NaN or infinity")
-        length = self.z_i.float().norm(dim=1)
-        worst = float(length[(length - 1).abs().argmax()])
-        if unit_norm and abs(worst - 1) > 1e-2:
-            raise UsageError(f"embeddings of this model have length 1, but there is a z_i of length {worst:.3g}")
-        return Latent(self.z_i.float().cpu(), self.x_T.float().cpu())
+        if not self.x_T.isfinite().all():
+            raise UsageError("x_T holds NaN or infinity")
+        return Latent(read_embeddings(self.z_i, dim, unit_norm), self.x_T.float().cpu())
+
+
+def read_embeddings(z_i: Any, dim: int, unit_norm: bool) -> Tensor:
+    """Embeddings (N, D), float32 on the CPU, if they are such as a model with these knows; or UsageError."""
+    if not isinstance(z_i, Tensor) or z_i.ndim != 2 or len(z_i) == 0 or z_i.shape[1] != dim:
+        given = tuple(z_i.shape) if isinstance(z_i, Tensor) else type(z_i).__name__
+        raise UsageError(f"embeddings of this model are (N, {dim}), got {given}")
+    if not z_i.isfinite().all():
+        raise UsageError("an embedding z_i holds NaN or infinity")
+    length = z_i.float().norm(dim=1)
+    worst = float(length[(length - 1).abs().argmax()])
+    if unit_norm and abs(worst - 1) > 1e-2:
+        raise UsageError(f"embeddings of this model have length 1, but there is a z_i of length {worst:.3g}")
+    return z_i.float().cpu()
 
 
 def read_pictures(image: Any) -> list[Image]:

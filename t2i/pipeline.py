@@ -292,7 +292,7 @@ class Pipeline:
         max_batch: int = 8,
         callback: Callback | None = None,
         progress: bool = True,
-        brought: Known | Start | Latent | None = None,
+        brought: Known | Start | Latent | Tensor | None = None,
         max_tile: int | None = None,
     ) -> Call:
         """A call over rows of equal length, with its progress bar."""

@@ -214,6 +214,26 @@ def test_save_and_load(pipe: DALLE2, tmp_path: Path) -> None:
     assert index["up256"] == ["t2i", "upsampler"]
 
 
+def test_embeddings_are_drawn_as_a_call_draws_them(pipe: DALLE2) -> None:
+    prompts = ["a red cube", "a blue sphere"]
+    whole = pipe(prompts, seed=3, progress=False)
+    again = pipe.decode(whole.embeddings, prompts, seed=3, progress=False)
+    assert [i.tobytes() for i in again] == [i.tobytes() for i in whole]
+    assert again.recipe["task"] == "decode"
+    wordless = pipe.decode(whole.embeddings, seed=3, stop_after="decoder", progress=False, max_batch=1)
+    assert [i.size for i in wordless] == [(32, 32)] * 2
+    for embeddings, prompt, message in (
+        (torch.zeros(2, 7), None, r"embeddings of this model are \(N, 16\), got \(2, 7\)"),
+        (prompts, None, r"\(N, 16\), got list"),
+        (2 * whole.embeddings, None, "length 1, but there is a z_i of length 2"),
+        (whole.embeddings * torch.nan, None, "holds NaN"),
+        (whole.embeddings, ["a red cube"] * 3, "3 prompts for 2 embeddings"),
+        (whole.embeddings, "", "empty"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            pipe.decode(embeddings, prompt, progress=False)  # type: ignore[arg-type]
+
+
 def test_presets_sample_as_others_do(pipe: DALLE2, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     opened = partial(Pipeline.from_pretrained, tmp_path, device="cpu")

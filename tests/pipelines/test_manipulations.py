@@ -231,6 +231,7 @@ UNIT = torch.eye(16)[:1]
         (lambda p: p.encode(picture(), max_batch=0), "max_batch must be a whole number of at least 1"),
         (lambda p: p.reconstruct(latent_of(torch.eye(8)[:1])), r"z_i \(1, 8\)"),
         (lambda p: p.reconstruct(latent_of(UNIT, 16)), r"x_T \(1, 3, 16, 16\) are not this model's"),
+        (lambda p: p.interpolate(picture(), latent_of(UNIT, 16)), r"x_T \(1, 3, 16, 16\) are not this model's"),
         (lambda p: p.reconstruct(latent_of(2 * UNIT)), "length 1, but there is a z_i of length 2"),
         (lambda p: p.reconstruct(latent_of(UNIT * torch.nan)), "NaN"),
         (lambda p: p.reconstruct(latent_of(UNIT), stop_after="prior"), "unknown stage 'prior'; stages are decoder"),
