@@ -126,7 +126,7 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
 
     Raises:
         DataError: there is none; the message says how the nearest one differs, or what to give instead.
-        UsageError: no network has that name.
+        UsageError: no network has that name, or none is given and priors of several have these keys.
     """
     candidates = [layout for layout in layouts() if name in (None, layout.name)]
     if not candidates:
@@ -134,9 +134,14 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
         raise UsageError(f"unknown network {name!r}; known: {', '.join(names)}{did_you_mean(name, names)}")
     apart = [len(modules(layout.read(shapes)) ^ layout.keys) for layout in candidates]  # cheap: no network is built
     near = [layout for layout, count in zip(candidates, apart, strict=True) if count <= min(apart) + 1]
-    misfits = ((layout, misfit(layout.shapes, layout.read(shapes))) for layout in near)
+    misfits = [(layout, misfit(layout.shapes, layout.read(shapes))) for layout in near]
     best, problems = min(misfits, key=lambda pair: len(pair[1]))
     if not problems:
+        alike = [x.name for x, wrong in misfits if not wrong and x.stage == "prior" and x.config != best.config]
+        if alike:  # they differ in how far x_0 is clamped
+            raise UsageError(
+                f"{where}: its keys are those of {' and '.join([best.name, *alike])}; give its name (--network)"
+            )
         return best
     if name is None and len(problems) > _NEAR:
         raise DataError(
