@@ -301,6 +301,8 @@ def test_captions_count_and_place():
     texts = {shapes.captions(beside, random.Random(i))["short"] for i in range(300)}
     assert {"a red cube to the left of a blue cube", "a blue cube right of a red cube"} <= texts
     assert not any("blue cube to the left of" in t or "red cube to the right of" in t for t in texts)
+    assert "a red cube and a blue cube" in texts  # things are named from left to right
+    assert "a blue cube and a red cube" not in texts
 
 
 def test_alt_captions_are_careless():

@@ -13,7 +13,7 @@ from t2i.data.shapes.scene import COLOURS, SHAPES, Scene, Thing, relations
 KINDS = ("short", "descriptive", "alt")
 WEIGHTS: Mapping[str, float] = {"short": 0.6, "descriptive": 0.25, "alt": 0.15}
 
-VERSION = 2
+VERSION = 3
 """Grows when a scene's sentences change, so that pictures rendered earlier are not mixed with others unawares."""
 
 _WORDS = """
@@ -88,7 +88,7 @@ def captions(scene: Scene, rng: random.Random) -> dict[str, str]:
 
 def short(scene: Scene, rng: random.Random) -> str:
     """What a person would type: the things, their striking attributes and, often, how they stand."""
-    groups = _groups(scene.things, rng)
+    groups = _groups(scene.things)
     if len(groups) == 1:
         text = _counted(*groups[0], rng)
         if len(scene.things) > 1 and rng.random() < 0.1:
@@ -109,7 +109,7 @@ def short(scene: Scene, rng: random.Random) -> str:
 
 def descriptive(scene: Scene, rng: random.Random) -> str:
     """Everything in a few sentences, at most 60 words and marks."""
-    groups = _groups(scene.things, rng)
+    groups = _groups(scene.things)
     things = _listed([_counted(*g, rng, full=True) for g in groups])
     many = len(scene.things) > 1
     opening = [
@@ -169,12 +169,11 @@ def alt(scene: Scene, rng: random.Random) -> str:
     )
 
 
-def _groups(things: Sequence[Thing], rng: random.Random) -> list[tuple[Thing, int]]:
-    """Things that look the same, with their number, in random order."""
-    plain = [replace(t, x=0.0, y=0.0, base_z=0.0, angle=0.0, support=None) for t in things]
-    groups = list(Counter(plain).items())
-    rng.shuffle(groups)
-    return groups
+def _groups(things: Sequence[Thing]) -> list[tuple[Thing, int]]:
+    """Things that look the same, with their number, from left to right as one reads: `a cube and a cone` then says a
+    little of where they are, and a network has one picture to aim at rather than two."""
+    ordered = sorted(things, key=lambda t: t.x)
+    return list(Counter(replace(t, x=0.0, y=0.0, base_z=0.0, angle=0.0, support=None) for t in ordered).items())
 
 
 def _noun(thing: Thing, rng: random.Random) -> str:
@@ -243,7 +242,7 @@ def _related(scene: Scene, rng: random.Random) -> str | None:
     rest = [t for k, t in enumerate(scene.things) if k not in (i, j)]
     if not rest:
         return text
-    others = _listed([_counted(*g, rng) for g in _groups(rest, rng)])
+    others = _listed([_counted(*g, rng) for g in _groups(rest)])
     return f"{text} {rng.choice(('with', 'with', 'and'))} {others}"
 
 
