@@ -28,7 +28,6 @@ from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder import sample as decoder
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.laion_decoder import sample as laion_decoder
-from t2i.stages.laion_decoder.model import LaionDecoder
 from t2i.types import Condition
 
 Files = Image | Path | Sequence[Image | Path]
@@ -85,13 +84,13 @@ class Bipartite(Upsampling):
             corrections: calls of the decoder at every step beyond the first, see `ddim_invert`; 0 is the paper's way.
             callback: called after every step of the stage "invert".
         """
-        model = self._invertible()
+        model = self.parts.get("decoder")
         invert = decoder.invert if isinstance(model, Decoder) else laion_decoder.invert
         steps = self._plan({"decoder": steps}, None, "decoder").sampling["decoder"].steps
         if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 0:
             raise UsageError(f"corrections must be a whole number from 0, got {corrections!r}")
         pictures = read_pictures(image)
-        x_0 = torch.stack([square(one, model.config.image_size) for one in pictures])  # (N, 3, s, s)
+        x_0 = torch.stack([square(one, self._config("decoder").image_size) for one in pictures])  # (N, 3, s, s)
         z_i = self.embed(pictures, max_batch=max_batch)
         groups = chunks(len(x_0), len(x_0), max_batch)
         moves = len(groups) * (self._num_steps("decoder", steps) - 1)
@@ -120,16 +119,9 @@ class Bipartite(Upsampling):
         """What the decoder is told where nothing is said but z_i (N, D)."""
         raise NotImplementedError
 
-    def _invertible(self) -> Decoder | LaionDecoder:
-        """The decoder, if there is one that pictures can be taken apart by."""
-        self.check_pictures()
-        model = self.parts["decoder"]
-        assert isinstance(model, Decoder | LaionDecoder)
-        return model
-
     def _plan(self, steps: Steps, guidance: Scale, stop_after: str | None, eta: float = 0.0) -> Plan:
         """How the decoder, by DDIM, and the stages after it sample."""
-        self._invertible()
+        self.check_pictures()
         if steps is None or isinstance(steps, Mapping):
             steps = {"decoder": STEPS, **(steps or {})}
         stages = self.drawing[self.drawing.index("decoder") :]

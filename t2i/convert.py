@@ -97,11 +97,11 @@ def converted_weights(
         raise UsageError(f"network {network!r} is known; what is given (--set) is for unpublished networks alone")
     folders = [Path(path) for path in paths]
     layout = described(folders) if network is None and not given else None
-    read = [_weights_and_version(path) for path in folders]
-    state = _joined([weights for weights, _ in read], folders)
+    weights, versions = zip(*map(_weights_and_version, folders), strict=True)
+    state = _joined(weights, folders)
     where, shapes = " + ".join(map(str, paths)), {key: tuple(value.shape) for key, value in state.items()}
     if layout is None and network is None and of_dalle2_pytorch(shapes):
-        layout = read_dalle2_pytorch(shapes, given, where, read[0][1])
+        layout = read_dalle2_pytorch(shapes, given, where, versions[0])
     elif layout is None:
         layout = read_shapes(shapes, given, where) if given else recognise(shapes, where, network)
         for path in folders:

@@ -99,7 +99,7 @@ def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where
     told = _era_of(version)
     if told not in (None, *eras):
         raise DataError(f"{where}: of version {version}, era {told}, but only era {' or '.join(eras)} is read there")
-    if (era := facts.era or (eras[0] if len(eras) == 1 else told if told in eras else None)) is None:
+    if (era := facts.era or (eras[0] if len(eras) == 1 else told)) is None:
         choices = " or ".join(f"era={era} ({ERAS[era][1]})" for era in eras)
         raise UsageError(f"{where}: its keys do not tell how this network attends; give {choices}")
     if era not in eras:

@@ -47,12 +47,12 @@ def sample(
     if sampling.guidance != 1 and null is None:
         raise ValueError(f"guidance {sampling.guidance} needs an unconditional condition")
     process, size, device = process_of(model), model.config.image_size, model.conv_out.weight.device
-    if x_T is not None or steering is not None:
-        x_T, means = streams.normal(3, size, size) if x_T is None else x_T, model.config.parametrisation
-        steering = steering or Steering()
+    theirs = x_T is None and steering is None
+    x_T = (streams.normal(3, size, size) if x_T is None else x_T).to(device)
+    if not theirs:
         return draw(
-            model, condition, null, process, means, sampling, x_T.to(device), streams, steering=steering,
-            callback=callback,
+            model, condition, null, process, model.config.parametrisation, sampling, x_T, streams,
+            steering=steering or Steering(), callback=callback,
         )  # fmt: skip
 
     def guided(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -63,7 +63,6 @@ def sample(
         return without + sampling.guidance * (out - without)  # the variance, too
 
     denoise = ModelDenoiser(guided, condition, process, model.config.parametrisation)
-    x_T = streams.normal(3, size, size).to(device)
     if sampling.sampler == "ddpm":
         return ddpm(denoise, x_T, process, noise=streams, callback=callback)
     return _ddim(denoise, x_T, grid(process, sampling.steps), streams, callback, old=model.config.era == "C")

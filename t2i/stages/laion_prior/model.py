@@ -60,8 +60,10 @@ class LaionPriorConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, given: Any) -> Any:
-        usual = {era: unsaid[0] for era, unsaid in _UNSAID.items()}.get(given.get("era"))
-        return {"unsaid": usual, **given} if usual else given
+        if not isinstance(given, dict):
+            return given  # pydantic says what is wrong with that
+        usual = [unsaid[0] for era, unsaid in _UNSAID.items() if era == given.get("era")]
+        return {"unsaid": usual[0], **given} if usual else given
 
     @model_validator(mode="after")
     def _check(self) -> Self:
