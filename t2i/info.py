@@ -13,7 +13,7 @@ from t2i import __version__
 from t2i.diffusion.schedules import respaced_steps
 from t2i.errors import UsageError
 from t2i.hub import cached, find, index, megabytes, parts
-from t2i.pipeline import Pipeline
+from t2i.pipeline import Pipeline, pipeline_class
 from t2i.precision import fast_bfloat16
 from t2i.registry import find_stage, load_stage, one_line, stage
 from t2i.storage import read_json, stage_folders
@@ -130,10 +130,10 @@ def _config(path: str) -> str:
     line += f", {_flops(found.step)} per evaluation"
     if (sampling := getattr(run.task, "sampling", None)) is None:
         return line
-    passes = 2 if run.stage == "prior" else 1  # of two embeddings the better is kept (Ramesh et al. 2022, section 2.2)
+    passes = pipeline_class("dalle2").defaults["candidates"].get(run.stage, 1)
     steps, guided = len(respaced_steps(sampling.steps, run.model.num_steps)), sampling.guidance != 1  # type: ignore[attr-defined]
     whole = found.of(sampling, run.model.num_steps, passes)  # type: ignore[attr-defined]
-    times = "2 × " if passes == 2 else ""
+    times = f"{passes} × " if passes > 1 else ""
     return f"{line}, {_flops(whole)} per picture of {times}{steps} {'guided ' if guided else ''}steps"
 
 
