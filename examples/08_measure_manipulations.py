@@ -11,6 +11,8 @@ import argparse
 import math
 from collections.abc import Iterable, Sequence
 from itertools import count, islice
+from statistics import mean
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,15 +22,18 @@ from t2i.data import shapes
 from t2i.data.loader import VAL_SCENES
 from t2i.evaluate import load_reader
 from t2i.images import from_pil, to_pil
+from t2i.known import Latent
 from t2i.metrics.compose import wilson
 from t2i.stages.reader.model import Detection, Reader
 
+Rendered = tuple[shapes.Thing, Image.Image]
 
-def held_out(num: int, first: int, colour: str | None = None) -> list[tuple[shapes.Scene, Image.Image]]:
-    """Scenes of one thing that no training saw, of a colour if asked for, and their renders."""
+
+def held_out(num: int, first: int, colour: str | None = None) -> list[Rendered]:
+    """Things, each alone in a scene that no training saw, of a colour if asked for, and renders of them."""
     every = (shapes.scene_from_seed(seed | VAL_SCENES, {1: 1.0}) for seed in count(first))
     scenes = list(islice((s for s in every if colour in (None, s.things[0].colour)), num))
-    return list(zip(scenes, to_pil(shapes.render(scenes, 64)), strict=True))
+    return list(zip([scene.things[0] for scene in scenes], to_pil(shapes.render(scenes, 64)), strict=True))
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
@@ -54,8 +59,62 @@ def share(good: Sequence[bool]) -> str:
     return f"{s.correct} of {s.total} ({s.low:.0%} … {s.high:.0%})"
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def reconstructions(pipe: t2i.Pipeline, pictures: Sequence[Image.Image], all_steps: Sequence[int], **how: Any) -> None:
+    for steps in all_steps:
+        for corrections in (0, 1):
+            latent = pipe.encode(pictures, steps=steps, corrections=corrections, progress=False)
+            back = pipe.reconstruct(latent, **how | {"steps": {"decoder": steps}})
+            values = [psnr(a, b) for a, b in zip(pictures, back, strict=True)]
+            label = f"reconstruction, {steps} steps, {corrections} corrections, spread of x_T {latent.x_T.std():.2f}"
+            goal = "30 dB at 50 steps" if (steps, corrections) == (50, 0) else ""
+            row(label, f"{mean(values):.1f} dB, worst {min(values):.1f}", goal)
+
+
+def variations(
+    pipe: t2i.Pipeline, reader: Reader, rows: Sequence[Rendered], latent: Latent, num: int, **how: Any
+) -> None:
+    for guidance in (1.0, None):
+        for eta in (0.5, 1.0):
+            drawn = pipe.variations(latent, num, eta=eta, guidance=guidance, **how)
+            sources = [pair for pair in rows for _ in range(num)]
+            found = zip(readings(reader, drawn), sources, strict=True)
+            kept = [alone(f, thing.shape, thing.colour) for f, (thing, _) in found]
+            far = mean([psnr(picture, b) for (_, picture), b in zip(sources, drawn, strict=True)])
+            label = "the model's guidance" if guidance is None else "no guidance"
+            row(f"variations, eta {eta}, {label}: same thing ({far:.1f} dB from it)", share(kept), "90 %")
+
+
+def interpolations(pipe: t2i.Pipeline, pictures: Sequence[Image.Image], latent: Latent, **how: Any) -> None:
+    ends, cosines = [], []
+    for i in range(len(pictures) - 1):
+        drawn = pipe.interpolate(latent[i : i + 1], latent[i + 1 : i + 2], 3, **how)
+        ends += [psnr(pictures[i], drawn[0]), psnr(pictures[i + 1], drawn[2])]
+        middle = pipe.embed(drawn[1])
+        cosines += [float((middle @ latent.z_i[j])[0]) for j in (i, i + 1)]
+    if ends:
+        row("interpolation: ends", f"{mean(ends):.1f} dB, worst {min(ends):.1f}", "as reconstruction")
+        row("interpolation: cosine of what is drawn midway with both ends", f"{mean(cosines):.2f}")
+
+
+def text_diffs(
+    pipe: t2i.Pipeline, reader: Reader, rows: Sequence[Rendered], latent: Latent, theta: float, **how: Any
+) -> None:
+    names = [thing.shape for thing, _ in rows]
+    before = readings(reader, [picture for _, picture in rows])
+    for guidance in (1.0, 2.0):
+        drawn: list[Image.Image] = []
+        for i, n in enumerate(names):
+            how |= {"theta": theta, "n": 1, "guidance": guidance}
+            drawn += pipe.text_diff(latent[i : i + 1], f"a red {n}", f"a blue {n}", **how).images
+        after = readings(reader, drawn)
+        label = f"text diff red to blue, theta {theta}, guidance {guidance:g}:"
+        row(f"{label} blue", share([bool(f) and f[0].colour == "blue" for f in after]), "80 %")
+        same = [bool(f) and f[0].shape == n for f, n in zip(after, names, strict=True)]
+        row(f"{label} same shape", share(same), "80 %")
+        place = [bool(f and b) and f[0].box.overlap(b[0].box) > 0.5 for f, b in zip(after, before, strict=True)]
+        row(f"{label} same place", share(place), "80 %")
+        whole = [alone(f, n, "blue") for f, n in zip(after, names, strict=True)]
+        row(f"{label} all of it, and nothing else", share(whole))
 
 
 def main() -> None:
@@ -71,65 +130,18 @@ def main() -> None:
 
     pipe = t2i.Pipeline.from_pretrained(args.model)
     reader = load_reader(pipe.device)
-    scenes, pictures = zip(*held_out(args.num, args.seed), strict=True)
-    things = [(scene.things[0].shape, scene.things[0].colour) for scene in scenes]
-    how = {"seed": args.seed, "stop_after": "decoder", "progress": False}
+    how = {"steps": {"decoder": args.main_steps}, "seed": args.seed, "stop_after": "decoder", "progress": False}
 
-    for steps in args.steps:
-        for corrections in (0, 1):
-            latent = pipe.encode(pictures, steps=steps, corrections=corrections, progress=False)
-            back = pipe.reconstruct(latent, steps={"decoder": steps}, **how)
-            values = [psnr(a, b) for a, b in zip(pictures, back, strict=True)]
-            text = f"{mean(values):.1f} dB, worst {min(values):.1f}"
-            goal = "30 dB at 50 steps" if (steps, corrections) == (50, 0) else ""
-            row(
-                f"reconstruction, {steps} steps, {corrections} corrections, spread of x_T {latent.x_T.std():.2f}",
-                text,
-                goal,
-            )
-
-    how |= {"steps": {"decoder": args.main_steps}}
+    rows = held_out(args.num, args.seed)
+    pictures = [picture for _, picture in rows]
+    reconstructions(pipe, pictures, args.steps, **how)
     latent = pipe.encode(pictures, steps=args.main_steps, progress=False)
-    for guidance in (1.0, None):
-        for eta in (0.5, 1.0):
-            drawn = pipe.variations(latent, args.num_variations, eta=eta, guidance=guidance, **how)
-            sources = [i for i in range(args.num) for _ in range(args.num_variations)]
-            kept = [alone(f, *things[i]) for f, i in zip(readings(reader, drawn), sources, strict=True)]
-            far = mean([psnr(pictures[i], b) for i, b in zip(sources, drawn, strict=True)])
-            label = "the model's guidance" if guidance is None else "no guidance"
-            row(f"variations, eta {eta}, {label}: same thing ({far:.1f} dB from it)", share(kept), "90 %")
+    variations(pipe, reader, rows, latent, args.num_variations, **how)
+    interpolations(pipe, pictures, latent, **how)
 
-    ends, cosines = [], []
-    for i in range(args.num - 1):
-        drawn = pipe.interpolate(latent[i : i + 1], latent[i + 1 : i + 2], 3, **how)
-        ends += [psnr(pictures[i], drawn[0]), psnr(pictures[i + 1], drawn[2])]
-        middle = pipe.embed(drawn[1])
-        cosines += [float((middle @ latent.z_i[j])[0]) for j in (i, i + 1)]
-    if ends:
-        row("interpolation: ends", f"{mean(ends):.1f} dB, worst {min(ends):.1f}", "as reconstruction")
-        row("interpolation: cosine of what is drawn midway with both ends", f"{mean(cosines):.2f}")
-
-    scenes, pictures = zip(*held_out(args.num, args.seed, "red"), strict=True)
-    latent = pipe.encode(pictures, steps=args.main_steps, progress=False)
-    names = [scene.things[0].shape for scene in scenes]
-    before = readings(reader, pictures)
-    for guidance in (1.0, 2.0):
-        drawn = [
-            pipe.text_diff(latent[i : i + 1], f"a red {name}", f"a blue {name}", theta=args.theta, n=1,
-                           **how | {"guidance": guidance})[0]
-            for i, name in enumerate(names)
-        ]  # fmt: skip
-        after = readings(reader, drawn)
-        label = f"text diff red to blue, theta {args.theta}, guidance {guidance:g}:"
-        row(f"{label} blue", share([bool(f) and f[0].colour == "blue" for f in after]), "80 %")
-        same = [bool(f) and f[0].shape == n for f, n in zip(after, names, strict=True)]
-        row(f"{label} same shape", share(same), "80 %")
-        place = [bool(f and b) and f[0].box.overlap(b[0].box) > 0.5 for f, b in zip(after, before, strict=True)]
-        row(f"{label} same place", share(place), "80 %")
-        row(
-            f"{label} all of it, and nothing else",
-            share([alone(f, n, "blue") for f, n in zip(after, names, strict=True)]),
-        )
+    rows = held_out(args.num, args.seed, "red")
+    latent = pipe.encode([picture for _, picture in rows], steps=args.main_steps, progress=False)
+    text_diffs(pipe, reader, rows, latent, args.theta, **how)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,11 @@ from t2i.images import open_image, sheet, to_pil
 
 def labelled(picture: Image.Image, word: str) -> Image.Image:
     """The picture with a slip of paper across its middle that bears the word."""
-    side = picture.width
-    font = ImageFont.load_default(size=side / 6)
-    box = ImageDraw.Draw(picture).textbbox((side / 2, side / 2), word, font=font, anchor="mm")
-    if box[2] - box[0] > 0.9 * side:
-        font = ImageFont.load_default(size=side / 6 * 0.9 * side / (box[2] - box[0]))
-    out = picture.copy()
-    draw = ImageDraw.Draw(out)
+    out, side = picture.copy(), picture.width
+    draw, font = ImageDraw.Draw(out), ImageFont.load_default(size=side / 6)
+    wide = draw.textlength(word, font=font)
+    if wide > 0.9 * side:
+        font = ImageFont.load_default(size=side / 6 * 0.9 * side / wide)
     left, top, right, bottom = draw.textbbox((side / 2, side / 2), word, font=font, anchor="mm")
     margin = side / 32
     draw.rectangle((left - margin, top - margin, right + margin, bottom + margin), fill="white")
