@@ -28,6 +28,7 @@ from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder import sample as decoder
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.laion_decoder import sample as laion_decoder
+from t2i.stages.laion_prior.model import LaionPrior
 from t2i.types import Condition
 
 Files = Image | Path | Sequence[Image | Path]
@@ -89,11 +90,13 @@ class Bipartite(Upsampling):
         steps = self._plan({"decoder": steps}, None, "decoder").sampling["decoder"].steps
         if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 0:
             raise UsageError(f"corrections must be a whole number from 0, got {corrections!r}")
+        if (num_steps := self._num_steps("decoder", steps)) < 2:
+            raise UsageError(f"steps of decoder must be at least 2 to invert a picture, got {steps!r}")
         pictures = read_pictures(image)
         x_0 = torch.stack([square(one, self._config("decoder").image_size) for one in pictures])  # (N, 3, s, s)
         z_i = self.embed(pictures, max_batch=max_batch)
         groups = chunks(len(x_0), len(x_0), max_batch)
-        moves = len(groups) * (self._num_steps("decoder", steps) - 1)
+        moves = len(groups) * (num_steps - 1)
         with step_bar(progress, moves) as bar, self.running("decoder", {}):
             on_step = self.watch("invert", bar, callback)
             x_T = [
@@ -129,11 +132,16 @@ class Bipartite(Upsampling):
         plan.sampling["decoder"] = replace(plan.sampling["decoder"], eta=float(eta))
         return plan
 
+    @property
+    def _unit_norm(self) -> bool:
+        """Whether all embeddings have length 1, as CLIP's do; LAION's prior draws some of nearly that."""
+        return self.clip.config.unit_norm and not isinstance(self.parts.get("prior"), LaionPrior)
+
     def _given(self, image: Any) -> Latent | list[Image]:
         """What a user brings, opened and checked."""
         if not isinstance(image, Latent):
             return read_pictures(image)
-        return image.check(self.clip.dim, self._config("decoder").image_size, self.clip.config.unit_norm)
+        return image.check(self.clip.dim, self._config("decoder").image_size, self._unit_norm)
 
     def _one(self, image: Any) -> Latent | list[Image]:
         """The same, of a single picture."""

@@ -5,7 +5,7 @@
     (z_i, y)   ──decoder──────────▶ the picture at 64 × 64                                P(x | z_i, y)
     64 × 64    ──upsampler────────▶ 256 × 256 ──upsampler──▶ 1024 × 1024
 
-What it does with pictures stands in `manipulations.py`.
+What it does with pictures stands in `manipulations.py`, and how else it can be called in `variants.py`.
 
 Legend: N pictures · D width of CLIP embeddings · S side of a picture in pixels.
 """
@@ -15,15 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 
-from t2i.call import Call, Callback, Output, Plan, prompts_of, sentences
+from t2i.call import Call, Callback, Output, Plan, sentences
 from t2i.errors import DataError, UsageError, did_you_mean
 from t2i.hub import presets
 from t2i.images import to_pil
-from t2i.known import Known, Latent, Start, read_embeddings, read_known, read_start
-from t2i.pipelines.manipulations import Manipulations
+from t2i.known import Known, Latent, Start
+from t2i.pipelines.variants import Variants
 from t2i.registry import one_line
 from t2i.seed import Streams
 from t2i.stages.ar_prior import sample as ar_prior
@@ -44,7 +43,7 @@ from t2i.types import Condition, TextFeatures, Tokenizer
 _SAME_CLIP = 0.98  # cosine of two marks; rounding to 8 bits moves it by less than a hundredth
 
 
-class DALLE2(Manipulations):
+class DALLE2(Variants):
     """`pipe("a red cube")`. Stages that draw: prior, decoder, up256, up1024; a model may stop earlier."""
 
     kind = "dalle2"
@@ -78,42 +77,6 @@ class DALLE2(Manipulations):
         self.plan()
         spelled = getattr(self._config("decoder"), "tokenizer", None) if "decoder" in self.parts else None
         self._tokenizer = spelled.build() if spelled is not None else None
-
-    def follow(self, preset: str) -> None:
-        """Sample as others sample this chain: steps, guidance, samplers and candidates of the stages that they have,
-        how far the prior's standardised x_0 is clamped, and the variance of its steps.
-
-        All of them guide by null + s · (conditional - null) before they clamp, and null is the empty sentence. What is
-        not theirs is the noise: a picture's is drawn from its own seed, whatever the batch, so seeds do not carry over.
-        A prior of codes, or LAION's, clamps nothing. A prior that `t2i calibrate` has not measured keeps its variances
-        under "paper", with a warning; the others forget what it measured.
-
-        Args:
-            preset: "karlo" (clamp 10), "diffusers" (5, and fewer steps), "laion" (none) or "paper" (none; Ramesh et
-                al. 2022, table 3). What a preset says of stages that are not there is left out.
-
-        Raises UsageError for an unknown name, and for steps that a stage of this model cannot take.
-        """
-        known = presets()
-        if preset not in known:
-            raise UsageError(f"unknown preset {preset!r}; known: {', '.join(known)}{did_you_mean(preset, known)}")
-        own, theirs = self.settings, known[preset]["settings"]  # type: ignore[has-type]
-        chosen = self._completed({what: {**own[what], **theirs.get(what, {})} for what in own})
-        try:
-            DALLE2(self.parts, chosen)
-        except UsageError as error:
-            raise UsageError(f"preset {preset!r} is not for this model: {error}") from error
-        if isinstance(drawn := self.parts.get("prior"), Prior):
-            changes = dict(known[preset]["prior"])
-            if changes["variance"] != "analytic":
-                drawn.x_0_variance = None
-            elif drawn.x_0_variance is None:
-                changes["variance"] = drawn.config.variance
-                warnings.warn(
-                    f"preset {preset!r}: this prior lacks the variances that t2i calibrate measures", stacklevel=2
-                )
-            drawn.config = drawn.config.model_copy(update=changes)
-        self.settings, self.preset = chosen, preset
 
     def __call__(  # type: ignore[override]
         self,
@@ -156,129 +119,6 @@ class DALLE2(Manipulations):
             rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, max_tile=max_tile
         )
         return self._output(call, cut)
-
-    def inpaint(
-        self,
-        image: Image,
-        mask: Image,
-        prompt: str | Sequence[str],
-        *,
-        blend: float = 0.0,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_images_per_prompt: int = 1,
-        seed: int | Sequence[int] | None = None,
-        steps: int | str | Mapping[str, int | str] | None = None,
-        guidance: float | Mapping[str, float] | None = None,
-        sampler: str | Mapping[str, str] | None = None,
-        stop_after: str | None = None,
-        callback: Callback | None = None,
-        progress: bool = True,
-        max_batch: int = 8,
-        max_tile: int | None = None,
-    ) -> Output:
-        """Draw anew what is white in `mask`; all else stays as it is, to the bit.
-
-        Every stage that draws pixels has what is known written into its idea of x_0, at every step.
-
-        Args:
-            image: a square picture; it is resized to what the model draws.
-            mask: of one channel (mode "1" or "L"), as large as the picture; above half is white.
-            prompt: what the whole picture shows then.
-            blend: pixels over which the old picture fades into the new one around the mask; 0 for a hard edge.
-
-        Others as in a call.
-        """
-        plan = self.plan(steps, guidance, sampler, stop_after)
-        self.check_pictures(list(plan.sampling)[-1])
-        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers)
-        sizes = [self._config(stage).image_size for stage in list(plan.sampling)[1:]]
-        known = read_known(image, mask, size=sizes[-1], base=sizes[0], blend=blend).to(self.device)
-        call = self.begin(
-            rows,
-            seed,
-            plan,
-            max_batch=max_batch,
-            callback=callback,
-            progress=progress,
-            brought=known,
-            max_tile=max_tile,
-        )
-        return self._output(call, cut, task="inpaint")
-
-    def edit(
-        self,
-        image: Image,
-        prompt: str | Sequence[str],
-        strength: float = 0.7,
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_images_per_prompt: int = 1,
-        seed: int | Sequence[int] | None = None,
-        steps: int | str | Mapping[str, int | str] | None = None,
-        guidance: float | Mapping[str, float] | None = None,
-        sampler: str | Mapping[str, str] | None = None,
-        stop_after: str | None = None,
-        callback: Callback | None = None,
-        progress: bool = True,
-        max_batch: int = 8,
-        max_tile: int | None = None,
-    ) -> Output:
-        """Draw `prompt`, starting from a noised picture (Meng et al. 2021, arXiv 2108.01073).
-
-        Args:
-            image: a square picture; its composition stays, the more the lower the strength.
-            strength: share of the decoder's steps that are taken, from 0, the small picture as it is, to 1.
-
-        Others as in a call.
-        """
-        plan = self.plan(steps, guidance, sampler, stop_after)
-        self.check_pictures(list(plan.sampling)[-1])
-        rows, cut = sentences(prompt, negative_prompt, num_images_per_prompt, plan, *self._readers)
-        start = read_start(image, strength, self._config("decoder").image_size).to(self.device)
-        call = self.begin(
-            rows,
-            seed,
-            plan,
-            max_batch=max_batch,
-            callback=callback,
-            progress=progress,
-            brought=start,
-            max_tile=max_tile,
-        )
-        return self._output(call, cut, task="edit")
-
-    def decode(
-        self,
-        embeddings: Tensor,
-        prompt: str | Sequence[str] | None = None,
-        *,
-        seed: int | Sequence[int] | None = None,
-        steps: int | str | Mapping[str, int | str] | None = None,
-        guidance: float | Mapping[str, float] | None = None,
-        sampler: str | Mapping[str, str] | None = None,
-        stop_after: str | None = None,
-        callback: Callback | None = None,
-        progress: bool = True,
-        max_batch: int = 8,
-    ) -> Output:
-        """Draw pictures of embeddings, without the prior.
-
-        Args:
-            embeddings: (N, D), one for each picture, such as `embed(pictures)` or a call up to "prior" gives.
-            prompt: told the decoder beside them, one for all or one for each; None for nothing.
-
-        Others as in a call, which draws the same pictures from the same embeddings, prompts and seeds.
-        """
-        self.check_pictures()
-        plan = self.plan(steps, guidance, sampler, stop_after, self.drawing[1:])
-        z_i = read_embeddings(embeddings, self.clip.dim, self.clip.config.unit_norm)
-        said, cut = prompts_of(prompt, *self._readers) if prompt is not None else ([""], [False])
-        if len(said) not in (1, len(z_i)):
-            raise UsageError(f"{len(said)} prompts for {len(z_i)} embeddings")
-        num = len(z_i) // len(said)
-        rows = {"prompt": said * num, "negative_prompt": [""] * len(z_i)}
-        call = self.begin(rows, seed, plan, max_batch=max_batch, callback=callback, progress=progress, brought=z_i)
-        return self._output(call, cut * num, task="decode")
 
     def _draw(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """The story itself: embeddings (N, D), and pictures (N, 3, S, S) in [-1, 1] unless it stops before."""
@@ -346,6 +186,43 @@ class DALLE2(Manipulations):
         )
 
     # -- what surrounds the story --------------------------------------------------------------------------------------
+
+    def follow(self, preset: str) -> None:
+        """Sample as others sample this chain: steps, guidance, samplers and candidates of the stages that they have,
+        how far the prior's standardised x_0 is clamped, and the variance of its steps.
+
+        All of them guide by null + s · (conditional - null) before they clamp; null is the empty sentence, or what
+        LAION's networks take for none. What is not theirs is the noise: a picture's is drawn from its own seed,
+        whatever the batch, so seeds do not carry over. A prior of codes, or LAION's, clamps nothing. A prior that
+        `t2i calibrate` has not measured keeps its variances under "paper", with a warning; the others forget what it
+        measured.
+
+        Args:
+            preset: "karlo" (clamp 10), "diffusers" (5, and fewer steps), "laion" (none) or "paper" (none; Ramesh et
+                al. 2022, table 3). What a preset says of stages that are not there is left out.
+
+        Raises UsageError for an unknown name, and for steps that a stage of this model cannot take.
+        """
+        known = presets()
+        if preset not in known:
+            raise UsageError(f"unknown preset {preset!r}; known: {', '.join(known)}{did_you_mean(preset, known)}")
+        own, theirs = self.settings, known[preset]["settings"]  # type: ignore[has-type]
+        chosen = self._completed({what: {**own[what], **theirs.get(what, {})} for what in own})
+        try:
+            DALLE2(self.parts, chosen)
+        except UsageError as error:
+            raise UsageError(f"preset {preset!r} is not for this model: {error}") from error
+        if isinstance(drawn := self.parts.get("prior"), Prior):
+            changes = dict(known[preset]["prior"])
+            if changes["variance"] != "analytic":
+                drawn.x_0_variance = None
+            elif drawn.x_0_variance is None:
+                changes["variance"] = drawn.config.variance
+                warnings.warn(
+                    f"preset {preset!r}: this prior lacks the variances that t2i calibrate measures", stacklevel=2
+                )
+            drawn.config = drawn.config.model_copy(update=changes)
+        self.settings, self.preset = chosen, preset
 
     def plan(self, *given: Any, **named: Any) -> Plan:
         """As in `Pipeline`; UsageError also for steps and samplers that LAION's networks do not know."""

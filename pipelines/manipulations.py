@@ -4,7 +4,8 @@
     reconstruct    DDIM with eta 0: the picture again
     variations     DDIM with eta > 0: others in which CLIP sees the same
     interpolate    slerp of two z_i, with that of both x_T, or with one x_T for all
-    text_diff      slerp of z_i towards z_d = (z_t(after) - z_t(before)) / |…|, with x_T as it was
+    text_diff      slerp of z_i towards z_d = (z_t(after) - z_t(before)) / |…|, of z_t at unit length,
+                   with x_T as it was
     probe          the first k principal components of z_i, with x_T as it was
 
 Legend: N pictures · M embeddings · D width of embeddings.
@@ -22,7 +23,7 @@ from torch import Tensor
 from t2i.call import Callback, Output, Plan, prompts_of, seeds_of, whole
 from t2i.diffusion.sphere import PrincipalComponents, slerp, text_direction
 from t2i.errors import UsageError
-from t2i.known import Latent
+from t2i.known import Latent, read_embeddings
 from t2i.pipelines.bipartite import Bipartite, Files, How, Scale, Steps
 from t2i.registry import one_line
 from t2i.seed import Streams
@@ -158,7 +159,7 @@ class Manipulations(Bipartite):
         thetas = torch.linspace(0, theta, n) if whole("n", n) > 1 else torch.tensor([theta])
         plan, how = self._plan(steps, guidance, stop_after), How(callback, progress, max_batch)
         seeds, given = seeds_of(seed, 1) * n, self._one(image)
-        with torch.no_grad(), one_line("text_diff", UsageError):
+        with self.awake("clip"), torch.no_grad(), one_line("text_diff", UsageError):
             z_t = self.clip.encode_text([before, after]).pooled.float().cpu()  # (2, D)
             z_d = text_direction(z_t[1:], z_t[:1])  # (1, D)
         latent = self._apart(given, plan, how).repeated(n)
@@ -190,11 +191,10 @@ class Manipulations(Bipartite):
         """
         plan, how = self._plan(steps, guidance, stop_after), How(callback, progress, max_batch)
         with one_line("probe", UsageError):
-            axes = PrincipalComponents.of(embeddings.float().cpu())
-            if axes.mean.shape != (self.clip.dim,) or not components:
-                raise ValueError(
-                    f"embeddings {tuple(embeddings.shape)} and components {components} do not fit this CLIP"
-                )
+            known = read_embeddings(embeddings, self.clip.dim, unit_norm=False)
+            axes = PrincipalComponents.of(known)
+            if not isinstance(components, Sequence) or not components:
+                raise ValueError(f"components must be a list of numbers, got {components!r}")
             axes.keep(axes.mean[None], max(whole("components", num) for num in components))
         given = self._one(image)
         seeds = seeds_of(seed, 1) * len(components)

@@ -261,7 +261,7 @@ def prompts_of(
     if not prompts:
         raise UsageError(f"no {what} given")
     for text in prompts:
-        _check_text(what, text, may_be_empty=negative)
+        check_text(what, text, may_be_empty=negative)
         if unknown := [word for reader in (tokenizer, *others) for word in reader.unknown(text)]:
             warnings.warn(f"the model does not know: {', '.join(dict.fromkeys(unknown))}", stacklevel=4)
     readers = (tokenizer, *others)
@@ -313,7 +313,8 @@ def by_stage(what: str, given: Any, stages: Sequence[str], settings: Mapping[str
     return {name: check(name, value) for name, value in values.items()}
 
 
-def _check_text(what: str, text: object, *, may_be_empty: bool) -> None:
+def check_text(what: str, text: object, *, may_be_empty: bool = False) -> None:
+    """UsageError for what no model can read; `what` is its name there."""
     if not isinstance(text, str):
         raise UsageError(f"a {what} must be a string, got {type(text).__name__}")
     if not text.strip() and not may_be_empty:

@@ -95,9 +95,13 @@ def generate(
         raise UsageError(f"--out must end in .png, got {out}")
     writable_file(out, "--out")
     task, pictures = _task(image, mask, strength)
+    from t2i.call import check_text
     from t2i.pipeline import Pipeline
     from t2i.train.log import to_stderr
 
+    for text in subjects or ():  # what needs no model is told before one is downloaded
+        check_text("prompt", text)
+    check_text("negative prompt", negative or "", may_be_empty=True)
     to_stderr()  # a model that is not here yet says that it is downloaded
     pipe = Pipeline.from_pretrained(
         model or "shapes", device=device or "auto", dtype=dtype or "auto", offload=offload, preset=preset

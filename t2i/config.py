@@ -3,6 +3,7 @@
 Unknown keys are errors that name the full key and the nearest known one; later overrides win.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from t2i.errors import UsageError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
+AtHome = AfterValidator(lambda path: type(path)(os.path.expanduser(path)))
+"""For `Annotated`: a path, as text or as `Path`, that may begin with `~`."""
 _NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # bad syntax, too many brackets, the 31st of February
 
 

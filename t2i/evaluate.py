@@ -18,6 +18,7 @@ from t2i import storage
 from t2i.assets import asset
 from t2i.data import shapes
 from t2i.data.loader import VAL_SCENES, DataConfig, Loader, NothingHeldOutError, class_names
+from t2i.data.shapes.layout import check_num_things
 from t2i.diffusion.sampling import Sampling
 from t2i.errors import UsageError
 from t2i.images import from_pil
@@ -48,7 +49,8 @@ class Report(NamedTuple):
     facts: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write the facts as JSON."""
+        """Write the facts as JSON, into a new folder if need be."""
+        storage.writable(path.parent)
         storage.write(path, json.dumps(self.facts, indent=1).encode() + b"\n")
 
 
@@ -119,9 +121,11 @@ def bpd(
     The facts hold the terms of every step. Raises UsageError for a model without a decoder or without the CLIP of its
     decoder, and for data without what the decoder is told or with other classes; DataError for unusable data.
     """
+    if num_things:
+        check_num_things(num_things)
     task, on = _decoder_task(model, device)
     c = task.model.config
-    if num_things is None and c.num_classes is not None:
+    if not num_things and c.num_classes is not None:
         num_things = {1: 1.0}
     with one_line(f"steps of {model}", UsageError):
         process = task.process if steps is None else task.process.respace(steps)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,8 @@ def sheet(pictures: Sequence[Image.Image], columns: int | None = None, gap: int 
 
 
 def save_png(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None = None) -> None:
-    """Write a PNG, with the JSON-able `recipe` that made it in a text chunk; the file appears whole or not at all.
+    """Write a PNG, with the JSON-able `recipe` that made it in a text chunk; the file appears whole or not at all,
+    in a new folder if need be.
 
     Raises:
         UsageError: the file cannot be written. DataError: the disk is full.
@@ -175,13 +177,15 @@ def save_gif(pictures: Sequence[Image.Image], path: str | Path, seconds: float =
 def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         image.save(temporary, kind, **options)
         os.replace(temporary, path)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise (DataError if full else UsageError)(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

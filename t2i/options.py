@@ -36,4 +36,5 @@ def by_stage(what: str, text: str | None, convert: Any) -> Any:
 
 def int_or_text(text: str) -> int | str:
     """A whole number, or the text itself."""
-    return int(text) if text.strip().lstrip("+-").isdigit() else text.strip()
+    text = text.strip()
+    return int(text) if re.fullmatch("[+-]?[0-9]+", text) else text

@@ -6,14 +6,14 @@ from functools import partial
 from itertools import islice
 from math import lcm
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, create_model, model_validator
 from torch import Tensor
 
 from t2i.assets import asset
-from t2i.config import Config, load, parse
+from t2i.config import AtHome, Config, load, parse
 from t2i.data.loader import DataConfig, Loader, class_names
 from t2i.data.shapes import WORDS
 from t2i.errors import UsageError, did_you_mean
@@ -39,7 +39,7 @@ class Run(Config):
     """A training run, as a YAML file says it.
 
     Attributes:
-        stage: clip, noised_clip, prior, ar_prior, decoder, upsampler, classifier or reader.
+        stage: a name in `registry.STAGES`, such as decoder.
         preset: name of a published network, whose `model` this is but for what is given there.
         clip: folder of the frozen CLIP that the stage learns from, if it does; a path, or one under `weights/`.
         init: folder of a trained stage to start from, instead of random weights; see `fitted`.
@@ -48,8 +48,8 @@ class Run(Config):
 
     stage: str
     preset: str | None = None
-    clip: str | None = None
-    init: str | None = None
+    clip: Annotated[str, AtHome] | None = None
+    init: Annotated[str, AtHome] | None = None
     save_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     model: Config
     task: Config

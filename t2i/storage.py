@@ -150,7 +150,7 @@ def stage_folders(folder: str | Path, index: Mapping[str, Any]) -> dict[str, Pat
         where = entry[2] if len(entry) == 3 else place
         if len(entry) > 3 or not isinstance(where, str) or Path(where).is_absolute():
             raise DataError(f"{path}: {place} lies at {entry[2:]}, which is no relative path")
-        found[place] = folder / where
+        found[place] = folder.absolute() / where  # no relative path, which could lead to a bundled stage
         if len(entry) == 3 and not found[place].is_dir():
             beside = "models that share stages stay beside each other"
             raise DataError(f"{path}: {place} lies in {where}, which is not there; {beside}")
@@ -200,31 +200,33 @@ def writable(folder: str | Path) -> Path:
 
 @contextmanager
 def output_folder(folder: str | Path) -> Iterator[Path]:
-    """`writable(folder)`, and away again if it was made for work that failed before it left anything there."""
-    is_new = not Path(folder).exists()
-    folder = writable(folder)
+    """`writable(folder)`; what was made of its path for work that failed before it left anything there goes again."""
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
-        yield folder
+        yield writable(folder)
     except BaseException:
-        if is_new:
+        for path in made:
             with suppress(OSError):
-                folder.rmdir()
+                path.rmdir()
         raise
 
 
 def writable_file(path: Path, name: str) -> None:
-    """Prove that a file can be written, before work begins; `name` is what the user calls it.
+    """Prove that a file can be written, before work begins, to a folder that what writes it may have to make; `name` is
+    what the user calls it.
 
     Raises UsageError for a folder and where it cannot be written, DataError for a full disk.
     """
     if path.is_dir():
         raise UsageError(f"{name} must be a file, {path} is a folder")
-    writable(path.parent)
+    writable(_standing(path.parent))
 
 
 def room_for(folder: Path, size: int) -> None:
-    """DataError if the disk of a folder has no room for so many bytes; called before the work that makes them."""
-    free = shutil.disk_usage(folder).free
+    """DataError if the disk of a folder, which need not be there yet, has no room for so many bytes; called before the
+    work that makes them."""
+    free = shutil.disk_usage(_standing(folder)).free
     if free < size:
         raise FullDiskError(f"no space left in {folder}: {size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
 
@@ -276,6 +278,11 @@ def clear_errors(path: Path) -> Iterator[None]:
         if error.errno == errno.ENOENT:
             raise DataError(f"{path} does not exist") from None
         raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def _standing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    return next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
 
 
 def _load_file(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], str | None]:

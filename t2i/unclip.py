@@ -33,6 +33,8 @@ def read_unclip(folder: Path, index: Mapping[str, Any]) -> dict[str, nn.Module]:
         here = [folder / name for name in names if (folder / name).is_dir()]
         if missing := [name for name in needed if folder / name not in here]:
             raise DataError(f"{folder}: lacks {', '.join(missing)}")
+        if missing := [f"{path.name}/config.json" for path in here if not (path / "config.json").is_file()]:
+            raise DataError(f"{folder}: lacks {', '.join(missing)}")
         if not here:  # a pipeline for variations has no prior
             continue
         layout, state = converted_weights(here)

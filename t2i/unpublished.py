@@ -72,7 +72,7 @@ _NEEDED = {
 ERAS: dict[Era, tuple[str, str]] = {
     "A": ("0.16.0", "up to version 0.16.0, until 4 July 2022"),
     "B": ("0.23.2", "0.16.2 to 0.23.2, until 12 July"),
-    "C": ("1.4.0", "0.23.3 to 1.4.0, until 29 July, such as LAION's prior/latest.pth and decoder/v1.0.2"),
+    "C": ("1.4.2", "0.23.3 to 1.4.2, decoders to 1.1.0, until 29 July, as LAION's prior/latest.pth and decoder/v1.0.2"),
     "D": ("2", "1.4.3 or later"),
 }
 """Eras of DALLE2-pytorch: the last version of each, and how to tell them."""
@@ -99,6 +99,8 @@ def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where
     told = _era_of(version)
     if told not in (None, *eras):
         raise DataError(f"{where}: of version {version}, era {told}, but only era {' or '.join(eras)} is read there")
+    if stage is laion_decoder and told == "C" and _numbers(version) >= [1, 2]:
+        raise DataError(f"{where}: of version {version}, but decoders of 1.2.0 to 1.4.2 are of neither era C nor D")
     if (era := facts.era or (eras[0] if len(eras) == 1 else told)) is None:
         choices = " or ".join(f"era={era} ({ERAS[era][1]})" for era in eras)
         raise UsageError(f"{where}: its keys do not tell how this network attends; give {choices}")
@@ -117,8 +119,11 @@ def _era_of(version: str) -> Era | None:
     """The era of a version of DALLE2-pytorch, such as "1.1.0"; None if it tells none."""
     if not re.fullmatch(r"\d+(\.\d+)*", version):
         return None
-    numbers = [[int(n) for n in text.split(".")] for text in (version, *(last for last, _ in ERAS.values()))]
-    return next((era for era, last in zip(ERAS, numbers[1:], strict=True) if numbers[0] <= last), None)
+    return next((era for era, (last, _) in ERAS.items() if _numbers(version) <= _numbers(last)), None)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in version.split(".")]
 
 
 def is_flat(shapes: Mapping[str, Shape]) -> bool:

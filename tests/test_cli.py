@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from t2i import __version__
 from t2i.cli import by_stage, main
 from t2i.errors import DataError
 from t2i.images import read_recipe, save_png
+from t2i.pipeline import Pipeline
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.types import Batch
 
@@ -191,9 +193,11 @@ def test_work_that_fails_leaves_no_empty_folder(
     monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run(monkeypatch, "assemble", tmp_path / "a", f"clip={model / 'clip'}", f"prior={tmp_path}") == 3
-    wrong = [f"train.out={tmp_path / 'b'}", f"train.resume={tmp_path / 'none'}"]
+    wrong = [f"train.out={tmp_path / 'b' / 'of' / 'c'}", f"train.resume={tmp_path / 'none'}"]
     assert run(monkeypatch, "train", "configs/shapes/up256.yaml", *wrong) == 2
     assert "none does not exist" in capsys.readouterr().err
+    assert run(monkeypatch, "generate", "x", "--model", "shpaes", "--out", tmp_path / "new" / "dir" / "x.png") == 2
+    assert run(monkeypatch, "eval", "compose", "--model", "shpaes", "--out", tmp_path / "new" / "x.json") == 2
     (tmp_path / "c").mkdir()
     assert run(monkeypatch, "assemble", tmp_path / "c", f"clip={model / 'clip'}", f"prior={tmp_path}") == 3
     assert [path.name for path in tmp_path.iterdir()] == ["c"], "what was there before stays"
@@ -255,6 +259,15 @@ def test_a_folder_named_like_the_picture_is_told_before_the_work(
         (["train", "configs/shapes/up256.yaml", "train.steps=-1"], 2, "train.steps"),
         (["train", "configs/shapes/up256.yaml", "data.source=no/such/folder", "train.out=OUT"], 3, "no/such/folder"),
         (["train", "configs/shapes/up256.yaml", "optim.lr=fast"], 2, "optim.lr"),
+        (["train", "configs/shapes/up256.yaml", "model.unet.multipliers=[]"], 2, "model.unet.multipliers"),
+        (["train", "configs/shapes/up256.yaml", "model.unet.multipliers=[0,1]"], 2, "model.unet.multipliers.0"),
+        (["train", "configs/shapes/reader.yaml", "model.image_size=0"], 2, "model.image_size"),
+        (["train", "configs/shapes/reader.yaml", "model.image_size=-1"], 2, "model.image_size"),
+        (["train", "configs/shapes/up256.yaml", "data.source=EMPTY", "train.out=OUT"], 3, "empty holds no pictures"),
+        (["train", "configs/shapes/up256.yaml", "train.out=/proc/x"], 2, "cannot write to /proc/x"),
+        (["eval", "bpd", "--num-things", "5=1"], 2, "num_things must weigh 1 to 4 things, positively, got {5: 1.0}"),
+        (["eval", "bpd", "--steps", "²"], 2, "steps of MODEL: cannot read the steps '²'"),
+        (["eval", "bpd", "--steps", "+-3"], 2, "steps of MODEL: cannot read the steps '+-3'"),
         (["info", "nothing-like-it"], 2, "unknown model"),
         (["genrate", "a red cube"], 2, "No such command 'genrate'"),
         (["data", "shapes", "--out", "OUT", "--size", "64", "--crop", "128"], 2, "crop"),
@@ -266,12 +279,14 @@ def test_mistakes_get_one_line_and_a_code(
     arguments: list[str], code: int, message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    arguments = [str(tmp_path / "out") if a == "OUT" else a.replace("=OUT", f"={tmp_path / 'out'}") for a in arguments]
-    if arguments[0] == "generate" and "--model" not in arguments and "--from" not in arguments:
+    (tmp_path / "empty").mkdir()
+    for name in ("out", "empty"):
+        arguments = [re.sub(f"(^|=){name.upper()}$", rf"\1{tmp_path / name}", argument) for argument in arguments]
+    if arguments[0] in ("generate", "eval") and "--model" not in arguments and "--from" not in arguments:
         arguments += ["--model", str(model)]
     assert run(monkeypatch, *arguments) == code
     error = capsys.readouterr().err
-    assert message in error
+    assert message.replace("MODEL", str(model)) in error
     assert "Traceback" not in error
     assert len([line for line in error.splitlines() if not line.startswith("warning:")]) == 1
 
@@ -285,8 +300,48 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     assert "file is a file, expected a folder" in capsys.readouterr().err
     below = tmp_path / "file" / "below" / "x.png"
     assert run(monkeypatch, "generate", "a red cube", "--model", model, "--out", below) == 2
-    assert f"cannot create {below.parent}: Not a directory" in capsys.readouterr().err
+    assert "file is a file, expected a folder" in capsys.readouterr().err
     assert time.perf_counter() - start < 2
+
+
+def test_weights_that_are_missing_or_cut_off_are_named(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    weights = tmp_path / "m" / "prior" / "model.safetensors"
+    command = ["generate", "a cube", "--model", tmp_path / "m", "--out", tmp_path / "new" / "a.png"]
+    os.truncate(weights, weights.stat().st_size - 100)
+    assert run(monkeypatch, *command) == 3
+    assert f"error: {weights} is damaged or truncated" in capsys.readouterr().err
+    weights.unlink()
+    assert run(monkeypatch, *command) == 3
+    assert capsys.readouterr().err == f"error: {weights} does not exist\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_words_that_a_model_does_not_know_are_named(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    quick = ["--steps", "prior=1,decoder=1", "--stop-after", "decoder", "--out", tmp_path / "a.png"]
+    assert run(monkeypatch, "generate", "a red unicorn", "--model", model, *quick) == 0
+    assert "warning: the model does not know: unicorn\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([""], "the prompt is empty"),
+        (["a cube", "x" * 10_000], "the prompt has 10,000 characters"),
+        (["a cube", "--negative", "x" * 10_000], "the negative prompt has 10,000 characters"),
+    ],
+)
+def test_what_no_model_reads_is_refused_before_one_is_opened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Pipeline, "from_pretrained", lambda *_, **__: pytest.fail("opened"))
+    assert run(monkeypatch, "generate", *arguments, "--model", "openai/glide") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_data_shapes_writes_shards_that_the_loader_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -318,7 +373,7 @@ def test_a_disk_without_room_is_told_before_the_work(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))
     monkeypatch.setattr(DALLE2, "__call__", lambda *_, **__: pytest.fail("drew"))
-    out = tmp_path / "a.png"
+    out = tmp_path / "new" / "a.png"
     assert run(monkeypatch, "generate", "a cube", "a sphere", "--num", "2", "--model", model, "--out", out) == 3
     assert "no space left in" in capsys.readouterr().err
 
@@ -406,12 +461,13 @@ def test_eval_compose_prints_a_row_per_task_and_writes_every_reading(
     reader = Reader(ReaderConfig(widths=(8, 8, 16), blocks=(0, 1, 1)))
     monkeypatch.setattr(evaluate, "load_reader", lambda _: reader)
     monkeypatch.setattr(evaluate, "HELD_OUT", 4)
-    chosen = ["--steps", "prior=1,decoder=1", "--guidance", "decoder=1", "--seed", 7, "--out", tmp_path / "r.json"]
+    out = tmp_path / "new" / "r.json"
+    chosen = ["--steps", "prior=1,decoder=1", "--guidance", "decoder=1", "--seed", 7, "--out", out]
     assert run(monkeypatch, "eval", "compose", "--model", model, *chosen) == 0
     printed = capsys.readouterr().out
     assert [line[:20].strip() for line in printed.splitlines()[1:7]] == list(TASKS)
     assert "on 4 held-out renders" in printed
-    result = json.loads((tmp_path / "r.json").read_text())
+    result = json.loads(out.read_text())
     assert len(result["pictures"]) == 120
     assert result["pictures"][0]["seed"] == 7
     assert result["recipe"]["arguments"]["steps"]["decoder"] == 1

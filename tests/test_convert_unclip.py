@@ -248,12 +248,13 @@ def test_the_folder_of_image_variations_has_no_prior(tmp_path: Path) -> None:
         ("text_encoder", "lacks text_encoder"),
         ("image_encoder", "lacks image_encoder"),
         ("prior", "lacks prior"),
+        ("prior/config.json", "lacks prior/config.json"),
         ("prior_scheduler", "no scheduler beside it says how far x_0 is clamped"),
     ],
 )
 def test_a_folder_that_lacks_something_is_refused(tmp_path: Path, broken: str, message: str) -> None:
     folder = small_karlo(tmp_path / "karlo", sees=True)
-    (folder / broken).rename(tmp_path / broken)
+    (folder / broken).rename(tmp_path / "away")
     with pytest.raises(DataError, match=message):
         Pipeline.from_pretrained(folder, device="cpu")
 

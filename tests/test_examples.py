@@ -110,6 +110,12 @@ def test_07_load_published_checkpoint(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "picture-1.png").size == (32, 32)
 
 
+def test_11_how_fast(tmp_path: Path) -> None:
+    lines = run("11", "--num", 1, cwd=tmp_path).splitlines()
+    assert [" ".join(line.split()[:4]) for line in lines[1:4]] == [f"picture of {s} px" for s in (64, 256, 1024)]
+    assert "GB" in lines[4] and len(lines) == 7
+
+
 def test_10_typographic_attack(tmp_path: Path) -> None:
     out = run("10", "--words", "CUBE", "--num", 1, "--steps", 2, "--out", tmp_path / "attack.png", cwd=tmp_path)
     shares = [[float(x.rstrip("%")) for x in line.split()[-2:]] for line in out.splitlines()[1:4]]

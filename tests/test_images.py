@@ -161,9 +161,11 @@ def test_recipe_that_is_not_there(tmp_path):
             images.read_recipe(tmp_path / name)
 
 
-def test_png_into_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot write .*none/a.png"):
-        images.save_png(Image.new("RGB", (3, 3)), tmp_path / "none" / "a.png")
+def test_a_png_makes_its_folder_unless_a_file_is_in_the_way(tmp_path):
+    images.save_png(Image.new("RGB", (3, 3)), tmp_path / "new" / "folder" / "a.png")
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["a.png"]
+    with pytest.raises(UsageError, match=r"cannot write .*a.png/b.png: File exists"):
+        images.save_png(Image.new("RGB", (3, 3)), tmp_path / "new" / "folder" / "a.png" / "b.png")
 
 
 def test_a_full_disk_is_no_usage_error(tmp_path, monkeypatch):
@@ -185,7 +187,7 @@ def test_an_animation_shows_every_picture_and_is_whole_or_absent(tmp_path):
         animation.seek(3)
         assert animation.convert("RGB").getpixel((4, 3)) == (240, 0, 0)
     with pytest.raises(UsageError, match="cannot write"):
-        images.save_gif(shades, tmp_path / "none" / "a.gif")
+        images.save_gif(shades, tmp_path / "a.gif" / "b.gif")
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
 
 

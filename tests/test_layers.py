@@ -28,7 +28,8 @@ LEVELS = [
 ]
 BUILDS_ON = {
     "pipelines.adm": "pipelines.ddpm",  # ADM's story is IDDPM's with a classifier beside it
-    "pipelines.dalle2": "pipelines.manipulations",  # DALL-E 2's has a second part, about pictures,
+    "pipelines.dalle2": "pipelines.variants",  # DALL-E 2's can be begun otherwise,
+    "pipelines.variants": "pipelines.manipulations",  # has a second part, about pictures,
     "pipelines.manipulations": "pipelines.bipartite",  # that are taken apart for it
     "pipelines.bipartite": "pipelines.upsampling",  # and a third, about those that are only enlarged
 }

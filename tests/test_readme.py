@@ -10,7 +10,8 @@ from PIL import Image
 
 from t2i.cli import main
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 QUICK = ["train.steps=1", "train.batch_size=2", "train.sample_every=0", "data.num_workers=0", "data.val_fraction=0"]
 
 
@@ -37,3 +38,10 @@ def test_train_each_stage_on_your_own_pictures(monkeypatch: pytest.MonkeyPatch, 
     [generate] = re.findall(r"`(t2i generate \"a cat\"[^`]*)`", README)
     run(monkeypatch, generate, "--steps", "1")
     assert Image.open("out.png").size == (1024, 1024)
+
+
+def test_the_tree_names_every_file() -> None:
+    named = set(re.findall(r"\w+\.py|\w+(?=/)", README.partition("## The tree")[2].partition("## Licence")[0]))
+    files = [p.relative_to(ROOT) for top in ("t2i", "pipelines") for p in (ROOT / top).rglob("*.py")]
+    lacking = {str(p) for p in files if p.name != "__init__.py" and not {p.name, *p.parts[:-1]} <= named}
+    assert not lacking

@@ -117,6 +117,19 @@ def test_one_key_of_an_option_leaves_the_others() -> None:
     assert recipe.load_run("configs/shapes/up256.yaml", overrides[:1]).task.sampling.steps == 10
 
 
+def test_a_tilde_is_the_home_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    changes = ["train.out=~/out", "train.resume=~/run", "data.source=~/pictures", "clip=~/clip", "init=~/start"]
+    run = recipe.load_run("configs/shapes/decoder.yaml", changes)
+    assert run.train.out == Path("/home/me/out")
+    found = [run.train.resume, run.data.source, run.clip, run.init]
+    assert found == [f"/home/me/{name}" for name in ("run", "pictures", "clip", "start")]
+    run = recipe.load_run("configs/shapes/decoder.yaml", ["data.source=[{src: shapes}, {src: '~/*.tar'}]"])
+    assert [source.src for source in run.data.sources] == ["shapes", "/home/me/*.tar"]
+    with pytest.raises(UsageError, match=r"data.source: .*valid string, got 3"):
+        recipe.load_run("configs/shapes/decoder.yaml", ["data.source=3"])
+
+
 def test_a_named_architecture_is_not_trained_on_enlarged_pictures(tmp_path: Path) -> None:
     changes = ["model.architecture=RN50", "model.tokenizer={kind: clip, context: 77}", "train.device=cpu"]
     with pytest.raises(UsageError, match=r"data\.size=64 is smaller than the 224 pixels that RN50 sees"):

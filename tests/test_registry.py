@@ -13,6 +13,8 @@ from torch import nn
 from t2i.data import shapes
 from t2i.errors import DataError, UsageError
 from t2i.nn.transformer import TextConfig
+from t2i.pipeline import Pipeline
+from t2i.pipelines.dalle2 import DALLE2
 from t2i.registry import STAGES, load_stage, save_stage, stage
 from t2i.seed import upload
 from t2i.stages.decoder.model import Decoder
@@ -174,6 +176,17 @@ def test_a_folder_brings_its_own_weights(tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     with pytest.raises(DataError, match=r"wants weights from elsewhere \(pretrained='/tmp/other.pt'\)$"):
         load_stage(tmp_path)
+
+
+def test_a_missing_stage_is_not_taken_from_a_bundled_model_of_the_same_name(
+    pipe: DALLE2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipe.save_pretrained("shapes")
+    assert load_stage("shapes/prior", expect="prior").config == pipe.parts["prior"].config
+    Path("shapes/prior").rename("gone")
+    with pytest.raises(DataError, match=r"shapes/prior/config.json does not exist"):
+        Pipeline.from_pretrained("shapes")
 
 
 def test_an_upsampler_that_would_ignore_a_setting_refuses_it() -> None:

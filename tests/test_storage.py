@@ -176,6 +176,35 @@ def test_writable(tmp_path):
         storage.writable(tmp_path / "file" / "below")
 
 
+def test_a_file_is_promised_without_a_folder_for_it(tmp_path):
+    storage.writable_file(tmp_path / "new" / "folder" / "a.png", "--out")
+    storage.room_for(tmp_path / "new" / "folder", 1)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "link").symlink_to("nowhere")
+    for wrong in ("link", "link/below"):
+        with pytest.raises(UsageError, match="link is a file, expected a folder"):
+            storage.writable_file(tmp_path / wrong / "a.png", "--out")
+
+
+def test_an_output_folder_of_failed_work_goes_with_every_level_that_was_made(tmp_path):
+    @storage.output_folder(tmp_path / "was" / "a" / "b")
+    def fail(*left):
+        for name in left:
+            (tmp_path / "was" / "a" / name).write_text("x")
+        raise KeyboardInterrupt
+
+    (tmp_path / "was").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert os.listdir(tmp_path / "was") == []
+    with pytest.raises(KeyboardInterrupt):
+        fail("log")
+    assert os.listdir(tmp_path / "was" / "a") == ["log"]
+    with pytest.raises(DataError, match="File name too long"), storage.output_folder(tmp_path / "x" / ("y" * 300)):
+        pass
+    assert os.listdir(tmp_path) == ["was"]
+
+
 @needs_permissions
 def test_no_permission(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)

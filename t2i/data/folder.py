@@ -25,7 +25,8 @@ class FolderSource:
         captioned: pictures without a caption are bad samples; otherwise theirs is empty.
 
     Raises:
-        DataError: no such folder, no pictures, or not a single caption where `captioned`.
+        DataError: no such folder, one below it that cannot be read, no pictures, or not a single caption where
+            `captioned`.
     """
 
     def __init__(
@@ -79,10 +80,15 @@ class FolderSource:
 def _scan(root: Path) -> tuple[list[str], int]:
     """Pictures below `root`, as sorted relative paths, and the number of caption files."""
     found, texts = [], 0
-    for folder, _, names in os.walk(root):
+    for folder, _, names in os.walk(root, onerror=_refuse):
         for name in names:
             kind = name.rpartition(".")[2]
             texts += kind == "txt"
             if kind.lower() in IMAGE_TYPES and not name.startswith("."):
                 found.append(os.path.relpath(os.path.join(folder, name), root))
     return sorted(found), texts
+
+
+def _refuse(error: OSError) -> None:
+    """`os.walk` passes over what it cannot read, unless this is raised."""
+    raise DataError(f"{error.filename}: {error.strerror}") from None

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 
-from t2i.config import Config
+from t2i.config import AtHome, Config
 from t2i.data.folder import FolderSource
 from t2i.data.order import Mixture, permute
 from t2i.data.shapes.layout import check_num_things
@@ -28,7 +28,7 @@ from t2i.data.shards import ShardSource
 from t2i.data.source import BadSample, Sample, Source, collate
 from t2i.errors import DataError, UsageError, did_you_mean
 from t2i.seed import Streams, mix
-from t2i.storage import json_lines
+from t2i.storage import clear_errors, json_lines
 from t2i.types import Batch
 
 log = logging.getLogger(__name__)
@@ -41,14 +41,14 @@ VAL_SCENES = 1 << 62
 class SourceConfig(Config):
     """One source of a mixture."""
 
-    src: str = Field(description="shapes, a folder, or tar shards (path, glob or braces)")
+    src: Annotated[str, AtHome] = Field(description="shapes, a folder, or tar shards (path, glob or braces)")
     weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
 
 
 class DataConfig(Config):
     """What to train on."""
 
-    source: str | Annotated[tuple[SourceConfig, ...], Field(min_length=1)] = Field(
+    source: Annotated[str, AtHome] | Annotated[tuple[SourceConfig, ...], Field(min_length=1)] = Field(
         "shapes", description="one source, or several with weights"
     )
     size: int = Field(64, ge=4, description="pixels of the short side")
@@ -192,7 +192,7 @@ class Loader:
                 )
         new = {sample["key"]: sample for sample in bad if sample["key"] not in self.listed}
         if new and self.bad_log is not None:
-            with open(self.bad_log, "a", encoding="utf-8") as file:
+            with clear_errors(self.bad_log), open(self.bad_log, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(sample) + "\n" for sample in new.values())
             self.listed |= new.keys()
         example = f", such as {bad[-1]['key']}" if bad else ""

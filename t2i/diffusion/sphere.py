@@ -46,7 +46,8 @@ def slerp(a: Tensor, b: Tensor, theta: float | Tensor) -> Tensor:
 
 
 def text_direction(after: Tensor, before: Tensor) -> Tensor:
-    """z_d = (z_t - z_t0) / |z_t - z_t0|, (N, D): what a sentence says that another does not (section 3.3).
+    """z_d = (z_t - z_t0) / |z_t - z_t0|, both at unit length, (N, D): what a sentence says that another does not
+    (section 3.3).
 
     Raises ValueError where both are embedded at the same place.
     """

@@ -5,7 +5,7 @@ Legend: B batch · C channels · H W pixels · L tokens · D width · p patch si
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class EncoderConfig(Config):
     in_channels: int = Field(default=3, ge=1)
     image_channels: int = Field(default=0, ge=0)
     channels: int = Field(default=128, ge=1)
-    multipliers: tuple[float, ...] = (1, 2, 3, 4)
+    multipliers: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1, 2, 3, 4), min_length=1)
     num_blocks: int = Field(default=2, ge=1)
     attention: tuple[int, ...] = (2, 4, 8)
     mid_attention: bool = True
@@ -76,8 +76,8 @@ class EncoderConfig(Config):
         factors = [2**level for level in range(len(self.multipliers))]
         if unknown := set(self.attention) - set(factors):
             raise ValueError(f"attention at factors {sorted(unknown)}, but the levels have factors {factors}")
-        if bad := [w for w in self.widths if w % self.norm_groups]:
-            raise ValueError(f"level widths {bad} are not multiples of norm_groups={self.norm_groups}")
+        if bad := [w for w in self.widths if w == 0 or w % self.norm_groups]:
+            raise ValueError(f"level widths {bad} are not positive multiples of norm_groups={self.norm_groups}")
         if self.context_dim is not None and not attends:
             raise ValueError(f"context_dim={self.context_dim} needs attention somewhere, and there is none")
         return self

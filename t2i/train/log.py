@@ -144,5 +144,5 @@ class MetricsFile:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one line."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        with storage.clear_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

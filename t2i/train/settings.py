@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from t2i.config import Config
+from t2i.config import AtHome, Config
 from t2i.precision import fast_bfloat16
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -18,8 +18,10 @@ class TrainConfig(Config):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="images per step, over all processes and micro-batches")
     accumulate: int = Field(1, ge=1, description="micro-batches per step; CLIP compares within one micro-batch only")
-    out: Path = Field(description="folder of the run: the exported stage, metrics, samples, checkpoints")
-    resume: str = Field("auto", description="auto, none, or the path of a checkpoint")
+    out: Annotated[Path, AtHome] = Field(
+        description="folder of the run: the exported stage, metrics, samples, checkpoints"
+    )
+    resume: Annotated[str, AtHome] = Field("auto", description="auto, none, or the path of a checkpoint")
     seed: int = 0
     ema: tuple[Fraction, ...] = Field((0.999,), description="decays; the first is exported and sampled")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")

@@ -1,5 +1,6 @@
 """Samples are functions of (seed, position); folders and shards load without surprises; bad samples are counted."""
 
+import errno
 import io
 import itertools
 import json
@@ -22,7 +23,7 @@ from t2i.data.order import Mixture, permute
 from t2i.data.shapes.write import write_shards
 from t2i.data.shards import ShardSource, expand
 from t2i.data.source import BadSample, decode, pick_caption
-from t2i.errors import DataError, UsageError
+from t2i.errors import DataError, FullDiskError, UsageError
 from t2i.seed import Streams, mix
 
 
@@ -223,6 +224,21 @@ def test_folders_without_pictures_or_captions_fail_loudly(tmp_path):
     (tmp_path / "a.png").write_bytes(picture(1))
     with pytest.raises(DataError, match=r"holds 1 pictures but no captions: expected a.txt"):
         loader(str(tmp_path))
+
+
+def test_a_folder_below_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Root may read all, so the system's answer to others is put in its place."""
+    locked, scandir = str(make_folder(tmp_path / "b" / "locked", 1)), os.scandir
+    make_folder(tmp_path / "a", 1)
+
+    def refused(path):
+        if path == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match=rf"^{locked}: Permission denied$"):
+        FolderSource(tmp_path, 8)
 
 
 def test_crops_are_windows_of_the_resized_picture(tmp_path):
@@ -488,6 +504,13 @@ def test_a_list_of_bad_samples_that_was_cut_off_does_not_stop_a_run(tmp_path):
     path.write_bytes('{"key": "a"}\n{"key": "b", "reason": "no{"key": "c"}\n[]\n{"key": "é'.encode()[:-1])
     take(loader(folder, 7, bad_log=path), 6)
     assert b'"bad000"' in path.read_bytes()
+
+
+def test_a_list_of_bad_samples_on_a_full_disk_is_named(tmp_path):
+    data = loader(spoiled(tmp_path, 1, 20), 21, bad_log=tmp_path / "bad.jsonl")
+    (tmp_path / "bad.jsonl").symlink_to("/dev/full")
+    with pytest.raises(FullDiskError, match=r"no space left to write .*/bad.jsonl"):
+        take(data, 4)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

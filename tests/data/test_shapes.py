@@ -305,6 +305,18 @@ def test_captions_count_and_place():
     assert "a blue cube and a red cube" not in texts
 
 
+def test_things_that_look_the_same_stand_side_by_side_only_where_none_is_behind_another():
+    row, file = (
+        Scene(tuple(Thing("cube", "orange", x=x, y=y) for x, y in places))
+        for places in (((-1.0, 0.0), (1.0, 0.0)), ((0.0, -1.0), (0.0, 1.5)))
+    )
+    said = [
+        {text for i in range(200) for text in shapes.captions(scene, random.Random(i)).values()}
+        for scene in (row, file)
+    ]
+    assert [any("side by side" in text for text in texts) for texts in said] == [True, False]
+
+
 def test_alt_captions_are_careless():
     pairs = [(s, shapes.captions(s, random.Random(i))["alt"]) for i, s in enumerate(SCENES)]
     right = sum(all(t.colour in text and t.shape in text for t in s.things) for s, text in pairs)

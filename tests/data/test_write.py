@@ -35,7 +35,7 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path, change: dict[str, 
     settings = {"size": 8, "shard_size": 3}
     write_shards(tmp_path, count=2, **settings)
     before = (tmp_path / "00000.tar").read_bytes()
-    found = r"00000.tar is of size 8, crop None, seed 0, shard_size 3, captions 3, not of size"
+    found = r"00000.tar is of size 8, crop None, seed 0, shard_size 3, captions 4, not of size"
     with pytest.raises(UsageError, match=found):
         write_shards(tmp_path, count=2, **(settings | change))
     assert (tmp_path / "00000.tar").read_bytes() == before

@@ -1,6 +1,7 @@
 """`t2i eval bpd`: which pictures, what the decoder is told of them, and what comes out."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,15 @@ def test_labels_are_told_or_missed(tmp_path: Path, folder: Path) -> None:
     save_stage(tmp_path / "decoder", "decoder", decoder)
     with pytest.raises(UsageError, match=r"the model is told \['label'\], the data has \['caption', 'image'"):
         evaluate.bpd(str(tmp_path / "decoder"), data=str(folder), num=1, device="cpu")
+
+
+def test_a_network_of_classes_is_shown_one_thing_unless_asked_for_more(tmp_path: Path) -> None:
+    """Also by the command line, where weights that are not given are an empty mapping."""
+    save_stage(tmp_path / "decoder", "decoder", plain(num_classes=60))
+    measured = partial(evaluate.bpd, str(tmp_path / "decoder"), num=4, steps=2, device="cpu")
+    none, one, two = (measured(num_things=weights).facts["each"] for weights in ({}, {1: 1.0}, {2: 1.0}))
+    assert none == one
+    assert none != two
 
 
 def test_classes_of_the_data_must_be_those_of_the_model(tmp_path: Path) -> None:

@@ -183,6 +183,12 @@ def test_accuracy_counts_every_kind_of_fault() -> None:
     assert judged(thing._replace(raised=True), other) == (1, 0)
 
 
+@pytest.mark.parametrize("wrong", [{"image_size": 60}, {"widths": (0, 8, 16)}, {"blocks": (1, -1, 1)}])
+def test_sizes_that_no_reader_has_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"multiple of 8|greater than or equal to"):
+        ReaderConfig.model_validate(wrong)
+
+
 def test_any_size_is_brought_to_the_readers() -> None:
     picture = torch.rand(1, 3, 256, 256)
     assert torch.allclose(fit(picture, 64), picture.view(1, 3, 64, 4, 64, 4).mean(dim=(3, 5)), atol=1e-6)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conftest import captioned, small_clip
 from small import ar_prior
 
-from t2i.errors import UsageError
+from t2i.errors import DataError, UsageError
 from t2i.recipe import load_run
 from t2i.seed import Streams
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
@@ -204,7 +204,7 @@ def test_a_callback_sees_the_embedding_grow() -> None:
 
 def test_what_cannot_be_drawn_from_is_refused() -> None:
     text, streams = small_clip().encode_text(CAPTIONS), Streams(range(4))
-    with pytest.raises(ValueError, match="no PCA and no buckets"):
+    with pytest.raises(DataError, match="no PCA and no buckets"):
         sample(blank(), text, streams)
     for wrong in ({"temperature": 0.0}, {"dot_percentile": 100.0}, {"dot_percentile": -1.0}):
         with pytest.raises(ValueError, match="temperature must be above 0 and dot_percentile in 0…100"):

@@ -17,7 +17,7 @@ from t2i.registry import load_stage
 from t2i.stages.laion_decoder.convert import read
 from t2i.stages.laion_decoder.model import LaionDecoder
 from t2i.stages.laion_decoder.sample import grid, process_of, sample
-from t2i.types import Prediction, TextFeatures
+from t2i.types import Condition, Prediction, TextFeatures
 
 load = partial(load_case, "unclip_nets.json")
 CASES = [("dev-d2p-decoder-1.1.0", "C"), ("dev-d2p-decoder-1.1.0-ddpm", "C"), ("dev-d2p-decoder-1.15.6", "D")]
@@ -83,6 +83,21 @@ def test_the_wrong_era_loads_and_gives_other_numbers(name: str, era: str) -> Non
         check(case["outputs"]["forward_null"], model(i["x"], i["t"], model.null_condition(2)))
 
 
+@torch.no_grad()
+def test_a_decoder_that_reads_no_text_is_read(tmp_path: Path) -> None:
+    """Its file has a padding for sentences, but nothing that reads them; the rest of it draws as ever."""
+    case = load(CASES[0][0])
+    state = {key: x for key, x in weights(case).items() if ".text_to_cond." not in key}
+    torch.save(state, tmp_path / "wordless.pth")
+    convert_files([tmp_path / "wordless.pth"], tmp_path / "out", given=["era=C", "image_size=16"])
+    model: Any = load_stage(tmp_path / "out")
+    assert model.config.clip_text_width is None
+    i, other = inputs(case), built(case, "C")
+    said, told = model.condition(i["image_embed"]), condition(other, i)
+    told = Condition(vector=told.vector, sequence=told.sequence[:, : model.config.num_clip_tokens])
+    torch.testing.assert_close(model(i["x"], i["t"], said), other(i["x"], i["t"], told))
+
+
 def test_the_published_key_list_loads_strictly() -> None:
     name = "dalle2-pytorch/decoder v1.0.2 (1.1.0)"
     keys = shapes(name, UNCLIP)
@@ -108,6 +123,10 @@ def test_the_era_is_asked_for_where_keys_cannot_tell(tmp_path: Path) -> None:
         torch.save({"model": old, "version": version}, tmp_path / f"{version}.pth")
         convert_files([tmp_path / f"{version}.pth"], tmp_path / version, given=["image_size=16"])
         assert load_stage(tmp_path / version).config.era == era  # type: ignore[union-attr]
+    for version in ("1.2.0", "1.4.2"):  # linear attention of D, in part or whole, and self-attention of C
+        torch.save({"model": old, "version": version}, tmp_path / "between.pth")
+        with pytest.raises(DataError, match=rf"of version {version}, but decoders of .* are of neither era C nor D"):
+            convert_files([tmp_path / "between.pth"], tmp_path / "other", given=["era=C"])
     torch.save({"model": old, "version": "0.20.0"}, tmp_path / "older.pth")
     with pytest.raises(DataError, match=r"of version 0\.20\.0, era B, but only era C or D is read there"):
         convert_files([tmp_path / "older.pth"], tmp_path / "other")

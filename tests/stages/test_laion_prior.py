@@ -189,6 +189,7 @@ def test_places_without_a_word_are_hidden_in_eras_a_and_b(random_text: TextFeatu
     [
         ("gamma", "", ("A", "masked")),
         ("g", "era=A .*or era=B", ("B", "masked")),
+        ("padding", "era=B .*era=C .*era=D", ("C", "learned")),
         ("padding", "era=B .*era=C .*era=D", ("D", "learned")),
     ],
 )
@@ -202,7 +203,7 @@ def test_older_files_tell_their_era_or_ask_for_it(gain: str, eras: str, want: tu
     convert_files([tmp_path / "prior.pth"], tmp_path / "out", given=[f"era={want[0]}"] if eras else [])
     config: Any = load_stage(tmp_path / "out").config
     assert (config.era, config.unsaid) == want
-    version = {"A": "0.15.4", "B": "0.23.0", "D": "1.8.4"}[want[0]]
+    version = {"A": "0.15.4", "B": "0.23.0", "C": "1.4.2", "D": "1.8.4"}[want[0]]
     torch.save({"model": state, "version": version}, tmp_path / "told.pth")
     convert_files([tmp_path / "told.pth"], tmp_path / "told")
     assert load_stage(tmp_path / "told").config == config

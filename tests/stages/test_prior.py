@@ -5,6 +5,7 @@ import torch
 from conftest import captioned, small_clip, small_prior
 
 from t2i.diffusion.sampling import Sampling
+from t2i.errors import DataError
 from t2i.seed import Streams
 from t2i.stages.prior.model import Prior, PriorConfig
 from t2i.stages.prior.sample import sample
@@ -56,7 +57,7 @@ def test_standardising_has_unit_statistics_and_an_inverse() -> None:
 
 def test_a_prior_without_statistics_is_refused() -> None:
     prior = Prior(PriorConfig(clip_dim=16, text_width=32, context=12, width=32, layers=1, heads=1))
-    with pytest.raises(ValueError, match="no CLIP statistics"):
+    with pytest.raises(DataError, match="no CLIP statistics"):
         sample(prior, small_clip().encode_text(CAPTIONS), Streams([1, 2]), Sampling(steps=3))
     with pytest.raises(ValueError, match="all finite"):
         prior.calibrate(torch.full((3, 16), torch.nan))

@@ -10,7 +10,7 @@ from torch import nn
 
 from t2i import storage
 from t2i.config import load
-from t2i.errors import DataError, UsageError
+from t2i.errors import DataError, FullDiskError, UsageError
 from t2i.train import OptimConfig, TrainConfig, checkpoint
 from t2i.train.ema import Ema
 from t2i.train.log import Meter, MetricsFile, status_line
@@ -379,6 +379,13 @@ def test_metrics_beyond_the_resumed_step_are_dropped(tmp_path):
     MetricsFile(path, 2).add({"step": 3, "again": True})
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    file.path.symlink_to("/dev/full")
+    with pytest.raises(FullDiskError, match=r"no space left to write .*/metrics.jsonl"):
+        file.add({"step": 1})
 
 
 def test_status_line():

@@ -13,7 +13,7 @@ from t2i.data.shapes.scene import COLOURS, SHAPES, Scene, Thing, relations
 KINDS = ("short", "descriptive", "alt")
 WEIGHTS: Mapping[str, float] = {"short": 0.6, "descriptive": 0.25, "alt": 0.15}
 
-VERSION = 3
+VERSION = 4
 """Grows when a scene's sentences change, so that pictures rendered earlier are not mixed with others unawares."""
 
 _WORDS = """
@@ -92,7 +92,7 @@ def short(scene: Scene, rng: random.Random) -> str:
     if len(groups) == 1:
         text = _counted(*groups[0], rng)
         if len(scene.things) > 1 and rng.random() < 0.1:
-            text += " stacked" if any(t.support is not None for t in scene.things) else " side by side"
+            text += _standing(scene)
     else:
         related = _related(scene, rng) if rng.random() < 0.75 else None
         text = related or _listed([_counted(*g, rng) for g in groups])
@@ -105,6 +105,14 @@ def short(scene: Scene, rng: random.Random) -> str:
     elif text.startswith("a ") and rng.random() < 0.12:
         text = text[2:].replace(" and a ", " and ")
     return text
+
+
+def _standing(scene: Scene) -> str:
+    """How things that all look the same stand, where a word says it."""
+    if any(thing.support is not None for thing in scene.things):
+        return " stacked"
+    found = {name for _, name, _ in relations(scene)}
+    return " side by side" if found and found <= {"left of", "right of"} else ""
 
 
 def descriptive(scene: Scene, rng: random.Random) -> str:

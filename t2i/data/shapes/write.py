@@ -42,8 +42,8 @@ def write_shards(
         crop: write a random window of this side instead, as upsamplers train on.
         num_things: how often a scene has one, two, three or four things.
 
-    Returns the paths. Raises UsageError for a crop that does not fit and for shards of other settings in `out`,
-    DataError for a folder that cannot be written.
+    Returns the paths. Raises UsageError for a crop that does not fit, a folder that cannot be written and shards of
+    other settings in it, DataError for a full disk.
     """
     if crop is not None and (crop > size or crop % 4 or size % 4):
         raise UsageError(f"crop {crop} must fit into size {size}, and both be multiples of 4")

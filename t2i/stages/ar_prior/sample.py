@@ -6,6 +6,7 @@ B batch · D width of CLIP embeddings · k components · K buckets
 import torch
 from torch import Tensor
 
+from t2i.errors import DataError
 from t2i.seed import Streams, upload
 from t2i.stages.ar_prior.model import ArPrior
 from t2i.types import Condition, Prediction, StepCallback, TextFeatures
@@ -42,7 +43,7 @@ def sample(
             f"got {temperature} and {dot_percentile}"
         )
     if not model.calibrated:
-        raise ValueError("this prior has no PCA and no buckets (they are NaN); call calibrate() or load them")
+        raise DataError("this prior has no PCA and no buckets (they are NaN); call calibrate() or load them")
     if guidance != 1 and null is None:
         raise ValueError(f"guidance {guidance} needs an unconditional condition")
     num_codes = model.config.num_codes

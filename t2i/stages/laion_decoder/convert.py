@@ -19,9 +19,11 @@ def layouts() -> Iterator[Layout]:
 
 
 def layout(name: str, config: LaionDecoderConfig, *, wrapped: bool) -> Layout:
-    """The file of a decoder; until April 2023 a module `fn` was wrapped around its cross-attention."""
+    """The file of a decoder; until April 2023 a module `fn` was wrapped around its cross-attention. One that reads no
+    text has a padding for it all the same."""
     entries = prefixed(_UNET, _entries(config, ".fn" if wrapped else ""))
-    return Layout("laion_decoder", name, config, LaionDecoder, tuple(entries), _IGNORED)
+    ignored = _IGNORED if config.clip_text_width is not None else rf"{_IGNORED}|.*\.null_text_embed"
+    return Layout("laion_decoder", name, config, LaionDecoder, tuple(entries), ignored)
 
 
 def is_decoder(keys: Mapping[str, object]) -> bool:

@@ -11,7 +11,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 Era = Literal["C", "D"]
-"""C: up to 28 July 2022, self-attention scaled by 1/√d. D: later, by 1/d, and a normalised linear attention."""
+"""C, 0.23.3 to 1.1.0, until 27 July 2022: self-attention scaled by 1/√d. D, from 1.4.3, 29 July: by 1/d, and a linear
+attention of values of unit norm, divided by their number. Versions between are of neither: the self-attention of C, and
+values divided by their number, normed in 1.4.0 to 1.4.2 alone."""
 GROUPS = 8
 CROSS_HEADS, CROSS_WIDTH = 8, 64
 

@@ -20,7 +20,7 @@ Era = Literal["A", "B", "C", "D"]
 """How it attends and norms, by the version of the library that trained it.
 
 A, to 0.16.0: softmax(q·k / √d + bias). B, to 0.23.2: with 1024 · bias, and every norm divides by the largest of a row
-first. C, to 1.4.0: with 128 · bias, and so does the last norm alone. D, from 1.4.3: softmax(16 · q̂·k̂ + bias) with q̂, k̂
+first. C, to 1.4.2: with 128 · bias, and so does the last norm alone. D, from 1.4.3: softmax(16 · q̂·k̂ + bias) with q̂, k̂
 of unit norm, and the last norm as in C.
 """
 Unsaid = Literal["masked", "learned", "nulls"]

@@ -1,6 +1,7 @@
 """The diffusion prior: from a sentence to the CLIP embedding of a picture of it (Ramesh et al. 2022, section 2.2).
 
-In: what a frozen CLIP says of a sentence, `TextFeatures`. Out: CLIP image embeddings (B, D), unit norm.
+In: what a frozen CLIP says of a sentence, `TextFeatures`. Out: CLIP image embeddings (B, D), of unit norm where
+CLIP's are.
 
     t2i train configs/shapes/prior.yaml                train it
     t2i calibrate PRIOR --clip FOLDER --out FOLDER     measure its analytic variances

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling, Steering, draw
+from t2i.errors import DataError
 from t2i.seed import Streams
 from t2i.stages.prior.model import Prior, PriorVariance
 from t2i.types import StepCallback, TextFeatures
@@ -38,7 +39,7 @@ def sample(
     if num_candidates < 1:
         raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
     if not model.calibrated:
-        raise ValueError("this prior has no CLIP statistics (mean and std are NaN); call calibrate() or load them")
+        raise DataError("this prior has no CLIP statistics (mean and std are NaN); call calibrate() or load them")
     config = model.config
     process = Process.from_schedule(config.schedule, config.num_steps)
     parametrisation = model.parametrisation(variance)

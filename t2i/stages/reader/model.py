@@ -5,7 +5,7 @@ Every object is one peak of a heatmap; the maps beside it tell, at the peak, wha
 B batch · H W pixels · G cells along a side of the output grid · K output maps · M objects
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from t2i.config import Config
 from t2i.data.shapes.scene import COLOURS, SHAPES, Box
 
 THRESHOLD = 0.5  # of a peak that counts as an object
+_Width = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=0)]
 _FIXED = {"heat": 1, "offset": 2, "extent": 2, "raised": 1}
 
 
@@ -43,9 +45,9 @@ class Detection(NamedTuple):
 class ReaderConfig(Config):
     """`widths` and `blocks` are those of the levels at 1/2, 1/4 and 1/8 of `image_size`; the grid is at 1/2."""
 
-    image_size: int = 64
-    widths: tuple[int, int, int] = (32, 48, 96)
-    blocks: tuple[int, int, int] = (1, 1, 1)
+    image_size: int = Field(default=64, ge=8, multiple_of=8)
+    widths: tuple[_Width, _Width, _Width] = (32, 48, 96)
+    blocks: tuple[_Count, _Count, _Count] = (1, 1, 1)
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = COLOURS
     groups: int = Field(default=8, ge=1, description="of every GroupNorm")
