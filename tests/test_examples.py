@@ -113,7 +113,8 @@ def test_07_load_published_checkpoint(tmp_path: Path) -> None:
 def test_11_how_fast(tmp_path: Path) -> None:
     lines = run("11", "--num", 1, cwd=tmp_path).splitlines()
     assert [" ".join(line.split()[:4]) for line in lines[1:4]] == [f"picture of {s} px" for s in (64, 256, 1024)]
-    assert "GB" in lines[4] and len(lines) == 7
+    assert "GB" in lines[4]
+    assert len(lines) == 7
 
 
 def test_10_typographic_attack(tmp_path: Path) -> None:
