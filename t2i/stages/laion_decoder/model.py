@@ -3,7 +3,7 @@
 B batch · H W pixels · L tokens · D width of CLIP embeddings · W of CLIP's text states · S of the tokens · V of time
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class LaionDecoderConfig(Config):
 
     era: Era
     channels: int = Field(320, ge=1)
-    multipliers: tuple[int, ...] = (1, 2, 3, 4)
+    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 2, 3, 4), min_length=1)
     num_blocks: int = Field(4, ge=1)
     attention: tuple[int, ...] = (1, 2, 3)
     heads: int = Field(8, ge=1)
