@@ -27,6 +27,7 @@ from t2i.metrics.compose import wilson
 from t2i.stages.reader.model import Detection, Reader
 
 Rendered = tuple[shapes.Thing, Image.Image]
+How = dict[str, Any]  # arguments of a call that all have
 
 
 def held_out(num: int, first: int, colour: str | None = None) -> list[Rendered]:
@@ -59,7 +60,7 @@ def share(good: Sequence[bool]) -> str:
     return f"{s.correct} of {s.total} ({s.low:.0%} … {s.high:.0%})"
 
 
-def reconstructions(pipe: t2i.Pipeline, pictures: Sequence[Image.Image], all_steps: Sequence[int], **how: Any) -> None:
+def reconstructions(pipe: t2i.Pipeline, pictures: Sequence[Image.Image], all_steps: Sequence[int], how: How) -> None:
     for steps in all_steps:
         for corrections in (0, 1):
             latent = pipe.encode(pictures, steps=steps, corrections=corrections, progress=False)
@@ -71,7 +72,7 @@ def reconstructions(pipe: t2i.Pipeline, pictures: Sequence[Image.Image], all_ste
 
 
 def variations(
-    pipe: t2i.Pipeline, reader: Reader, rows: Sequence[Rendered], latent: Latent, num: int, **how: Any
+    pipe: t2i.Pipeline, reader: Reader, rows: Sequence[Rendered], latent: Latent, num: int, how: How
 ) -> None:
     for guidance in (1.0, None):
         for eta in (0.5, 1.0):
@@ -84,7 +85,7 @@ def variations(
             row(f"variations, eta {eta}, {label}: same thing ({far:.1f} dB from it)", share(kept), "90 %")
 
 
-def interpolations(pipe: t2i.Pipeline, pictures: Sequence[Image.Image], latent: Latent, **how: Any) -> None:
+def interpolations(pipe: t2i.Pipeline, pictures: Sequence[Image.Image], latent: Latent, how: How) -> None:
     ends, cosines = [], []
     for i in range(len(pictures) - 1):
         drawn = pipe.interpolate(latent[i : i + 1], latent[i + 1 : i + 2], 3, **how)
@@ -97,15 +98,15 @@ def interpolations(pipe: t2i.Pipeline, pictures: Sequence[Image.Image], latent: 
 
 
 def text_diffs(
-    pipe: t2i.Pipeline, reader: Reader, rows: Sequence[Rendered], latent: Latent, theta: float, **how: Any
+    pipe: t2i.Pipeline, reader: Reader, rows: Sequence[Rendered], latent: Latent, theta: float, how: How
 ) -> None:
     names = [thing.shape for thing, _ in rows]
     before = readings(reader, [picture for _, picture in rows])
     for guidance in (1.0, 2.0):
-        drawn: list[Image.Image] = []
-        for i, n in enumerate(names):
-            how |= {"theta": theta, "n": 1, "guidance": guidance}
-            drawn += pipe.text_diff(latent[i : i + 1], f"a red {n}", f"a blue {n}", **how).images
+        turned = how | {"theta": theta, "n": 1, "guidance": guidance}
+        drawn = [
+            pipe.text_diff(latent[i : i + 1], f"a red {n}", f"a blue {n}", **turned)[0] for i, n in enumerate(names)
+        ]
         after = readings(reader, drawn)
         label = f"text diff red to blue, theta {theta}, guidance {guidance:g}:"
         row(f"{label} blue", share([bool(f) and f[0].colour == "blue" for f in after]), "80 %")
@@ -134,14 +135,14 @@ def main() -> None:
 
     rows = held_out(args.num, args.seed)
     pictures = [picture for _, picture in rows]
-    reconstructions(pipe, pictures, args.steps, **how)
+    reconstructions(pipe, pictures, args.steps, how)
     latent = pipe.encode(pictures, steps=args.main_steps, progress=False)
-    variations(pipe, reader, rows, latent, args.num_variations, **how)
-    interpolations(pipe, pictures, latent, **how)
+    variations(pipe, reader, rows, latent, args.num_variations, how)
+    interpolations(pipe, pictures, latent, how)
 
     rows = held_out(args.num, args.seed, "red")
     latent = pipe.encode([picture for _, picture in rows], steps=args.main_steps, progress=False)
-    text_diffs(pipe, reader, rows, latent, args.theta, **how)
+    text_diffs(pipe, reader, rows, latent, args.theta, how)
 
 
 if __name__ == "__main__":

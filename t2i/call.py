@@ -111,7 +111,8 @@ class Output:
         return {**self.recipe, "arguments": {**arguments, **group}, "picture": i - first}
 
     def save(self, path: str | Path, which: Sequence[int] | None = None) -> list[Path]:
-        """Write PNGs with their recipes: `path` for one picture, `name-0.png`, `name-1.png` … for several.
+        """Write PNGs with their recipes: `path` for one picture, `name-0.png`, `name-1.png` … for several; in a
+        new folder if need be.
 
         `which` are the pictures to write, all of them if None.
         """

@@ -65,7 +65,10 @@ def interpolate(
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
     chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
-    ends = _opened(a), _opened(b) if os.path.isfile(b) or b.lower().endswith(PICTURES) else b
+    is_picture = os.path.isfile(b) or b.lower().endswith(PICTURES)
+    if not is_picture:
+        _check(b)
+    ends = _opened(a), _opened(b) if is_picture else b
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
 
@@ -90,6 +93,7 @@ def text_diff(
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
     chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
+    _check(*([from_text] if from_text != "" else []), to_text)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
@@ -135,6 +139,14 @@ def _chosen(
     scale = by_stage("guidance", guidance, float)
     given = {"seed": seed, "steps": by_stage("steps", steps, int_or_text), "guidance": scale, "stop_after": stop_after}
     return {key: value for key, value in given.items() if value is not None}
+
+
+def _check(*texts: str) -> None:
+    """Say of a sentence what needs no model, before one is downloaded."""
+    from t2i.call import check_text
+
+    for text in texts:
+        check_text("prompt", text)
 
 
 def _opened(path: str | Path) -> Any:

@@ -113,7 +113,7 @@ def bpd(
         data: shapes, a folder or shards; the pictures of it that training holds out or, if that is none, all.
         num: pictures, at most; none of a folder counts twice. batch: of them at once.
         steps: of the process, spaced as for sampling; all of them if None, as papers do.
-        num_things: of shapes, weights of scenes with 1 to 4 things; None means one thing for networks that are told a
+        num_things: of shapes, weights of scenes with 1 to 4 things; none means one thing for networks that are told a
             class, which is that of the first thing.
         whole: take pictures that training does not hold out, too.
         seed: order of the pictures, and their noise.

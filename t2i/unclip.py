@@ -31,9 +31,9 @@ def read_unclip(folder: Path, index: Mapping[str, Any]) -> dict[str, nn.Module]:
     for place, names in PARTS.items():
         needed = [n for n in names if place in ("decoder", "up256") or n == "text_encoder" or any(index.get(n) or ())]
         here = [folder / name for name in names if (folder / name).is_dir()]
-        if missing := [name for name in needed if folder / name not in here]:
-            raise DataError(f"{folder}: lacks {', '.join(missing)}")
-        if missing := [f"{path.name}/config.json" for path in here if not (path / "config.json").is_file()]:
+        missing = [name for name in needed if folder / name not in here]
+        missing += [f"{path.name}/config.json" for path in here if not (path / "config.json").is_file()]
+        if missing:
             raise DataError(f"{folder}: lacks {', '.join(missing)}")
         if not here:  # a pipeline for variations has no prior
             continue

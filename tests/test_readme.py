@@ -40,7 +40,7 @@ def test_train_each_stage_on_your_own_pictures(monkeypatch: pytest.MonkeyPatch, 
     assert Image.open("out.png").size == (1024, 1024)
 
 
-def test_the_tree_names_every_file() -> None:
+def test_the_tree_has_the_name_of_every_file() -> None:
     named = set(re.findall(r"\w+\.py|\w+(?=/)", README.partition("## The tree")[2].partition("## Licence")[0]))
     files = [p.relative_to(ROOT) for top in ("t2i", "pipelines") for p in (ROOT / top).rglob("*.py")]
     lacking = {str(p) for p in files if p.name != "__init__.py" and not {p.name, *p.parts[:-1]} <= named}

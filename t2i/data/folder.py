@@ -90,5 +90,7 @@ def _scan(root: Path) -> tuple[list[str], int]:
 
 
 def _refuse(error: OSError) -> None:
-    """`os.walk` passes over what it cannot read, unless this is raised."""
+    """`os.walk` passes over what it cannot read, unless this is raised; so it may folders of the system's own."""
+    if Path(error.filename).name.startswith((".", "lost+found")):
+        return
     raise DataError(f"{error.filename}: {error.strerror}") from None

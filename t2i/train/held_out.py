@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2i import storage
 from t2i.images import grid, save_png
 from t2i.train.ema import Ema
 from t2i.train.log import Meter
@@ -43,7 +42,6 @@ class HeldOut:
         with self._averaged():
             pictures = self.task.sample(to_device(self._batch, self.device))
         if pictures is not None:
-            storage.writable(path.parent)
             save_png(grid(pictures.float()), path)
 
     def measure(self) -> tuple[list[str], Tensor]:

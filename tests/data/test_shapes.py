@@ -306,15 +306,15 @@ def test_captions_count_and_place():
 
 
 def test_things_that_look_the_same_stand_side_by_side_only_where_none_is_behind_another():
-    row, file = (
+    row, file, corner = (
         Scene(tuple(Thing("cube", "orange", x=x, y=y) for x, y in places))
-        for places in (((-1.0, 0.0), (1.0, 0.0)), ((0.0, -1.0), (0.0, 1.5)))
+        for places in (((-1.0, 0.0), (1.0, 0.0)), ((0.0, -1.0), (0.0, 1.5)), ((-1.0, 0.0), (1.0, 0.0), (0.0, 1.5)))
     )
     said = [
         {text for i in range(200) for text in shapes.captions(scene, random.Random(i)).values()}
-        for scene in (row, file)
+        for scene in (row, file, corner)
     ]
-    assert [any("side by side" in text for text in texts) for texts in said] == [True, False]
+    assert [any("side by side" in text for text in texts) for texts in said] == [True, False, False]
 
 
 def test_alt_captions_are_careless():

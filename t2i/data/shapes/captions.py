@@ -111,8 +111,8 @@ def _standing(scene: Scene) -> str:
     """How things that all look the same stand, where a word says it."""
     if any(thing.support is not None for thing in scene.things):
         return " stacked"
-    found = {name for _, name, _ in relations(scene)}
-    return " side by side" if found and found <= {"left of", "right of"} else ""
+    beside = [name for _, name, _ in relations(scene) if name in ("left of", "right of")]
+    return " side by side" if len(beside) == len(scene.things) * (len(scene.things) - 1) else ""
 
 
 def descriptive(scene: Scene, rng: random.Random) -> str:

@@ -16,7 +16,7 @@ from t2i.data.shapes.captions import VERSION
 from t2i.data.shapes.layout import check_num_things
 from t2i.errors import UsageError
 from t2i.images import to_pil
-from t2i.storage import clear_errors, writable
+from t2i.storage import clear_errors, output_folder
 
 _SETTINGS, _LENGTH = "t2i.settings", "t2i.length"  # global pax headers of a shard
 
@@ -50,24 +50,36 @@ def write_shards(
     if count < 1 or shard_size < 1:
         raise UsageError(f"count and shard_size must be at least 1, got {count} and {shard_size}")
     check_num_things(num_things)
-    folder = writable(out)
     settings = f"size {size}, crop {crop}, seed {seed}, shard_size {shard_size}, captions {VERSION}"
     if num_things != NUM_THINGS:
         settings += f", num_things {dict(sorted(num_things.items()))}"
+    drawn, at_once = partial(draw, size=size, crop=crop, num_things=num_things), _at_once(crop or size)
+    paths = [Path(out) / f"{index:05d}.tar" for index in range(-(-count // shard_size))]
+    with output_folder(out) as folder:
+        lengths = _lengths(folder, settings)
+        with tqdm(total=count, unit="img", desc=str(folder)) as bar:
+            for index, path in enumerate(paths):
+                seeds = range(seed + index * shard_size, seed + min(count, (index + 1) * shard_size))
+                if lengths.get(path, 0) < len(seeds):
+                    _write(path, settings, seeds, drawn, at_once, bar)
+                else:
+                    bar.update(len(seeds))
+    return paths
+
+
+def _at_once(side: int) -> int:
+    """How many pictures are rendered together: 32, or fewer large ones."""
+    return max(1, min(32, 2**22 // side**2))
+
+
+def _lengths(folder: Path, settings: str) -> dict[Path, int]:
+    """How many samples the shards of a folder have; UsageError for those of other settings."""
     lengths = {}
     for path in sorted(folder.glob("*.tar")):
         found, lengths[path] = _mark(path)
         if found != settings:
             raise UsageError(f"{path} is of {found}, not of {settings}: write to another folder or remove it")
-    paths = [folder / f"{index:05d}.tar" for index in range(-(-count // shard_size))]
-    with tqdm(total=count, unit="img", desc=str(folder)) as bar:
-        for index, path in enumerate(paths):
-            seeds = range(seed + index * shard_size, seed + min(count, (index + 1) * shard_size))
-            if lengths.get(path, 0) < len(seeds):
-                _write(path, settings, seeds, partial(draw, size=size, crop=crop, num_things=num_things), bar)
-            else:
-                bar.update(len(seeds))
-    return paths
+    return lengths
 
 
 def _mark(path: Path) -> tuple[str, int]:
@@ -79,16 +91,19 @@ def _mark(path: Path) -> tuple[str, int]:
         return "unknown settings", 0
 
 
-def _write(path: Path, settings: str, seeds: range, drawn: Callable[[range], dict[str, Any]], bar: tqdm) -> None:
+def _write(
+    path: Path, settings: str, seeds: range, drawn: Callable[[range], dict[str, Any]], at_once: int, bar: tqdm
+) -> None:
     """One shard, under its name only when it is whole."""
     temporary = path.with_suffix(".tar.tmp")
     mark = {_SETTINGS: settings, _LENGTH: str(len(seeds))}
     with clear_errors(path):
         try:
             with tarfile.open(temporary, "w", pax_headers=mark) as tar:
-                for first in range(0, len(seeds), 32):
-                    _add(tar, drawn(seeds[first : first + 32]))
-                    bar.update(len(seeds[first : first + 32]))
+                for first in range(0, len(seeds), at_once):
+                    few = seeds[first : first + at_once]
+                    _add(tar, drawn(few))
+                    bar.update(len(few))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

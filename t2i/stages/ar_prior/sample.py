@@ -36,6 +36,8 @@ def sample(
         dot_percentile: the dot product with the sentence's own embedding is drawn from its predicted distribution above
             this percentile (Ramesh et al. 2022, section 2.2: of 50, 70, 85 and 95 they found 50 best); 0 for all of it.
         callback: called after every code with the embedding that the codes so far make.
+
+    Raises DataError for a prior that was never calibrated.
     """
     if not temperature > 0 or not 0 <= dot_percentile < 100:
         raise ValueError(

@@ -35,6 +35,8 @@ def sample(
         num_candidates: embeddings drawn per sentence; the one with the largest dot product with the sentence's own
             embedding is kept (Ramesh et al. 2022, section 2.2 draws two).
         variance: of the steps of "ddpm", another one than the config's.
+
+    Raises DataError for a prior that was never calibrated.
     """
     if num_candidates < 1:
         raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
