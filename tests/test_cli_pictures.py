@@ -132,7 +132,8 @@ def test_mistakes_get_one_line_and_a_code(
     monkeypatch: pytest.MonkeyPatch, model: Path, here: Path, capsys: pytest.CaptureFixture,
     arguments: list[str], code: int, message: str,
 ) -> None:  # fmt: skip
-    assert run(monkeypatch, *arguments, "--model", model) == code
+    chosen = [] if "--model" in arguments else ["--model", model]
+    assert run(monkeypatch, *arguments, *chosen) == code
     assert_one_line(capsys, message)
     assert sorted(path.name for path in here.iterdir()) == ["0.png", "1.png", "tall.png"]
 
