@@ -102,18 +102,20 @@ def text_diff(
 def upsample(
     image: Annotated[Path, typer.Argument(help="A picture of any sides that the upsamplers fold.")],
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("out.png"),
-    start_at: Annotated[str, typer.Option(help="The first upsampler: up256, or up1024 for fine pictures.")] = "up256",
+    start_at: Annotated[
+        str, typer.Option(help="The first upsampler: up256, or up1024 for pictures of 256 px and more.")
+    ] = "up256",
     model: Model = "shapes",
     seed: Seed = None,
     steps: Steps = None,
     sampler: Annotated[str | None, typer.Option(help="As in generate.")] = None,
-    stop_after: StopAfter = None,
+    stop_after: Annotated[str | None, typer.Option(help="Last upsampler to run, such as up256.")] = None,
     max_tile: MaxTile = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = False,
 ) -> None:
-    """Draw a picture larger, by the upsamplers alone."""
+    """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
     chosen = _chosen(out, seed, steps, None, stop_after) | ({"max_tile": max_tile} if max_tile is not None else {})
     source = _opened(image)
     pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")

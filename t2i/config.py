@@ -93,7 +93,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = _yaml(path.read_text("utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read config {path}: {error.strerror}") from None
+        hint = did_you_mean(path.name, (other.name for other in path.parent.glob("*.yaml")), f"{path.parent}/")
+        raise UsageError(f"cannot read config {path}: {error.strerror}{hint}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not a text file") from None
     except UsageError as error:

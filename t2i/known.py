@@ -73,6 +73,9 @@ class Latent:
     z_i: Tensor
     x_T: Tensor
 
+    def __repr__(self) -> str:
+        return f"Latent(z_i={tuple(self.z_i.shape)}, x_T={tuple(self.x_T.shape)})"
+
     def __len__(self) -> int:
         return len(self.z_i)
 

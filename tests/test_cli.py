@@ -252,6 +252,7 @@ def test_a_folder_named_like_the_picture_is_told_before_the_work(
         (["generate", "a red cube", "--from", "x.png"], 2, "--from"),
         (["generate", "--from", "no-such.png"], 3, "no-such.png"),
         (["train", "no-such.yaml"], 2, "no-such.yaml"),
+        (["train", "configs/shapes/decodr.yaml"], 2, "did you mean 'configs/shapes/decoder.yaml'?"),
         (["train", "configs/shapes/decoder.yaml", "train.step=3"], 2, "did you mean 'train.steps'"),
         (["train", "configs/shapes/decoder.yaml", "lr=1"], 2, "unknown key 'lr', did you mean 'optim.lr'?"),
         (["train", "configs/shapes/clip.yaml", "train.batch_size=1", "train.out=OUT"], 2, "batch_size is too small"),
