@@ -93,8 +93,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = _yaml(path.read_text("utf-8"))
     except OSError as error:
-        hint = did_you_mean(path.name, (other.name for other in path.parent.glob("*.yaml")), f"{path.parent}/")
-        raise UsageError(f"cannot read config {path}: {error.strerror}{hint}") from None
+        raise UsageError(f"cannot read config {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not a text file") from None
     except UsageError as error:

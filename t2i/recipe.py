@@ -96,10 +96,14 @@ def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_config(path: str | Path) -> Path:
-    """A config file by path, or by its name under the bundled `configs/`."""
+    """A config file by path, or by its name under the bundled `configs/`; UsageError if it is neither."""
     path = Path(path)
     bundled = asset("configs", *path.parts[1:] if path.parts[:1] == ("configs",) else path.parts)
-    return path if path.is_file() or not bundled.is_file() else bundled
+    if not path.exists() and not bundled.is_file():
+        known = {other.name for folder in (path.parent, bundled.parent) for other in folder.glob("*.yaml")}
+        hint = did_you_mean(path.name, sorted(known), f"{path.parent}/" if path.parent.name else "")
+        raise UsageError(f"cannot read config {path}: no such file{hint}")
+    return bundled if not path.exists() else path
 
 
 def train(path: str | Path, overrides: list[str]) -> Result:
