@@ -4,7 +4,7 @@ python examples/11_how_fast.py --num 5
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 
@@ -26,11 +26,6 @@ def seconds(what: str, do: Callable[[int], object], num: int) -> None:
     print(f"{what:<32} {median(times[1:]):7.2f} s   ({min(times[1:]):.2f} … {max(times[1:]):.2f})", flush=True)
 
 
-def rendered(seeds: Sequence[int], size: int) -> torch.Tensor:
-    """Scenes by their seeds, (N, 3, size, size)."""
-    return shapes.render([shapes.scene_from_seed(seed) for seed in seeds], size)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prompt", nargs="?", default="a red cube")
@@ -50,8 +45,8 @@ def main() -> None:
             args.num,
         )
     print(f"memory at most {memory_gb(device):.2f} GB")
-    seconds("100 renders of 64 px", lambda i: rendered(range(100 * i, 100 * i + 100), 64), args.num)
-    seconds("render of 1024 px", lambda i: rendered([i], 1024), args.num)
+    seconds("100 renders of 64 px", lambda i: shapes.batch(range(100 * i, 100 * i + 100), 64), args.num)
+    seconds("render of 1024 px", lambda i: shapes.batch([i], 1024), args.num)
 
 
 if __name__ == "__main__":

@@ -287,7 +287,7 @@ class _Run:
             )
             announce(self.task, first, self.device, self.dtype)
             if "image" in first:
-                save_png(grid(first["image"][:16]), storage.writable(self.config.out / "samples") / "inputs.png")
+                save_png(grid(first["image"][:16]), self.config.out / "samples" / "inputs.png")
         return itertools.chain([first], batches)
 
     def _look(self, sample: bool, measure: bool) -> None:
