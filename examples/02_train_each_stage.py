@@ -12,9 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from t2i.errors import T2IError
+from t2i.core.errors import T2IError
 from t2i.pipelines.dalle2 import DALLE2
-from t2i.recipe import train
+from t2i.run import train
 
 STAGES = ("clip", "prior", "decoder", "up256", "up1024")
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import t2i
-from t2i.evaluate import load_reader
-from t2i.images import from_pil, grid
-from t2i.registry import load_stage
+from t2i.evals.report import load_reader
+from t2i.io.images import from_pil, grid
+from t2i.stages.registry import load_stage
 
 PROMPTS = ["a red cube", "a blue sphere", "a green cone", "a yellow torus", "a purple pyramid", "an orange cylinder"]
 WAYS: dict[str, tuple[str, str, dict[str, float], list[float]]] = {  # model, who guides, who does not, scales

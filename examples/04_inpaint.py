@@ -16,7 +16,7 @@ from PIL import Image
 
 import t2i
 from t2i.data import shapes
-from t2i.images import from_pil, grid, open_image, open_mask, square, square_mask, to_pil
+from t2i.io.images import from_pil, grid, open_image, open_mask, square, square_mask, to_pil
 
 
 def scene(size: int = 64) -> tuple[Image.Image, Image.Image]:

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 import t2i
-from t2i.call import Output
 from t2i.data import shapes
-from t2i.images import open_image, save_gif, sheet, to_pil
+from t2i.io.images import open_image, save_gif, sheet, to_pil
+from t2i.pipeline.request import Output
 
 
 def scene(colour: str, shape: str, seed: int) -> Image.Image:

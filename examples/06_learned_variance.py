@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from t2i.evaluate import bpd
-from t2i.recipe import train
+from t2i.evals.report import bpd
+from t2i.run import train
 
 RUNS: dict[str, list[str]] = {
     "linear, fixed": ["model.schedule=linear", "model.variance=fixed_large", "model.unet.out_channels=3"],

@@ -12,11 +12,11 @@ import argparse
 from pathlib import Path
 
 import t2i
-from t2i.convert import convert_files
-from t2i.hub import index
+from t2i.convert.convert import convert_files
+from t2i.hub.hub import index
+from t2i.io.weights import load_config
 from t2i.pipelines.adm import ADM
 from t2i.pipelines.glide import GLIDE
-from t2i.storage import load_config
 
 
 def from_files(decoder: Path, classifier: Path | None, folder: Path) -> t2i.Pipeline:

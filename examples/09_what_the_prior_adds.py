@@ -20,19 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import t2i
+from t2i.core.errors import UsageError
+from t2i.core.seed import Streams
 from t2i.data import shapes
 from t2i.data.shapes.scene import COLOURS
-from t2i.errors import UsageError
-from t2i.evaluate import load_reader
-from t2i.images import grid
-from t2i.metrics.compose import Prompt, mean, prompts, score, summary
-from t2i.metrics.embeddings import frechet
-from t2i.registry import load_stage
-from t2i.seed import Streams
+from t2i.evals.compose import Prompt, mean, prompts, score, summary
+from t2i.evals.embeddings import frechet
+from t2i.evals.report import load_reader
+from t2i.io.images import grid
 from t2i.stages.ar_prior import sample as ar_prior
 from t2i.stages.decoder import sample as decoder
 from t2i.stages.prior import sample as prior
 from t2i.stages.prior.model import Prior
+from t2i.stages.registry import load_stage
 from t2i.text.tokenizers import tokenize
 
 WAYS = ("caption alone", "text embedding", "AR prior", "diffusion prior", "a render's embedding")

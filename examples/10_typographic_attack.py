@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import t2i
 from t2i.data import shapes
-from t2i.images import open_image, sheet, to_pil
+from t2i.io.images import open_image, sheet, to_pil
 
 
 def labelled(picture: Image.Image, word: str) -> Image.Image:

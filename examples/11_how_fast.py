@@ -11,8 +11,8 @@ from time import perf_counter
 import torch
 
 import t2i
+from t2i.core.devices import device_of
 from t2i.data import shapes
-from t2i.precision import device_of
 from t2i.train.log import memory_gb
 
 

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from t2i.call import Call
+from t2i.core.errors import DataError
 from t2i.diffusion.sampling import Steering
-from t2i.errors import DataError
+from t2i.pipeline.request import Call
 from t2i.pipelines.ddpm import DDPM
 from t2i.stages.classifier.model import Classifier
 

@@ -19,17 +19,17 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.call import Call, Callback, Output, Plan, check_finite, chunks, repeated, step_bar, whole
-from t2i.errors import UsageError
-from t2i.images import square
-from t2i.known import Latent, read_pictures
+from t2i.core.errors import UsageError
+from t2i.core.types import Condition
+from t2i.io.images import square
+from t2i.pipeline.inputs import Latent, read_pictures
+from t2i.pipeline.request import Call, Callback, Output, Plan, check_finite, chunks, repeated, step_bar, whole
 from t2i.pipelines.upsampling import Upsampling
 from t2i.stages.clip.model import ClipEncoder
+from t2i.stages.dalle2_pytorch.decoder import sample as laion_decoder
+from t2i.stages.dalle2_pytorch.prior.model import LaionPrior
 from t2i.stages.decoder import sample as decoder
 from t2i.stages.decoder.model import Decoder
-from t2i.stages.laion_decoder import sample as laion_decoder
-from t2i.stages.laion_prior.model import LaionPrior
-from t2i.types import Condition
 
 Files = Image | Path | Sequence[Image | Path]
 Steps = int | str | Mapping[str, int | str] | None

@@ -17,28 +17,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from t2i.call import Call, Callback, Output, Plan, sentences
-from t2i.errors import DataError, UsageError, did_you_mean
-from t2i.hub import presets
-from t2i.images import to_pil
-from t2i.known import Known, Latent, Start
+from t2i.core.errors import DataError, UsageError, did_you_mean
+from t2i.core.seed import Streams
+from t2i.core.types import Condition, TextFeatures, Tokenizer
+from t2i.hub.hub import presets
+from t2i.io.images import to_pil
+from t2i.pipeline.inputs import Known, Latent, Start
+from t2i.pipeline.request import Call, Callback, Output, Plan, sentences
 from t2i.pipelines.variants import Variants
-from t2i.registry import one_line
-from t2i.seed import Streams
 from t2i.stages.ar_prior import sample as ar_prior
 from t2i.stages.ar_prior.model import ArPrior
+from t2i.stages.dalle2_pytorch.decoder import sample as laion_decoder
+from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder
+from t2i.stages.dalle2_pytorch.prior import sample as laion_prior
+from t2i.stages.dalle2_pytorch.prior.model import LaionPrior
 from t2i.stages.decoder import sample as decoder
 from t2i.stages.decoder.model import Decoder
-from t2i.stages.laion_decoder import sample as laion_decoder
-from t2i.stages.laion_decoder.model import LaionDecoder
-from t2i.stages.laion_prior import sample as laion_prior
-from t2i.stages.laion_prior.model import LaionPrior
 from t2i.stages.prior import sample as prior
 from t2i.stages.prior.model import Prior
+from t2i.stages.registry import one_line
 from t2i.stages.upsampler import sample as upsampler
 from t2i.stages.upsampler.model import Upsampler
 from t2i.text.tokenizers import tokenize
-from t2i.types import Condition, TextFeatures, Tokenizer
 
 _SAME_CLIP = 0.98  # cosine of two marks; rounding to 8 bits moves it by less than a hundredth
 

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from t2i.call import Call, Callback, Output, classes_of, repeated, seeds_of, whole
+from t2i.core.errors import DataError, UsageError
+from t2i.core.seed import Streams
 from t2i.diffusion.sampling import Steering
-from t2i.errors import DataError, UsageError
-from t2i.images import to_pil
-from t2i.pipeline import Pipeline
-from t2i.seed import Streams
+from t2i.io.images import to_pil
+from t2i.pipeline.base import Pipeline
+from t2i.pipeline.request import Call, Callback, Output, classes_of, repeated, seeds_of, whole
 from t2i.stages.decoder import sample as decoder
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.upsampler import sample as upsampler

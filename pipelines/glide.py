@@ -18,19 +18,19 @@ from typing import Any, ClassVar, Literal
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from t2i.call import Call, Callback, Output, Plan, sentences
-from t2i.errors import DataError, UsageError
-from t2i.images import to_pil
-from t2i.known import Known, read_known, read_start
-from t2i.pipeline import Pipeline
-from t2i.seed import Streams
+from t2i.core.errors import DataError, UsageError
+from t2i.core.seed import Streams
+from t2i.core.types import Tokenizer
+from t2i.io.images import to_pil
+from t2i.pipeline.base import Pipeline
+from t2i.pipeline.inputs import Known, read_known, read_start
+from t2i.pipeline.request import Call, Callback, Output, Plan, sentences
 from t2i.stages.decoder import sample as decoder
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.noised_clip.model import NoisedClip
 from t2i.stages.upsampler import sample as upsampler
 from t2i.stages.upsampler.model import Upsampler
 from t2i.text.tokenizers import tokenize
-from t2i.types import Tokenizer
 
 Prompts = str | Sequence[str]
 ByStage = Mapping[str, Any]

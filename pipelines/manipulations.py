@@ -20,13 +20,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.call import Callback, Output, Plan, prompts_of, seeds_of, whole
+from t2i.core.errors import UsageError
+from t2i.core.seed import Streams
 from t2i.diffusion.sphere import PrincipalComponents, slerp, text_direction
-from t2i.errors import UsageError
-from t2i.known import Latent, read_embeddings
+from t2i.pipeline.inputs import Latent, read_embeddings
+from t2i.pipeline.request import Callback, Output, Plan, prompts_of, seeds_of, whole
 from t2i.pipelines.bipartite import Bipartite, Files, How, Scale, Steps
-from t2i.registry import one_line
-from t2i.seed import Streams
+from t2i.stages.registry import one_line
 
 Picture = Image | Path | Latent
 

@@ -12,11 +12,11 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.call import Call, Callback, Output
-from t2i.errors import UsageError
-from t2i.images import from_pil, to_pil
-from t2i.known import read_pictures
-from t2i.pipeline import Pipeline
+from t2i.core.errors import UsageError
+from t2i.io.images import from_pil, to_pil
+from t2i.pipeline.base import Pipeline
+from t2i.pipeline.inputs import read_pictures
+from t2i.pipeline.request import Call, Callback, Output
 from t2i.stages.upsampler.model import UpsamplerConfig
 
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.call import Callback, Output, prompts_of, sentences
-from t2i.errors import UsageError
-from t2i.known import read_embeddings, read_known, read_start
+from t2i.core.errors import UsageError
+from t2i.core.types import Tokenizer
+from t2i.pipeline.inputs import read_embeddings, read_known, read_start
+from t2i.pipeline.request import Callback, Output, prompts_of, sentences
 from t2i.pipelines.manipulations import Manipulations
-from t2i.types import Tokenizer
 
 
 class Variants(Manipulations):

@@ -3,7 +3,8 @@
 from pathlib import Path as _Path
 from typing import Any
 
-__version__ = "0.1.0"
+from t2i.version import __version__
+
 __all__ = ["Pipeline", "__version__", "load_stage"]
 
 # In a checkout `pipelines/` lies beside this package; in a wheel it is mapped inside. The guard needs two files beside
@@ -15,11 +16,11 @@ if (_root / "pyproject.toml").is_file() and (_root / "pipelines" / "__init__.py"
 
 def __getattr__(name: str) -> Any:
     if name == "Pipeline":
-        from t2i.pipeline import Pipeline
+        from t2i.pipeline.base import Pipeline
 
         return Pipeline
     if name == "load_stage":
-        from t2i.registry import load_stage
+        from t2i.stages.registry import load_stage
 
         return load_stage
     raise AttributeError(f"module 't2i' has no attribute {name!r}")

@@ -1,3 +1,3 @@
-from t2i.cli import main
+from t2i.cli.main import main
 
 main()

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from t2i.assets import asset
-from t2i.errors import UsageError
-from t2i.recipe import complete, fitted, load_run, train
-from t2i.registry import load_stage, stage
+from t2i.core.assets import asset
+from t2i.core.errors import UsageError
+from t2i.run import complete, fitted, load_run, train
 from t2i.stages.ar_prior.model import ArPrior
 from t2i.stages.clip.model import ClipConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
+from t2i.stages.registry import load_stage, stage
 
 CONFIGS = sorted(asset("configs").rglob("*.yaml"))
 QUICK = [

@@ -11,7 +11,7 @@ import torch
 from manifests import shapes
 from PIL import Image
 
-from t2i.pipeline import Pipeline
+from t2i.pipeline.base import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

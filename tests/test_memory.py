@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from t2i.registry import stage
-from t2i.types import TextFeatures
+from t2i.core.types import TextFeatures
+from t2i.stages.registry import stage
 
 
 class Alive(TorchDispatchMode):

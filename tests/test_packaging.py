@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PROBE = """
 import t2i, t2i.pipelines.dalle2
-from t2i.assets import asset
-from t2i.recipe import load_run
+from t2i.core.assets import asset
+from t2i.run import load_run
 assert t2i.Pipeline.__name__ == "Pipeline"
 assert asset("configs", "shapes", "decoder.yaml").is_file(), asset("configs")
 assert asset("weights", "index.yaml").is_file(), asset("weights")

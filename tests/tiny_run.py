@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from t2i import storage
+from t2i.core.seed import Streams, mix
 from t2i.data.loader import DataConfig, Loader
 from t2i.diffusion.timesteps import LossSecondMoment, draw_steps
+from t2i.io import weights
 from t2i.nn.contrastive import contrastive_loss
-from t2i.seed import Streams, mix
 from t2i.train import OptimConfig, Result, TrainConfig, fit
 
 
@@ -106,7 +106,7 @@ class Pictures:
 
 
 def export(folder: Path, state: dict[str, torch.Tensor]) -> None:
-    storage.save_folder(folder, {"kind": "tiny"}, state)
+    weights.save_folder(folder, {"kind": "tiny"}, state)
 
 
 def run(
@@ -168,7 +168,7 @@ def contrast(folder: Path, rank: int, world: int) -> None:
     if world > 1:
         dist.all_reduce(weight.grad)
         weight.grad /= world
-    storage.save_tensors(folder, {"loss": loss.detach(), "hit": hit, "grad": weight.grad}, f"{world}-{rank}")
+    weights.save_tensors(folder, {"loss": loss.detach(), "hit": hit, "grad": weight.grad}, f"{world}-{rank}")
     if world > 1:
         dist.destroy_process_group()
 

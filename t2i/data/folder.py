@@ -9,9 +9,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from t2i.core.errors import DataError
+from t2i.core.seed import Streams
 from t2i.data.source import IMAGE_TYPES, BadSample, Sample, decode, lines_of, pick_caption
-from t2i.errors import DataError
-from t2i.seed import Streams
 
 
 class FolderSource:

@@ -20,16 +20,16 @@ import torch
 from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 
-from t2i.config import AtHome, Config
+from t2i.core.config import AtHome, Config
+from t2i.core.errors import DataError, UsageError, did_you_mean
+from t2i.core.seed import Streams, mix
+from t2i.core.types import Batch
 from t2i.data.folder import FolderSource
 from t2i.data.order import Mixture, permute
 from t2i.data.shapes.layout import check_num_things
 from t2i.data.shards import ShardSource
 from t2i.data.source import BadSample, Sample, Source, collate
-from t2i.errors import DataError, UsageError, did_you_mean
-from t2i.seed import Streams, mix
-from t2i.storage import clear_errors, json_lines
-from t2i.types import Batch
+from t2i.io.files import clear_errors, json_lines
 
 log = logging.getLogger(__name__)
 

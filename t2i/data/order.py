@@ -5,7 +5,7 @@ The whole state of a data loader is then one integer, exact on any number of pro
 
 from collections.abc import Sequence
 
-from t2i.seed import mix
+from t2i.core.seed import mix
 
 
 def permute(index: int, length: int, seed: int) -> int:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from t2i.core.errors import DataError, UsageError
+from t2i.core.seed import Streams
 from t2i.data.source import IMAGE_TYPES, BadSample, Sample, decode, lines_of, pick_caption
-from t2i.errors import DataError, UsageError
-from t2i.seed import Streams
 
 log = logging.getLogger(__name__)
 

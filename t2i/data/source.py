@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from t2i.core.errors import DataError
+from t2i.core.seed import Streams
+from t2i.core.types import Batch
 from t2i.data.shapes.captions import WEIGHTS
-from t2i.errors import DataError
-from t2i.images import centre_square, from_pil, open_image, resize_short
-from t2i.seed import Streams
-from t2i.types import Batch
+from t2i.io.images import centre_square, from_pil, open_image, resize_short
 
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp")
 MAX_RATIO = 20

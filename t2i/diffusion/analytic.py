@@ -27,8 +27,8 @@ Bao et al. 2022a, arXiv 2201.06503 · Bao et al. 2022b, arXiv 2206.07309
 import torch
 from torch import Tensor
 
+from t2i.core.types import Denoiser, NoiseSource
 from t2i.diffusion.process import Process, Step
-from t2i.types import Denoiser, NoiseSource
 
 _SMALLEST = 1e-20  # a variance; its logarithm is finite
 

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from t2i.core.types import Condition, Denoiser, Prediction
 from t2i.diffusion.prediction import Model, Parametrisation, eps_from_x_0, x_0_from_eps
 from t2i.diffusion.process import Process
-from t2i.types import Condition, Denoiser, Prediction
 
 
 @dataclass(frozen=True)

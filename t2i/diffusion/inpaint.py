@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from t2i.core.types import Denoiser, NoiseSource, Prediction
 from t2i.diffusion.process import Process
-from t2i.types import Denoiser, NoiseSource, Prediction
 
 
 def keep_known(known: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:

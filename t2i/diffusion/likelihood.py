@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from t2i.core.types import Condition, NoiseSource
 from t2i.diffusion.losses import prior_bits, variational_bound
 from t2i.diffusion.prediction import Model, Parametrisation
 from t2i.diffusion.process import Process
-from t2i.types import Condition, NoiseSource
 
 
 class Bits(NamedTuple):

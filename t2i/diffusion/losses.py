@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from t2i.core.types import Prediction
 from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.process import Process, Step
-from t2i.types import Prediction
 
 LossKind = Literal["simple", "hybrid", "mse", "rescaled_mse", "vlb", "kl", "rescaled_kl"]
 LOSS_KINDS: tuple[str, ...] = ("simple", "hybrid", "mse", "rescaled_mse", "vlb", "kl", "rescaled_kl")

@@ -10,9 +10,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from t2i.core.types import Condition, Prediction
 from t2i.diffusion import analytic
 from t2i.diffusion.process import Process, Step
-from t2i.types import Condition, Prediction
 
 Target = Literal["eps", "x0", "v"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]

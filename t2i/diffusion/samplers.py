@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from t2i.core.types import Denoiser, NoiseSource, Prediction, StepCallback
 from t2i.diffusion.prediction import x_0_from_eps
 from t2i.diffusion.process import Process
-from t2i.types import Denoiser, NoiseSource, Prediction, StepCallback
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def ddpm(
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, algorithm 2): one fresh noise per step except the last."""
     if noise is None and process.num_steps > 1:
-        raise ValueError("ddpm draws noise at every step: pass noise, for example t2i.seed.Streams(seeds)")
+        raise ValueError("ddpm draws noise at every step: pass noise, for example t2i.core.seed.Streams(seeds)")
     x = x_T.float()
     for step in reversed(range(process.num_steps)):
         p = denoise(x, step)

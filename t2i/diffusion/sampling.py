@@ -9,12 +9,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from t2i.core.types import Condition, Denoiser, NoiseSource, StepCallback
 from t2i.diffusion.guidance import ClassifierFree, score_guided
 from t2i.diffusion.inpaint import noised_start
 from t2i.diffusion.prediction import Model, Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import SAMPLERS
-from t2i.types import Condition, Denoiser, NoiseSource, StepCallback
 
 _LINEAR_END = 4e-5  # just below alpha_bar at the last of DDPM's 1000 steps
 

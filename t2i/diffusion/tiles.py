@@ -16,8 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from t2i.core.types import Condition
 from t2i.diffusion.prediction import Model
-from t2i.types import Condition
 
 OVERLAP = 1 / 4  # of a tile's side is seen by its neighbour as well, at least
 FADE = 1 / 8  # of its side is where they are mixed

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.seed import Streams, upload
+from t2i.core.seed import Streams, upload
 
 Timesteps = Literal["uniform", "loss_second_moment"]
 

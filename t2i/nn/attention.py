@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from t2i.core.types import KeysValues
 from t2i.nn.layers import POSITION_OCTAVES, GroupNorm, fit, pixel_positions, zero_module
-from t2i.types import KeysValues
 
 MATMUL_MAX_KEYS = 128
 """In bfloat16 on a CPU, up to this many keys, two plain matrix products stand in for the fused kernel."""

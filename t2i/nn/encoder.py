@@ -13,11 +13,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from t2i.config import Config
+from t2i.core.config import Config
+from t2i.core.types import Condition, KeysValues
 from t2i.nn.attention import ImageAttention
 from t2i.nn.layers import TimeOrder, timestep_embedding
 from t2i.nn.resblock import ConvResample, Direction, DownPadding, ResBlock
-from t2i.types import Condition, KeysValues
 
 
 class EncoderConfig(Config):

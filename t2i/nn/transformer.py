@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
+from t2i.core.types import KeysValues
 from t2i.nn.attention import Attention
 from t2i.nn.layers import fit, timestep_embedding
-from t2i.types import KeysValues
 
 
 class TransformerConfig(Config):

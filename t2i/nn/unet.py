@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from t2i.core.types import Condition
 from t2i.nn.attention import ImageAttention
 from t2i.nn.encoder import Encoder, EncoderConfig
 from t2i.nn.layers import GroupNorm, zero_module
 from t2i.nn.resblock import ResBlock
-from t2i.types import Condition
 
 
 class UNetConfig(EncoderConfig):

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from t2i.assets import offline
-from t2i.config import Config
-from t2i.errors import UsageError
+from t2i.core.assets import offline
+from t2i.core.config import Config
+from t2i.core.errors import UsageError
+from t2i.core.types import Tokenizer
 from t2i.text.words import WordTokenizer
-from t2i.types import Tokenizer
 
 GPT2 = ("gpt2", "openai-community/gpt2")
 """Names of GPT-2 on the hub."""

@@ -15,7 +15,7 @@ _PIECES = re.compile(r"\w+|[^\w\s]")
 
 
 class WordTokenizer:
-    """Lower-cased words and punctuation marks; implements `t2i.types.Tokenizer`.
+    """Lower-cased words and punctuation marks; implements `t2i.core.types.Tokenizer`.
 
     Ids: 0 padding, 1 start, 2 end, 3 unknown, then the words in the order given. Punctuation that is not in the
     vocabulary is passed over.

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2i import storage
-from t2i.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError
+from t2i.io import files, weights
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +38,15 @@ def save(folder: Path, step: int, tensors: State, state: dict[str, Any], keep: i
         DataError: disk full; every earlier checkpoint is still there.
     """
     final = folder / f"step-{step:06d}"
-    temporary = storage.writable(folder) / f"{final.name}.tmp"
+    temporary = files.writable(folder) / f"{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        storage.writable(temporary)
+        files.writable(temporary)
         for name, group in tensors.items():
-            storage.save_tensors(temporary, group, name=name, max_shard_size=_SHARD)
-        storage.write(temporary / "state.json", json.dumps(state, indent=2).encode())
-        files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
-        storage.write(temporary / "manifest.json", json.dumps({"step": step, "files": files}, indent=2).encode())
+            weights.save_tensors(temporary, group, name=name, max_shard_size=_SHARD)
+        files.write(temporary / "state.json", json.dumps(state, indent=2).encode())
+        digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
+        files.write(temporary / "manifest.json", json.dumps({"step": step, "files": digests}, indent=2).encode())
     except (DataError, UsageError):
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -105,8 +105,8 @@ def find(folder: Path, resume: str) -> Path | None:
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        files = storage.read_json(path / "manifest.json")["files"]
-        for name, digest in files.items():
+        digests = files.read_json(path / "manifest.json")["files"]
+        for name, digest in digests.items():
             if _digest(path / name) != digest:
                 return f"{name} differs from the manifest"
     except (DataError, OSError) as error:
@@ -121,12 +121,12 @@ def load(path: Path) -> tuple[State, dict[str, Any]]:
     names = {
         re.sub(r"(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?\.safetensors$", "", file.name) for file in path.glob("*.safetensors")
     }
-    return {name: storage.load_tensors(path, name) for name in names}, storage.read_json(path / "state.json")
+    return {name: weights.load_tensors(path, name) for name in names}, files.read_json(path / "state.json")
 
 
 def load_model(model: nn.Module, values: dict[str, Tensor], path: Path) -> None:
     """Put weights into a model, or say in one line how they differ."""
-    if problem := storage.misfit(model.state_dict(), values):
+    if problem := weights.misfit(model.state_dict(), values):
         raise UsageError(f"{path} does not fit this model: it {problem}")
     model.load_state_dict(values)
 

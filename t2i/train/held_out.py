@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2i.images import grid, save_png
+from t2i.core.types import Batch, Task
+from t2i.io.images import grid, save_png
 from t2i.train.ema import Ema
 from t2i.train.log import Meter
 from t2i.train.objective import Objective, to_device
-from t2i.types import Batch, Task
 
 
 class HeldOut:

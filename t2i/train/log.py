@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i import storage
+from t2i.core.types import Batch, Task
+from t2i.io import files
 from t2i.text.words import split
-from t2i.types import Batch, Task
 
 log = logging.getLogger("t2i")
 
@@ -138,11 +138,11 @@ class MetricsFile:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         if path.exists():
-            rows = storage.json_lines(path)
+            rows = files.json_lines(path)
             kept = [row for row in rows if isinstance(row.get("step"), int | float) and row["step"] <= step]
-            storage.write(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+            files.write(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one line."""
-        with storage.clear_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
+        with files.clear_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -20,12 +20,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from t2i import storage
-from t2i.config import flatten
+from t2i.core.config import flatten
+from t2i.core.errors import NonFiniteError, Stopped, UsageError
+from t2i.core.seed import mix
+from t2i.core.types import Batch, Task
 from t2i.data.loader import NothingHeldOutError
-from t2i.errors import NonFiniteError, Stopped, UsageError
-from t2i.images import grid, save_png
-from t2i.seed import mix
+from t2i.io import files
+from t2i.io.images import grid, save_png
 from t2i.train import checkpoint
 from t2i.train.ema import Ema
 from t2i.train.held_out import HeldOut
@@ -34,7 +35,6 @@ from t2i.train.objective import Batches, LoaderFactory, Objective, to_device
 from t2i.train.optim import OptimConfig, freeze, learning_rate, make_optimizer
 from t2i.train.settings import TrainConfig, choose_dtype, is_sample_step
 from t2i.train.stop import StopRequest
-from t2i.types import Batch, Task
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class _Run:
         self, task: Task, loader: LoaderFactory, config: TrainConfig, optim: OptimConfig,
         export: Export, resolved: dict[str, Any], stop: StopRequest,
     ) -> None:  # fmt: skip
-        storage.writable(config.out)
+        files.writable(config.out)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.task, self.make_loader, self.config, self.optim = task, loader, config, optim
@@ -128,7 +128,7 @@ class _Run:
         with closing(iter(data)) as stream:
             batches = self._announce(stream)
             if self.main:
-                storage.write(config.out / "run.json", json.dumps(self.resolved, indent=2, default=str).encode())
+                files.write(config.out / "run.json", json.dumps(self.resolved, indent=2, default=str).encode())
             return self._train(data, batches)
 
     def _train(self, data: Batches, batches: Iterator[Batch]) -> Result:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from t2i.types import Batch, Task
+from t2i.core.types import Batch, Task
 
 
 class Batches(Protocol):

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from t2i.config import Config
-from t2i.errors import UsageError
+from t2i.core.config import Config
+from t2i.core.errors import UsageError
 from t2i.train.settings import Fraction
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from t2i.config import AtHome, Config
-from t2i.precision import fast_bfloat16
+from t2i.core.config import AtHome, Config
+from t2i.core.devices import fast_bfloat16
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from t2i.core.errors import UsageError
 from t2i.data import shapes
 from t2i.data.loader import DataConfig, Loader, class_names
 from t2i.data.shapes.write import write_shards
-from t2i.errors import UsageError
-from t2i.recipe import train
-from t2i.registry import load_stage
+from t2i.run import train
 from t2i.stages.decoder.model import Decoder
+from t2i.stages.registry import load_stage
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i.config import load
+from t2i.core.config import load
+from t2i.core.errors import DataError, FullDiskError, UsageError
+from t2i.core.seed import Streams, mix
 from t2i.data import shapes
 from t2i.data.folder import FolderSource
 from t2i.data.loader import DataConfig, Loader, NothingHeldOutError
@@ -23,8 +25,6 @@ from t2i.data.order import Mixture, permute
 from t2i.data.shapes.write import write_shards
 from t2i.data.shards import ShardSource, expand
 from t2i.data.source import BadSample, decode, pick_caption
-from t2i.errors import DataError, FullDiskError, UsageError
-from t2i.seed import Streams, mix
 
 
 def picture(value, size=(12, 10), kind="PNG"):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from t2i.core.errors import DataError, UsageError
 from t2i.data.shapes import write
 from t2i.data.shapes.write import write_shards
 from t2i.data.shards import ShardSource
-from t2i.errors import DataError, UsageError
 
 
 def lengths(folder: Path) -> list[int]:

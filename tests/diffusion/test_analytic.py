@@ -8,24 +8,25 @@ from conftest import small_clip, small_prior
 from golden_tools import check, load_case
 from torch import Tensor
 
-from t2i import cli, evaluate
-from t2i.calibrate import calibrate
+from t2i.cli.main import main as cli
+from t2i.core.errors import DataError, UsageError
+from t2i.core.seed import Streams
+from t2i.core.types import Condition
 from t2i.diffusion import analytic
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation, Variance
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddpm
 from t2i.diffusion.sampling import Sampling
-from t2i.errors import DataError, UsageError
-from t2i.metrics import embeddings
+from t2i.evals import report as evaluate
+from t2i.evals.calibrate import calibrate
+from t2i.io.weights import load_tensors
+from t2i.evals import embeddings
 from t2i.pipelines.dalle2 import DALLE2
-from t2i.recipe import train
-from t2i.registry import load_stage, save_stage
-from t2i.seed import Streams
+from t2i.run import train
 from t2i.stages.prior.model import Prior, PriorConfig
 from t2i.stages.prior.sample import sample
 from t2i.stages.prior.task import PriorTask
-from t2i.storage import load_tensors
-from t2i.types import Condition
+from t2i.stages.registry import load_stage, save_stage
 
 NOTHING = Condition()
 MEAN, SPREAD = 0.7, 0.4

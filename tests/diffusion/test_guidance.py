@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from t2i.core.seed import Streams
+from t2i.core.types import Condition, Prediction
 from t2i.diffusion.guidance import ClassifierFree, input_gradient, score_guided
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation, x_0_from_eps
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim, ddpm
 from t2i.diffusion.sampling import Steering
-from t2i.seed import Streams
-from t2i.types import Condition, Prediction
 
 PROCESS = Process.from_schedule("cosine").respace(10)
 IDDPM = Parametrisation("eps", "learned_range")

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from t2i.core.seed import Streams
+from t2i.core.types import Condition, Denoiser, Prediction
 from t2i.diffusion.inpaint import keep_known, noised_start, replaced
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import SAMPLERS, ddim, ddpm
-from t2i.seed import Streams
-from t2i.types import Condition, Denoiser, Prediction
 
 FULL = Process.from_schedule("cosine")
 FORM = Parametrisation("x0", "fixed_small")

@@ -7,12 +7,12 @@ import torch
 from golden_tools import check, load_case, make_input
 from torch import Tensor
 
+from t2i.core.seed import Streams
+from t2i.core.types import Condition
 from t2i.diffusion.likelihood import bits_per_dim
 from t2i.diffusion.losses import prior_bits, variational_bound
 from t2i.diffusion.prediction import Parametrisation, Variance
 from t2i.diffusion.process import Process
-from t2i.seed import Streams
-from t2i.types import Condition
 
 NOTHING = Condition()
 FULL = Process.from_schedule("cosine", 200)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from t2i.core.types import Condition
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation, Target
 from t2i.diffusion.process import Process
-from t2i.types import Condition
 
 
 def test_respacing_keeps_alpha_bar_and_the_networks_timesteps() -> None:

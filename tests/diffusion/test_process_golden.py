@@ -7,13 +7,13 @@ import torch
 from golden_tools import Stream, check, load_case, make_input
 from torch import Tensor
 
+from t2i.core.types import Condition, Denoiser
 from t2i.diffusion.guidance import ClassifierFree, score_guided
 from t2i.diffusion.losses import LossKind, prior_bits, training_losses, variational_bound
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim, ddim_invert, ddpm
 from t2i.nn.layers import timestep_embedding
-from t2i.types import Condition, Denoiser
 
 FILE = "openai_process.json"
 TOY = load_case(FILE, "P-toy-process")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from t2i.core.seed import Streams
+from t2i.core.types import Condition, Prediction
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation, Target
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import SAMPLERS, ddim, ddim_invert, ddpm, dpm_solver_pp_2m
-from t2i.seed import Streams
-from t2i.types import Condition, Prediction
 
 MEAN, STD = 0.4, 0.25
 NOISE = Streams([11]).normal(1, 128, 128)  # 16384 independent values

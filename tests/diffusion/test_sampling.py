@@ -7,13 +7,13 @@ import torch
 from golden_tools import check, load_case, make_input
 from torch import Tensor
 
+from t2i.core.seed import Streams
+from t2i.core.types import Condition
 from t2i.diffusion.inpaint import keep_known, replaced
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim
 from t2i.diffusion.sampling import Sampling, Steering, draw
-from t2i.seed import Streams
-from t2i.types import Condition
 
 TOY = load_case("openai_process.json", "P-toy-process")
 FORM = Parametrisation("x0", "learned_range")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from t2i.core.types import Condition
 from t2i.diffusion.tiles import Tiled
-from t2i.types import Condition
 
 
 class Convolutions(nn.Module):

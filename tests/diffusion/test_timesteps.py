@@ -5,8 +5,8 @@ import torch
 from golden_tools import check, load_case
 from torch import Tensor
 
+from t2i.core.seed import Streams
 from t2i.diffusion.timesteps import LossSecondMoment, draw_steps, shifted
-from t2i.seed import Streams
 
 STEPS = torch.arange(1000)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from t2i.core.types import Condition
 from t2i.nn.unet import UNet, UNetConfig
-from t2i.types import Condition
 
 BASE = UNetConfig(channels=32, multipliers=(1, 2), num_blocks=1, attention=(2,), head_channels=32)
 CONV = UNetConfig(channels=32, multipliers=(1, 2), num_blocks=1, attention=(), mid_attention=False)

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from t2i.evaluate import load_reader
-from t2i.hub import index
-from t2i.images import from_pil
-from t2i.metrics.compose import prompts, score
-from t2i.pipeline import Pipeline
+from t2i.evals.compose import prompts, score
+from t2i.evals.report import load_reader
+from t2i.hub.hub import index
+from t2i.io.images import from_pil
+from t2i.pipeline.base import Pipeline
 
 
 @pytest.mark.parametrize(("task", "every", "least"), [("colours", 2, 9), ("two objects", 1, 12), ("position", 2, 7)])

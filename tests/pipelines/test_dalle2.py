@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i.call import chunks
-from t2i.errors import DataError, NonFiniteError, UsageError
-from t2i.images import read_recipe
-from t2i.pipeline import Pipeline
+from t2i.core.errors import DataError, NonFiniteError, UsageError
+from t2i.io.images import read_recipe
+from t2i.pipeline.base import Pipeline
+from t2i.pipeline.request import chunks
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.prior.model import Prior
 
@@ -515,7 +515,7 @@ def test_devices_are_checked_before_anything_is_loaded(
     pipe: DALLE2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     pipe.save_pretrained(tmp_path)
-    monkeypatch.setattr("t2i.pipeline.load_stage", lambda *_, **__: pytest.fail("loaded a stage"))
+    monkeypatch.setattr("t2i.pipeline.base.load_stage", lambda *_, **__: pytest.fail("loaded a stage"))
     with pytest.raises(UsageError, match=f"no device '{device}'"):
         Pipeline.from_pretrained(tmp_path, device=device)
     with pytest.raises(UsageError, match=r"unknown dtype 'float33'.*did you mean 'float32'"):
@@ -567,8 +567,8 @@ def _saved(pipe: DALLE2, folder: Path) -> dict[str, Path]:
 
 
 def test_a_bundled_model_keeps_its_name(pipe: DALLE2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t2i.hub.asset", lambda *parts: tmp_path.joinpath(*parts))
-    monkeypatch.setattr("t2i.hub.index", lambda: {"shapes": {}})
+    monkeypatch.setattr("t2i.hub.hub.asset", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr("t2i.hub.hub.index", lambda: {"shapes": {}})
     with pytest.raises(DataError, match=r"'shapes' are missing from .*weights"):
         Pipeline.from_pretrained("shapes")
     pipe.save_pretrained(tmp_path / "weights" / "shapes")

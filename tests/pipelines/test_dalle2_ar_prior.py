@@ -9,11 +9,11 @@ import torch
 from conftest import small_clip, small_decoder
 from small import ar_prior
 
-from t2i.errors import DataError, UsageError
-from t2i.pipeline import Pipeline
+from t2i.core.errors import DataError, UsageError
+from t2i.pipeline.base import Pipeline
 from t2i.pipelines.dalle2 import DALLE2
-from t2i.registry import load_stage, save_stage
 from t2i.stages.ar_prior.model import ArPrior
+from t2i.stages.registry import load_stage, save_stage
 
 
 @pytest.fixture(scope="module")

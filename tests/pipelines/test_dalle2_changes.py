@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i.errors import UsageError
+from t2i.core.errors import UsageError
 from t2i.pipelines.dalle2 import DALLE2
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from small import adm, classifier, ddpm, decoder, of, upsampler
 
-from t2i.errors import DataError, UsageError
-from t2i.images import read_recipe
-from t2i.pipeline import Pipeline
+from t2i.core.errors import DataError, UsageError
+from t2i.core.seed import Streams
+from t2i.io.images import read_recipe
+from t2i.pipeline.base import Pipeline
 from t2i.pipelines.adm import ADM
 from t2i.pipelines.ddpm import DDPM
-from t2i.seed import Streams
 from t2i.stages.decoder.model import Decoder
 
 

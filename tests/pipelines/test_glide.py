@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from small import decoder, glide, noised_clip, of, upsampler
 
-from t2i.errors import DataError, UsageError
-from t2i.pipeline import Pipeline
+from t2i.core.errors import DataError, UsageError
+from t2i.pipeline.base import Pipeline
 from t2i.pipelines.glide import GLIDE
 
 

@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from t2i import Pipeline
-from t2i.errors import UsageError
-from t2i.images import from_pil
-from t2i.known import Latent
+from t2i.core.errors import UsageError
+from t2i.core.types import Condition
+from t2i.io.images import from_pil
+from t2i.pipeline.inputs import Latent
 from t2i.pipelines.dalle2 import DALLE2
-from t2i.stages.laion_decoder.model import LaionDecoder, LaionDecoderConfig
-from t2i.stages.laion_decoder.sample import process_of
-from t2i.stages.laion_prior.model import LaionPrior, LaionPriorConfig
-from t2i.types import Condition
+from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
+from t2i.stages.dalle2_pytorch.decoder.sample import process_of
+from t2i.stages.dalle2_pytorch.prior.model import LaionPrior, LaionPriorConfig
 
 FEW = {"steps": {"prior": 3, "decoder": 2, "up256": 2}, "guidance": {"prior": 1.0, "decoder": 1.7}}
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from conftest import small_clip
 from PIL import Image
 
-from t2i.call import recipe_in
-from t2i.errors import UsageError
-from t2i.known import Latent
+from t2i.core.errors import UsageError
+from t2i.pipeline.inputs import Latent
+from t2i.pipeline.request import recipe_in
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.sample import process_of

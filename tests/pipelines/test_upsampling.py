@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i.call import check_repeatable, recipe_in
-from t2i.errors import UsageError
+from t2i.core.errors import UsageError
+from t2i.pipeline.request import check_repeatable, recipe_in
 from t2i.pipelines.dalle2 import DALLE2
 
 

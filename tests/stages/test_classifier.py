@@ -10,6 +10,7 @@ from golden_tools import check, fill_state_dict, load_case, make_input
 from manifests import manifests, shapes, state
 from torch import Tensor
 
+from t2i.core.types import Batch, Prediction
 from t2i.diffusion.guidance import score_guided
 from t2i.diffusion.prediction import x_0_from_eps
 from t2i.diffusion.process import Process
@@ -19,7 +20,6 @@ from t2i.stages.classifier.convert import convert
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.classifier.presets import PRESETS
 from t2i.stages.classifier.task import ClassifierTask
-from t2i.types import Batch, Prediction
 
 FILE = "openai_nets.json"
 ENCODER = EncoderConfig(channels=32, multipliers=(1, 2, 2), num_blocks=1, attention=(2, 4), head_channels=32)

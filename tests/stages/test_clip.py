@@ -9,7 +9,7 @@ import torch
 from conftest import CONTEXT, WORDS, small_clip
 from tiny_run import contrast
 
-from t2i import storage
+from t2i.io import weights
 from t2i.nn.contrastive import contrastive_loss
 from t2i.stages.clip.model import OPENAI_MEAN, OPENAI_STD, ClipConfig, ClipEncoder, build_clip
 from t2i.stages.clip.task import ClipTask
@@ -66,7 +66,7 @@ def test_two_processes_contrast_as_one(tmp_path: Path) -> None:
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
-    whole, *parts = (storage.load_tensors(tmp_path, name) for name in ("1-0", "2-0", "2-1"))
+    whole, *parts = (weights.load_tensors(tmp_path, name) for name in ("1-0", "2-0", "2-1"))
     assert 0 < whole["hit"].mean() < 1
     for name in ("loss", "hit"):
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name])

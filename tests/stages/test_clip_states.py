@@ -6,17 +6,17 @@ import pytest
 import torch
 from conftest import shaken, small_clip
 
+from t2i.core.errors import UsageError
+from t2i.core.seed import Streams
+from t2i.core.types import TextFeatures
 from t2i.diffusion.sampling import Sampling, Steering, draw
-from t2i.errors import UsageError
 from t2i.nn.unet import UNetConfig
-from t2i.seed import Streams
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 from t2i.stages.upsampler.sample import process_of, sample
 from t2i.stages.upsampler.task import UpsamplerTask
-from t2i.types import TextFeatures
 
 UNET = UNetConfig(channels=32, multipliers=(1, 2), num_blocks=1, attention=(2,), head_channels=32, context_dim=16)
 CONV = UNetConfig(image_channels=3, channels=32, multipliers=(1, 2), num_blocks=1, attention=(), mid_attention=False)

@@ -8,13 +8,13 @@ from conftest import small_clip, small_decoder
 from small import decoder, of
 from torch import Tensor
 
+from t2i.core.seed import Streams
+from t2i.core.types import Batch
 from t2i.diffusion.sampling import Sampling
 from t2i.nn.unet import UNetConfig
-from t2i.seed import Streams
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.sample import sample
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
-from t2i.types import Batch
 
 CAPTIONS = ("a red cube", "a blue sphere")
 

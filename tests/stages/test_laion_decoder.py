@@ -10,14 +10,14 @@ from golden_tools import check, fill_state_dict, load_case, make_input
 from manifests import UNCLIP, manifests, shapes, state
 from torch import Tensor
 
-from t2i.convert import convert_files, recognise
+from t2i.convert.convert import convert_files, recognise
+from t2i.core.errors import DataError, UsageError
+from t2i.core.types import Condition, Prediction, TextFeatures
 from t2i.diffusion.sampling import Sampling
-from t2i.errors import DataError, UsageError
-from t2i.registry import load_stage
-from t2i.stages.laion_decoder.convert import read
-from t2i.stages.laion_decoder.model import LaionDecoder
-from t2i.stages.laion_decoder.sample import grid, process_of, sample
-from t2i.types import Condition, Prediction, TextFeatures
+from t2i.stages.dalle2_pytorch.decoder.convert import read
+from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder
+from t2i.stages.dalle2_pytorch.decoder.sample import grid, process_of, sample
+from t2i.stages.registry import load_stage
 
 load = partial(load_case, "unclip_nets.json")
 CASES = [("dev-d2p-decoder-1.1.0", "C"), ("dev-d2p-decoder-1.1.0-ddpm", "C"), ("dev-d2p-decoder-1.15.6", "D")]

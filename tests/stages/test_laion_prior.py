@@ -11,14 +11,14 @@ from golden_tools import check, fill_state_dict, load_case, make_input
 from manifests import UNCLIP, manifests, shapes, state
 from torch import Tensor
 
-from t2i.convert import convert_files, recognise
+from t2i.convert.convert import convert_files, recognise
+from t2i.core.errors import UsageError
+from t2i.core.types import Condition, TextFeatures
 from t2i.diffusion.sampling import Sampling
-from t2i.errors import UsageError
-from t2i.registry import load_stage
-from t2i.stages.laion_prior.convert import config_from, layout
-from t2i.stages.laion_prior.model import LaionPrior, LaionPriorConfig, LargestNorm
-from t2i.stages.laion_prior.sample import chain, grid, nearest
-from t2i.types import Condition, TextFeatures
+from t2i.stages.dalle2_pytorch.prior.convert import config_from, layout
+from t2i.stages.dalle2_pytorch.prior.model import LaionPrior, LaionPriorConfig, LargestNorm
+from t2i.stages.dalle2_pytorch.prior.sample import chain, grid, nearest
+from t2i.stages.registry import load_stage
 
 load = partial(load_case, "unclip_nets.json")
 

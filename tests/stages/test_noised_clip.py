@@ -7,12 +7,12 @@ from golden_tools import check, fill_state_dict, load_case, make_input
 from manifests import manifests, shapes, state
 from torch import Tensor
 
+from t2i.core.types import Batch
 from t2i.stages.noised_clip.convert import convert
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
 from t2i.stages.noised_clip.presets import PRESETS
 from t2i.stages.noised_clip.task import NoisedClipTask
 from t2i.text.tokenizers import TokenizerConfig
-from t2i.types import Batch
 
 FILE = "openai_nets.json"
 FILES = ("glide/clip_image_enc", "glide/clip_text_enc")

@@ -11,8 +11,8 @@ from golden_tools import check, fill_state_dict, load_case, make_input
 from manifests import shapes
 from torch import Tensor, nn
 
-from t2i.convert import recognise
-from t2i.nn.foreign import Layout, RowOrder
+from t2i.convert.convert import recognise
+from t2i.keymaps.flat import Layout, RowOrder
 from t2i.stages.decoder.convert import flat_entries
 from t2i.stages.decoder.model import Decoder
 

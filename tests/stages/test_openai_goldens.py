@@ -11,8 +11,8 @@ from t2i.diffusion.guidance import ClassifierFree
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim, ddpm
-from t2i.nn.foreign import RowOrder, rekey
-from t2i.nn.foreign_levels import PESSER, level_unet
+from t2i.keymaps.flat import RowOrder, rekey
+from t2i.keymaps.levels import PESSER, level_unet
 from t2i.nn.transformer import TextConfig
 from t2i.nn.unet import UNetConfig
 from t2i.stages.decoder.convert import convert as convert_decoder

@@ -4,13 +4,13 @@ import pytest
 import torch
 from conftest import captioned, small_clip, small_prior
 
+from t2i.core.errors import DataError
+from t2i.core.seed import Streams
+from t2i.core.types import TextFeatures
 from t2i.diffusion.sampling import Sampling
-from t2i.errors import DataError
-from t2i.seed import Streams
 from t2i.stages.prior.model import Prior, PriorConfig
 from t2i.stages.prior.sample import sample
 from t2i.stages.prior.task import PriorOptions, PriorTask
-from t2i.types import TextFeatures
 
 CAPTIONS = ["a red cube", "a blue sphere and a green cube"]
 

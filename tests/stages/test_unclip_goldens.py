@@ -8,19 +8,19 @@ import torch
 from golden_tools import check, fill_state_dict, load_case, make_input
 from torch import Tensor, nn
 
+from t2i.core.types import Prediction, TextFeatures
 from t2i.diffusion.guidance import ClassifierFree
 from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddpm
 from t2i.diffusion.sampling import Sampling, Steering, draw
-from t2i.nn.foreign import Layout
+from t2i.keymaps.flat import Layout
 from t2i.stages.decoder import convert as decoders
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.prior import convert as priors
 from t2i.stages.prior.model import Prior, PriorConfig
 from t2i.stages.upsampler import convert as upsamplers
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
-from t2i.types import Prediction, TextFeatures
 
 load = partial(load_case, "unclip_nets.json")
 

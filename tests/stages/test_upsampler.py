@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from conftest import small_upsampler
 from torch import Tensor
 
-from t2i.assets import asset
+from t2i.core.assets import asset
+from t2i.core.seed import Streams
+from t2i.core.types import Batch
 from t2i.data import shapes
-from t2i.data.bsr import bsr
-from t2i.data.degrade import Degradation
+from t2i.data.augment.bsr import bsr
+from t2i.data.augment.degrade import Degradation
 from t2i.diffusion import tiles
 from t2i.diffusion.sampling import Sampling
-from t2i.registry import load_stage
-from t2i.seed import Streams
+from t2i.stages.registry import load_stage
 from t2i.stages.upsampler.model import Upsampler
 from t2i.stages.upsampler.sample import quantised, sample
 from t2i.stages.upsampler.task import UpsamplerOptions, UpsamplerTask, psnr
-from t2i.types import Batch
 
 
 def edges(seeds: range) -> Batch:

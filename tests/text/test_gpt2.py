@@ -6,7 +6,7 @@ import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
 
-from t2i.errors import UsageError
+from t2i.core.errors import UsageError
 from t2i.text.tokenizers import GPT2Tokenizer, TokenizerConfig, tokenize
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from t2i.config import parse
-from t2i.errors import UsageError
+from t2i.core.config import parse
+from t2i.core.errors import UsageError
 from t2i.text.tokenizers import TokenizerConfig, tokenize
 from t2i.text.words import END, PAD, START, UNKNOWN, WordTokenizer
 

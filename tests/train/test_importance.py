@@ -8,11 +8,11 @@ from conftest import small_decoder, small_upsampler
 from pydantic import ValidationError
 from torch import Tensor
 
-from t2i.seed import Streams
+from t2i.core.seed import Streams
+from t2i.core.types import Batch
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
 from t2i.stages.upsampler.task import UpsamplerOptions, UpsamplerTask
-from t2i.types import Batch
 
 BY_LOSS: dict[str, Any] = {"timesteps": "loss_second_moment"}
 

@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 from tiny_run import Pictures, TinyTask, child, curve, export, run
 
-from t2i import storage
+from t2i.core.errors import DataError, NonFiniteError, Stopped, UsageError
 from t2i.data.loader import DataConfig, Loader
-from t2i.errors import DataError, NonFiniteError, Stopped, UsageError
+from t2i.io.weights import load_folder, load_tensors
 from t2i.text.words import WordTokenizer
 from t2i.train import OptimConfig, TrainConfig, checkpoint, fit
 from t2i.train.settings import choose_dtype, is_sample_step
 
 
 def weights(out):
-    return storage.load_folder(out)[1]
+    return load_folder(out)[1]
 
 
 def assert_same(a, b):
@@ -35,7 +35,7 @@ def assert_same(a, b):
 
 def resume_state(out, step):
     folder = out / "checkpoints" / f"step-{step:06d}"
-    return {n: storage.load_tensors(folder, n) for n in ("model", "optimizer", "ema-0.999")}
+    return {n: load_tensors(folder, n) for n in ("model", "optimizer", "ema-0.999")}
 
 
 def test_a_run_learns_and_leaves_everything_behind(tmp_path, caplog):
@@ -69,7 +69,7 @@ def test_the_export_is_the_average_and_not_the_last_weights(tmp_path):
 
 
 def resume_state_of(out, name):
-    return storage.load_tensors(out / "checkpoints" / "step-000012", name)
+    return load_tensors(out / "checkpoints" / "step-000012", name)
 
 
 def test_without_averages_the_weights_themselves_are_exported(tmp_path):
@@ -240,7 +240,7 @@ def test_kill_9_loses_nothing_that_was_saved(tmp_path):
 
 
 def memory_of(out, step=12):
-    return storage.load_tensors(out / "checkpoints" / f"step-{step:06d}", "memory")
+    return load_tensors(out / "checkpoints" / f"step-{step:06d}", "memory")
 
 
 def test_kill_9_loses_no_memory_of_losses(tmp_path):

@@ -8,9 +8,9 @@ import torch
 from tiny_run import Net
 from torch import nn
 
-from t2i import storage
-from t2i.config import load
-from t2i.errors import DataError, FullDiskError, UsageError
+from t2i.core.config import load
+from t2i.core.errors import DataError, FullDiskError, UsageError
+from t2i.io import weights
 from t2i.train import OptimConfig, TrainConfig, checkpoint
 from t2i.train.ema import Ema
 from t2i.train.log import Meter, MetricsFile, status_line
@@ -340,9 +340,9 @@ def test_optimiser_state_goes_by_name_and_keeps_its_layout(tmp_path, kind):
     optimizer.step()
     values = checkpoint.optimizer_state(model, optimizer)
     assert {k.rpartition("/")[0] for k in values} == {n for n, p in model.named_parameters() if p.requires_grad}
-    storage.save_tensors(tmp_path, values, "optimizer")
+    weights.save_tensors(tmp_path, values, "optimizer")
     other, restored = stepped()
-    checkpoint.load_optimizer(other, restored, storage.load_tensors(tmp_path, "optimizer"))
+    checkpoint.load_optimizer(other, restored, weights.load_tensors(tmp_path, "optimizer"))
     for name, p in other.named_parameters():
         for key, value in restored.state.get(p, {}).items():
             original = optimizer.state[dict(model.named_parameters())[name]][key]

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from t2i.core.seed import mix
 from t2i.data.shapes.captions import KINDS, WEIGHTS, WORDS, captions
 from t2i.data.shapes.layout import NUM_THINGS, compose, sample_scene, scene_from_seed
 from t2i.data.shapes.render import Window, render
 from t2i.data.shapes.scene import CLASSES, Scene, Thing, relations, truth
-from t2i.seed import mix
 
 __all__ = [
     "CLASSES",

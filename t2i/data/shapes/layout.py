@@ -5,6 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from t2i.core.errors import UsageError
 from t2i.data.shapes.scene import (
     COLOURS,
     FLAT_TOPPED,
@@ -23,7 +24,6 @@ from t2i.data.shapes.scene import (
     box,
     relation,
 )
-from t2i.errors import UsageError
 
 Kind = tuple[str, str] | Thing
 """What to draw: (colour, shape), or a `Thing` whose position does not matter yet."""

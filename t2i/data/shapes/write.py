@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from t2i.core.errors import UsageError
 from t2i.data.shapes import NUM_THINGS, draw
 from t2i.data.shapes.captions import VERSION
 from t2i.data.shapes.layout import check_num_things
-from t2i.errors import UsageError
-from t2i.images import to_pil
-from t2i.storage import clear_errors, output_folder
+from t2i.io.files import clear_errors, output_folder
+from t2i.io.images import to_pil
 
 _SETTINGS, _LENGTH = "t2i.settings", "t2i.length"  # global pax headers of a shard
 

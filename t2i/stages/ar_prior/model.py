@@ -13,11 +13,11 @@ from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
+from t2i.core.types import Condition, TextFeatures
 from t2i.diffusion.sphere import PrincipalComponents
 from t2i.nn.layers import timestep_embedding
 from t2i.nn.transformer import Transformer, TransformerConfig
-from t2i.types import Condition, TextFeatures
 
 MARGIN = 0.1
 """How far the buckets reach beyond the values that were measured, on either side, as a share of their range."""

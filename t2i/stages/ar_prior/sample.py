@@ -6,10 +6,10 @@ B batch · D width of CLIP embeddings · k components · K buckets
 import torch
 from torch import Tensor
 
-from t2i.errors import DataError
-from t2i.seed import Streams, upload
+from t2i.core.errors import DataError
+from t2i.core.seed import Streams, upload
+from t2i.core.types import Condition, Prediction, StepCallback, TextFeatures
 from t2i.stages.ar_prior.model import ArPrior
-from t2i.types import Condition, Prediction, StepCallback, TextFeatures
 
 
 @torch.no_grad()

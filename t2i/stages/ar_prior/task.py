@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from t2i.config import Config
-from t2i.seed import Streams, upload
+from t2i.core.config import Config
+from t2i.core.seed import Streams, upload
+from t2i.core.types import Batch, Encoder, TextFeatures
 from t2i.stages.ar_prior.model import ArPrior
 from t2i.stages.ar_prior.sample import sample
-from t2i.types import Batch, Encoder, TextFeatures
 
 
 class ArPriorOptions(Config):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from t2i.nn.foreign import Entry, Layout, flat_encoder, rekey
+from t2i.keymaps.flat import Entry, Layout, flat_encoder, rekey
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.classifier.presets import PRESETS
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
 from t2i.diffusion.guidance import input_gradient
 from t2i.nn.attention import attend
 from t2i.nn.encoder import Encoder, EncoderConfig

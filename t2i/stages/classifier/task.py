@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
+from t2i.core.seed import Streams, upload
+from t2i.core.types import Batch, Encoder
 from t2i.diffusion.process import Process
-from t2i.seed import Streams, upload
 from t2i.stages.classifier.model import Classifier, check_labels
-from t2i.types import Batch, Encoder
 
 
 class ClassifierOptions(Config):

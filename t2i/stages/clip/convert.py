@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from t2i.nn.foreign import Entry, Layout, transposed
+from t2i.keymaps.flat import Entry, Layout, transposed
 from t2i.stages.clip.model import OPENAI_MEAN, OPENAI_STD, ClipConfig, ClipEncoder, TextConfig, VisionConfig
 from t2i.stages.clip.presets import PRESETS
 from t2i.text.tokenizers import TokenizerConfig

@@ -13,11 +13,11 @@ from open_clip.transformer import text_global_pool
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.config import Config
-from t2i.errors import UsageError, did_you_mean
-from t2i.seed import upload
+from t2i.core.config import Config
+from t2i.core.errors import UsageError, did_you_mean
+from t2i.core.seed import upload
+from t2i.core.types import TextFeatures
 from t2i.text.tokenizers import TokenizerConfig
-from t2i.types import TextFeatures
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels in [0, 1], as published with CLIP
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)

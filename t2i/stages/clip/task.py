@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
+from t2i.core.seed import mix, upload
+from t2i.core.types import Batch, Encoder
 from t2i.nn.contrastive import contrastive_loss
-from t2i.seed import mix, upload
 from t2i.stages.clip.model import ClipEncoder
-from t2i.types import Batch, Encoder
 
 
 class ClipOptions(Config):

@@ -9,8 +9,8 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
-from t2i.nn.foreign import Entry, Layout, RowOrder, flat_text, flat_unet, prefixed, rekey
-from t2i.nn.foreign_levels import DIFFUSERS, DIFFUSERS_BEFORE_0_12, PESSER, level_unet, unet_from
+from t2i.keymaps.flat import Entry, Layout, RowOrder, flat_text, flat_unet, prefixed, rekey
+from t2i.keymaps.levels import DIFFUSERS, DIFFUSERS_BEFORE_0_12, PESSER, level_unet, unet_from
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.presets import PRESETS
 

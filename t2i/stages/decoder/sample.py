@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from t2i.core.seed import Streams
+from t2i.core.types import Condition, StepCallback
 from t2i.diffusion.prediction import ModelDenoiser
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim_invert
 from t2i.diffusion.sampling import Sampling, Steering, draw
-from t2i.seed import Streams
 from t2i.stages.decoder.model import Decoder
-from t2i.types import Condition, StepCallback
 
 
 def process_of(model: Decoder) -> Process:

@@ -9,16 +9,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.config import Config
-from t2i.data.masks import random_masks
+from t2i.core.config import Config
+from t2i.core.seed import Streams, upload
+from t2i.core.types import Batch, Condition, Encoder
+from t2i.data.augment.masks import random_masks
 from t2i.diffusion.losses import LossKind, Weighting, training_losses
 from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.timesteps import LossSecondMoment, Timesteps, draw_steps
-from t2i.seed import Streams, upload
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.decoder.sample import process_of, sample
 from t2i.text.tokenizers import tokenize
-from t2i.types import Batch, Condition, Encoder
 
 
 class DecoderOptions(Config):

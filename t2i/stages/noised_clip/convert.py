@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-from t2i.nn.foreign import Entry, Layout, rekey
+from t2i.keymaps.flat import Entry, Layout, rekey
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig
 from t2i.stages.noised_clip.presets import PRESETS
 

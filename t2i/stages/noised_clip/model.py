@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
+from t2i.core.seed import upload
 from t2i.diffusion.guidance import input_gradient
 from t2i.nn.layers import timestep_embedding
 from t2i.nn.transformer import Transformer, TransformerConfig
-from t2i.seed import upload
 from t2i.text.tokenizers import TokenizerConfig
 
 MEAN = (122.77093945, 116.74601272, 104.09373519)  # of pixels in 0…255, as published

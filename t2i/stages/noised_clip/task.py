@@ -6,12 +6,12 @@ B batch · S side of the picture · D embedding width
 import torch
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
+from t2i.core.seed import Streams, mix, upload
+from t2i.core.types import Batch, Encoder
 from t2i.diffusion.process import Process
 from t2i.nn.contrastive import contrastive_loss
-from t2i.seed import Streams, mix, upload
 from t2i.stages.noised_clip.model import NoisedClip
-from t2i.types import Batch, Encoder
 
 
 class NoisedClipOptions(Config):

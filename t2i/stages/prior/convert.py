@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from t2i.nn.foreign import Entry, Layout, flat_blocks, leading, prefixed
+from t2i.keymaps.flat import Entry, Layout, flat_blocks, leading, prefixed
 from t2i.stages.prior.model import Prior, PriorConfig
 from t2i.stages.prior.presets import PRESETS
 
 STATISTICS = ("clip_mean", "clip_std")
-"""What `t2i.convert` calls the two tensors of a file of statistics."""
+"""What `t2i.convert.convert` calls the two tensors of a file of statistics."""
 _PADDING = r"model\.padding_embedding"  # Kandinsky 2.1 puts it where nothing looks
 _DIFFUSERS = {  # what the config of a prior like Karlo's may say
     "additional_embeddings": 4,

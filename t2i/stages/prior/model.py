@@ -9,12 +9,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
+from t2i.core.errors import UsageError
+from t2i.core.types import Condition, TextFeatures
 from t2i.diffusion.prediction import Parametrisation
-from t2i.errors import UsageError
 from t2i.nn.layers import timestep_embedding
 from t2i.nn.transformer import Transformer, TransformerConfig
-from t2i.types import Condition, TextFeatures
 
 PriorVariance = Literal["fixed_small", "fixed_large", "analytic"]
 

@@ -6,12 +6,12 @@ B batch · D width of CLIP embeddings
 import torch
 from torch import Tensor
 
+from t2i.core.errors import DataError
+from t2i.core.seed import Streams
+from t2i.core.types import StepCallback, TextFeatures
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling, Steering, draw
-from t2i.errors import DataError
-from t2i.seed import Streams
 from t2i.stages.prior.model import Prior, PriorVariance
-from t2i.types import StepCallback, TextFeatures
 
 
 @torch.no_grad()

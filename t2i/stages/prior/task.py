@@ -9,16 +9,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
+from t2i.core.seed import Streams, upload
+from t2i.core.types import Batch, Encoder
 from t2i.diffusion import analytic
 from t2i.diffusion.losses import training_losses
 from t2i.diffusion.prediction import ModelDenoiser
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling
-from t2i.seed import Streams, upload
 from t2i.stages.prior.model import Prior
 from t2i.stages.prior.sample import sample
-from t2i.types import Batch, Encoder
 
 
 class PriorOptions(Config):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
 from t2i.data.shapes.scene import COLOURS, SHAPES, Box
 
 THRESHOLD = 0.5  # of a peak that counts as an object

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from t2i.config import Config
-from t2i.data.degrade import gaussian_blur
+from t2i.core.config import Config
+from t2i.core.seed import Streams, upload
+from t2i.core.types import Batch, Encoder
+from t2i.data.augment.degrade import gaussian_blur
 from t2i.data.shapes.scene import Box, Scene, truth
-from t2i.seed import Streams, upload
 from t2i.stages.reader.model import Detection, Reader, ReaderConfig
-from t2i.types import Batch, Encoder
 
 NEAR = 0.1  # picture widths: how far a box's middle may be from the truth
 

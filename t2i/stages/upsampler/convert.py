@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from t2i.nn.foreign import Entry, Layout, RowOrder, flat_text, flat_unet, prefixed, rekey
-from t2i.nn.foreign_levels import DIFFUSERS, level_unet, unet_from
+from t2i.keymaps.flat import Entry, Layout, RowOrder, flat_text, flat_unet, prefixed, rekey
+from t2i.keymaps.levels import DIFFUSERS, level_unet, unet_from
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 from t2i.stages.upsampler.presets import PRESETS
 

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.config import Config
+from t2i.core.config import Config
+from t2i.core.types import Condition
 from t2i.diffusion.prediction import Parametrisation, Target, Variance
 from t2i.nn.layers import masked
 from t2i.nn.transformer import TextConfig, TextTransformer
 from t2i.nn.unet import UNet, UNetConfig
 from t2i.text.tokenizers import TokenizerConfig
-from t2i.types import Condition
 
 
 class UpsamplerConfig(Config):

@@ -1,0 +1,40 @@
+"""Options that several commands have, and how values for each stage are written."""
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from t2i.core.errors import UsageError
+
+Model = Annotated[str, typer.Option(help="A model by name (t2i info lists them), or a folder.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+FirstSeed = Annotated[int | None, typer.Option(help="Picture i uses seed + i; random, and told, if not given.")]
+Steps = Annotated[str | None, typer.Option(help="N for all stages, or stage=N,stage=N; also spacings such as ddim50.")]
+MaxTile = Annotated[
+    int | None,
+    typer.Option(min=1, help="Pixels of a side that upsamplers see at once: less memory, for large pictures."),
+]
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Keep a stage on the GPU only while it draws: less of its memory, slower.")
+]
+StopAfter = Annotated[str | None, typer.Option(help="Last stage to run, such as decoder.")]
+
+
+def by_stage(what: str, text: str | None, convert: Any) -> Any:
+    """`30` → one value; `prior=10,decoder=30` → a dict. A comma parts stages only before the name of one."""
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return convert(text)
+        pairs = [part.split("=") for part in re.split(r",(?=[^,=]*=)", text)]
+        return {name.strip(): convert(value) for name, value in pairs}
+    except ValueError:
+        raise UsageError(f"--{what}: expected a number or stage=number,stage=number, got {text!r}") from None
+
+
+def int_or_text(text: str) -> int | str:
+    """A whole number, or the text itself."""
+    text = text.strip()
+    return int(text) if re.fullmatch("[+-]?[0-9]+", text) else text

@@ -1,0 +1,192 @@
+"""The commands that begin with a picture: `t2i variations | interpolate | text-diff` (`pipelines/manipulations.py`) and
+`t2i upsample` (`pipelines/upsampling.py`)."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from t2i.cli.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, by_stage, int_or_text
+from t2i.core.errors import UsageError
+
+STRIPS = (".png", ".gif")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+Image = Annotated[Path, typer.Argument(help="A square picture.")]
+Seed = Annotated[int | None, typer.Option(help="Of the noise; random, and told, if not given.")]
+Guidance = Annotated[str | None, typer.Option(help="Of the decoder; only 1 brings pictures back as they were.")]
+Dtype = Annotated[str, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")]
+Strip = Annotated[Path, typer.Option(help="PNG of one row, or an animated GIF.")]
+
+
+def variations(
+    image: Image,
+    out: Annotated[
+        Path, typer.Option(help="PNG to write; several pictures get a number each. Or one animated GIF.")
+    ] = Path("out.png"),
+    num: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 4,
+    row: Annotated[bool, typer.Option("--row", help="All pictures in one PNG.")] = False,
+    eta: Annotated[float, typer.Option(min=0, max=1, help="Share of fresh noise in every step.")] = 1.0,
+    model: Model = "shapes",
+    seed: FirstSeed = None,
+    steps: Steps = None,
+    guidance: Annotated[str | None, typer.Option(help="Of the decoder; the model's own if not given.")] = None,
+    stop_after: StopAfter = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = False,
+) -> None:
+    """Draw pictures in which CLIP sees the same as in this one."""
+    chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
+    source = _opened(image)
+    pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
+    result = pipe.variations(source, num, eta=eta, **chosen)
+    if row or out.suffix.lower() == ".gif":
+        return _write(result, out)
+    for path, used in zip(result.save(out), result.seeds, strict=True):
+        typer.echo(f"{path}  seed {used}")
+
+
+def interpolate(
+    a: Image,
+    b: Annotated[str, typer.Argument(help="Another picture, or a sentence.")],
+    out: Strip = Path("out.png"),
+    num: Annotated[int, typer.Option(min=2, help="Pictures, with both ends.")] = 7,
+    noise: Annotated[str, typer.Option(help="slerp, or fixed: the same noise for all.")] = "slerp",
+    model: Model = "shapes",
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    stop_after: StopAfter = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = False,
+) -> None:
+    """Draw what lies between two pictures, or between a picture and a sentence."""
+    chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
+    is_picture = os.path.isfile(b) or b.lower().endswith(PICTURES)
+    if not is_picture:
+        _check(b)
+    ends = _opened(a), _opened(b) if is_picture else b
+    pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
+    _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
+
+
+def text_diff(
+    image: Image,
+    from_text: Annotated[str, typer.Option(help='What the picture shows, or a dummy, or "".')],
+    to_text: Annotated[str, typer.Option(help="What it is to show.")],
+    out: Strip = Path("out.png"),
+    num: Annotated[int, typer.Option(min=1, help="Pictures, beginning with that one; 1 is the last alone.")] = 5,
+    theta: Annotated[float, typer.Option(min=0, max=1, help="How far the last one goes.")] = 0.5,
+    model: Model = "shapes",
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Of the decoder, 2 if not given; only 1 begins with the picture as it was.")
+    ] = None,
+    stop_after: StopAfter = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = False,
+) -> None:
+    """Change a picture by what one sentence says and another does not."""
+    chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
+    _check(*([from_text] if from_text != "" else []), to_text)
+    source = _opened(image)
+    pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
+    _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
+
+
+def upsample(
+    image: Annotated[Path, typer.Argument(help="A picture of any sides that the upsamplers fold.")],
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("out.png"),
+    start_at: Annotated[
+        str, typer.Option(help="The first upsampler: up256, or up1024 for pictures of 256 px and more.")
+    ] = "up256",
+    model: Model = "shapes",
+    seed: Seed = None,
+    steps: Steps = None,
+    sampler: Annotated[str | None, typer.Option(help="As in generate.")] = None,
+    stop_after: Annotated[str | None, typer.Option(help="Last upsampler to run, such as up256.")] = None,
+    max_tile: MaxTile = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = False,
+) -> None:
+    """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
+    chosen = _chosen(out, seed, steps, None, stop_after) | ({"max_tile": max_tile} if max_tile is not None else {})
+    source = _opened(image)
+    pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
+    result = pipe.upsample(source, start_at=start_at, sampler=by_stage("sampler", sampler, str), **chosen)
+    (path,) = result.save(out)
+    typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
+
+
+def _chosen(
+    out: Path,
+    seed: int | None,
+    steps: str | None,
+    guidance: str | None,
+    stop_after: str | None,
+    kinds: tuple[str, ...] = (".png",),
+) -> dict[str, Any]:
+    """Settings of a call that were given; UsageError for a file of other `kinds`, or one that cannot be written."""
+    from t2i.io.files import writable_file
+
+    if out.suffix.lower() not in kinds:
+        raise UsageError(f"--out must end in {' or '.join(kinds)}, got {out}")
+    writable_file(out, "--out")
+    scale = by_stage("guidance", guidance, float)
+    given = {"seed": seed, "steps": by_stage("steps", steps, int_or_text), "guidance": scale, "stop_after": stop_after}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _check(*texts: str) -> None:
+    """Say of a sentence what needs no model, before one is downloaded."""
+    from t2i.pipeline.request import check_text
+
+    for text in texts:
+        check_text("prompt", text)
+
+
+def _opened(path: str | Path) -> Any:
+    from t2i.io.images import open_image
+
+    return open_image(path)
+
+
+def _manipulating(
+    model: str, device: str, dtype: str, offload: bool, num: int, stop_after: str | None, out: Path
+) -> Any:
+    """A model that takes pictures apart, if the disk has room for what it draws."""
+    from t2i.io.files import room_for
+
+    lacks = "does nothing with pictures; models whose decoder is told CLIP embeddings do"
+    pipe = _pipe(model, device, dtype, offload, "encode", lacks)
+    room_for(out.parent, pipe.bytes_of(num, stop_after))
+    return pipe
+
+
+def _pipe(model: str, device: str, dtype: str, offload: bool, task: str, lacks: str) -> Any:
+    """A model that has the method `task`; UsageError with what another `lacks`."""
+    from t2i.pipeline.base import Pipeline
+    from t2i.train.log import to_stderr
+
+    to_stderr()  # a model that is not here yet says that it is downloaded
+    pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype, offload=offload)
+    if not hasattr(pipe, task):
+        raise UsageError(f"{model} {lacks}")
+    return pipe
+
+
+def _write(result: Any, out: Path) -> None:
+    """All pictures in one file."""
+    from t2i.io.images import save_gif, save_png, sheet
+
+    if out.suffix.lower() == ".gif":
+        save_gif(result.images, out)
+    else:
+        save_png(sheet(result.images, columns=len(result)), out, result.recipe)
+    typer.echo(f"{out}  seed {result.seeds[0]}")

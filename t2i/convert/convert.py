@@ -1,0 +1,283 @@
+"""From weights of others to a stage folder: read without running anything, recognise, rename, save.
+
+A file is recognised by its keys and shapes. What those cannot show (attention order, heads, schedule, time scaling)
+comes from the recognised network; for a file of another size it must be given.
+"""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import ZipFile
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
+from t2i.convert.diffusers import described
+from t2i.core.errors import DataError, UsageError, did_you_mean
+from t2i.io.files import clear_errors, output_folder, read_json
+from t2i.keymaps.flat import Layout, Shape, misfit, modules
+from t2i.nn.half import half_trunk
+from t2i.stages.noised_clip.convert import join, tower_of
+from t2i.stages.prior.convert import STATISTICS, lacks_statistics
+from t2i.stages.registry import one_line, save_stage
+
+CONVERTING = (
+    "decoder",
+    "upsampler",
+    "classifier",
+    "noised_clip",
+    "prior",
+    "dalle2_pytorch.prior",
+    "dalle2_pytorch.decoder",
+    "clip",
+)
+"""Stages that read weights of others."""
+TRUNKS = ("decoder", "upsampler", "classifier", "noised_clip")
+"""Stages whose references say what is kept in half precision."""
+WRAPPERS = ("state_dict", "ema_model", "model")
+"""Keys under which some files keep their weights, averaged ones first."""
+FOLDER_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+"""Weights in a folder of diffusers or transformers."""
+SHARD = 2**32  # bytes; converted weights stay on this machine
+_NEAR = 12  # so many keys or shapes may differ from those of a known network, and it is still named in the error
+
+
+class Converted(NamedTuple):
+    """What a file turned out to be."""
+
+    stage: str
+    name: str
+    parameters: int
+
+
+def convert_files(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    network: str | None = None,
+    given: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+) -> Converted:
+    """Write a stage folder from published weights of DDPM, IDDPM, ADM, GLIDE or unCLIP.
+
+    Args:
+        paths: a `.pt`, `.ckpt`, `.bin` or `.safetensors` file or a folder of diffusers or transformers; two where a
+            network lies in two: a noised CLIP, Karlo's prior and its statistics, or folders of unCLIP's pipeline.
+        out: the folder to write.
+        network: its name, if it must be a certain one; None recognises it.
+        given: `key=value`, what the weights of an unpublished network do not show (see `t2i.convert.custom.Facts`); it
+            has no name, so `network` is not given as well.
+        dtype: of the written weights; None keeps those of the file. Of U-Nets only what the references keep in half
+            precision has it, see `half_trunk`, and the rest is float32.
+
+    Raises:
+        UsageError: something about an unknown network is not given, or `out` cannot be written.
+        DataError: a file is damaged, holds more than tensors, or does not fit; nothing is written then.
+    """
+    layout, converted = converted_weights(paths, network=network, given=given)
+    with output_folder(out):
+        with torch.device("meta"):
+            model = layout.model(layout.config)
+        if dtype is not None and layout.stage in TRUNKS:
+            stored = half_trunk(model, dtype).state_dict()
+            converted = {key: value.to(stored[key].dtype) for key, value in converted.items()}
+            dtype = None
+        save_stage(out, layout.stage, model, converted, dtype, max_shard_size=SHARD)
+    return Converted(layout.stage, layout.name, sum(value.numel() for value in converted.values()))
+
+
+def converted_weights(
+    paths: Sequence[str | Path], *, network: str | None = None, given: Sequence[str] = ()
+) -> tuple[Layout, dict[str, Tensor]]:
+    """What network published files are, and its weights by our keys; arguments and errors of `convert_files`."""
+    if network is not None and given:
+        raise UsageError(f"network {network!r} is known; what is given (--set) is for unpublished networks alone")
+    folders = [Path(path) for path in paths]
+    layout = described(folders) if network is None and not given else None
+    weights, versions = zip(*map(_weights_and_version, folders), strict=True)
+    state = _joined(weights, folders)
+    where, shapes = " + ".join(map(str, paths)), {key: tuple(value.shape) for key, value in state.items()}
+    if layout is None and network is None and of_dalle2_pytorch(shapes):
+        layout = read_dalle2_pytorch(shapes, given, where, versions[0])
+    elif layout is None:
+        layout = read_shapes(shapes, given, where) if given else recognise(shapes, where, network)
+        for path in folders:
+            _check_diffusers(path, layout.config)
+    with one_line(where, DataError):
+        return layout, layout.convert(state)
+
+
+@cache
+def layouts() -> tuple[Layout, ...]:
+    """Every published network in every dialect."""
+    return tuple(x for name in CONVERTING for x in import_module(f"t2i.stages.{name}.convert").layouts())
+
+
+def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) -> Layout:
+    """The published network whose keys and shapes these are.
+
+    Args:
+        shapes: by key.
+        where: the file, for errors.
+        name: if given, no other network is considered.
+
+    Raises:
+        DataError: there is none; the message says how the nearest one differs, or what to give instead.
+        UsageError: no network has that name, or none is given and priors of several have these keys.
+    """
+    candidates = [layout for layout in layouts() if name in (None, layout.name)]
+    if not candidates:
+        names = sorted({layout.name for layout in layouts()})
+        raise UsageError(f"unknown network {name!r}; known: {', '.join(names)}{did_you_mean(name, names)}")
+    apart = [len(modules(layout.read(shapes)) ^ layout.keys) for layout in candidates]  # cheap: no network is built
+    near = [layout for layout, count in zip(candidates, apart, strict=True) if count <= min(apart) + 1]
+    misfits = [(layout, misfit(layout.shapes, layout.read(shapes))) for layout in near]
+    best, problems = min(misfits, key=lambda pair: len(pair[1]))
+    if not problems:
+        alike = [x.name for x, wrong in misfits if not wrong and x.stage == "prior" and x.config != best.config]
+        if alike:  # they differ in how far x_0 is clamped
+            raise UsageError(
+                f"{where}: its keys are those of {' and '.join([best.name, *alike])}; give its name (--network)"
+            )
+        return best
+    if name is None and len(problems) > _NEAR:
+        raise DataError(
+            f"{where}: the weights of no published network; of another flat U-Net give (with --set) {ASKED}"
+        )
+    own = name is None and is_flat(shapes) and all("of shape" in problem for problem in problems)
+    hint = f"; if it is a U-Net of your own, give (with --set) {ASKED}" if own else ""
+    raise DataError(f"{where}: almost {best.name}, but it {'; '.join(problems[:6])}{hint}")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file or of a folder of diffusers or transformers; nothing in a file is ever executed.
+
+    Raises DataError for what is missing, truncated, foreign or holds more than tensors.
+    """
+    return _weights_and_version(Path(path))[0]
+
+
+def _weights_and_version(path: Path) -> tuple[dict[str, Tensor], str]:
+    """As `read_weights`, and the version of the library that wrote the file, if it says so."""
+    if path.is_dir():
+        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
+        if path.is_dir():
+            raise DataError(f"{path}: holds none of {', '.join(FOLDER_FILES)}")
+    with clear_errors(path), open(path, "rb"):
+        pass
+    data: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    version = data.get("version") if isinstance(data, dict) else None
+    for _ in WRAPPERS:
+        inner = [data[key] for key in WRAPPERS if isinstance(data, dict) and isinstance(data.get(key), dict)]
+        data = inner[0] if inner else data
+    if isinstance(data, tuple) and len(data) == 2:  # statistics of CLIP's embeddings: mean and standard deviation
+        data = dict(zip(STATISTICS, data, strict=True))
+    named = isinstance(data, dict) and data and all(isinstance(key, str) for key in data)
+    if not named or not all(isinstance(value, Tensor) for value in data.values()):
+        raise DataError(f"{path}: expected a dictionary of tensors by name")
+    return data, version if isinstance(version, str) else ""
+
+
+def _joined(states: Sequence[dict[str, Tensor]], paths: Sequence[Path]) -> dict[str, Tensor]:
+    """One state dict of one file, or of two that make one network. Where both name their tensors alike, the encoders of
+    a noised CLIP are told apart by what is in them, and others by the names of their folders, put before the keys."""
+    where, towers = " + ".join(map(str, paths)), [tower_of(state) for state in states]
+    if any(towers):
+        if sorted(map(str, towers)) != ["image", "text"]:
+            raise DataError(f"{where}: expected one file, or both encoders of a noised CLIP")
+        return join(states)
+    if len(states) > 1 and any(first.keys() & second.keys() for first, second in pairwise(states)):
+        states = [{f"{path.name}.{key}": x for key, x in s.items()} for path, s in zip(paths, states, strict=True)]
+    joined = {key: value for state in states for key, value in state.items()}
+    if len(joined) < sum(map(len, states)):
+        raise DataError(f"{where}: the same names twice; expected one file, or both encoders of a noised CLIP")
+    if lacks_statistics(joined):
+        raise DataError(
+            f"{where}: a prior without the statistics of CLIP's embeddings; give the file of them as well, which was "
+            "published beside it (ViT-L-14_stats.th)"
+        )
+    return joined
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path} is damaged or truncated: {error}") from None
+
+
+def _read_pickle(path: Path) -> Any:
+    if _is_program(path):
+        raise DataError(
+            f"{path}: a program (TorchScript), and code from a file is never run; OpenAI's CLIP is at "
+            "openai/clip-vit-large-patch14, in transformers' format"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if "Unsupported" in reason or "GLOBAL" in reason:
+            raise DataError(f"{path}: holds more than tensors, and code from a file is never run") from None
+        raise DataError(f"{path}: not a file of weights, or damaged") from None
+    except Exception:  # whatever bytes that are none of torch's provoke in its reader
+        raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        with ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # another format, or damaged, which is found out where it is read
+        return False
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _check_diffusers(path: Path, config: Any) -> None:
+    """Refuse a diffusers folder whose config says other things than the recognised network's."""
+    if not path.is_dir() or not (path / "config.json").is_file():
+        return
+    theirs, unet = read_json(path / "config.json"), getattr(config, "unet", None)
+    if not isinstance(theirs, dict):
+        raise DataError(f"{path / 'config.json'}: not the config of a network, as its weights are")
+    if unet is None:
+        return
+    facts = {
+        "norm_eps": unet.norm_eps,
+        "norm_num_groups": unet.norm_groups,
+        "flip_sin_to_cos": unet.time_order == "cos_sin",
+        "freq_shift": unet.time_denominator_shift,
+        "downsample_padding": 0 if unet.down_padding == "right_bottom" else 1,
+        "attention_head_dim": unet.head_channels if unet.mid_attention else theirs.get("attention_head_dim"),
+        "center_input_sample": False,
+        "act_fn": "silu",
+        "sample_size": config.image_size,
+    }
+    schedule = {
+        "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[config.schedule],
+        "num_train_timesteps": config.num_steps,
+        "prediction_type": {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[config.target],
+    }
+    files = {path / "config.json": facts}
+    for scheduler in (path / "scheduler_config.json", path.parent / "scheduler" / "scheduler_config.json"):
+        files |= {scheduler: schedule} if scheduler.is_file() else {}
+    for file, expected in files.items():
+        found = read_json(file)
+        for key, value in expected.items():
+            if found.get(key, value) != value:
+                raise DataError(f"{file}: {key}={found[key]!r}, but the network takes {value!r}")

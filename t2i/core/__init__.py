@@ -1,0 +1,1 @@
+"""What everything stands on: types, seeds, errors, devices, configuration. It knows nothing of the rest."""

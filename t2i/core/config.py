@@ -1,0 +1,189 @@
+"""Configuration: a YAML file and `key.sub=value` overrides become one frozen pydantic model.
+
+Unknown keys are errors that name the full key and the nearest known one; later overrides win.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from t2i.core.errors import UsageError, did_you_mean
+
+Model = TypeVar("Model", bound=BaseModel)
+AtHome = AfterValidator(lambda path: type(path)(os.path.expanduser(path)))
+"""For `Annotated`: a path, as text or as `Path`, that may begin with `~`."""
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # bad syntax, too many brackets, the 31st of February
+
+
+class Config(BaseModel):
+    """Base of every configuration in t2i: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rest_stays(cls, data: Any) -> Any:
+        """A dataclass that is given in part keeps the rest of this field's default, not of its class's."""
+        if not isinstance(data, dict):
+            return data
+        defaults = {name: field.default for name, field in cls.model_fields.items() if is_dataclass(field.default)}
+        given = {name: data[name] for name in defaults if isinstance(data.get(name), dict)}
+        return data | {name: asdict(defaults[name]) | value for name, value in given.items()}  # type: ignore[arg-type]
+
+
+def load(path: str | Path | None, overrides: Sequence[str], model: type[Model]) -> Model:
+    """Read a YAML file (None for an empty one), apply `key.sub=value` overrides, validate.
+
+    Raises:
+        UsageError: missing or malformed file, malformed override, unknown key, wrong type or value.
+    """
+    data = {} if path is None else _read(Path(path))
+    for override in overrides:
+        _apply(data, override)
+    return parse(data, model, source=str(path) if path is not None else "config")
+
+
+def parse(data: dict[str, Any], model: type[Model], source: str = "config") -> Model:
+    """Validate a plain dictionary, such as a `config.json`; errors are one line per problem."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{source}: " + "; ".join(_explain(error, model))) from None
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and leaves of a nested dictionary."""
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as a string and takes the last of two equal keys; we do neither."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise UsageError(f"line {key.start_mark.line + 1}: key {key.value!r} appears twice")
+            seen.add(key.value)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?|\d*\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = _yaml(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read config {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a text file") from None
+    except UsageError as error:
+        raise UsageError(f"{path}, {error}") from None
+    except _NOT_YAML as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} must hold keys and values, got a {type(data).__name__}")
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UsageError(f"an override looks like key.sub=value, got {override!r}")
+    try:
+        value = _yaml(text)
+    except UsageError:
+        raise
+    except _NOT_YAML:
+        raise UsageError(f"the value of {override!r} is not valid YAML") from None
+    for part in parts[:-1]:
+        if not isinstance(data.get(part), dict):
+            data[part] = {}
+        data = data[part]
+    data[parts[-1]] = value
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One sentence per problem, without those of a union that another of its branches got further with."""
+    problems = [(*_locate(problem["loc"], model), problem) for problem in error.errors()]
+    places = {place for place, _, _ in problems}
+    deepest = [p for p in problems if not any(place[: len(p[0])] == p[0] and place != p[0] for place in places)]
+    return list(dict.fromkeys(_sentence(".".join(map(str, place)), known, model, p) for place, known, p in deepest))
+
+
+def _sentence(where: str, known: list[str], model: type[BaseModel], problem: ErrorDetails) -> str:
+    where = where or "the whole file"
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        above, dot, name = where.rpartition(".")
+        deeper = [key for key in _all_keys(model) if key.rpartition(".")[2] == name]
+        hint = did_you_mean(name, known, above + dot) or f", known keys: {', '.join(known)}"
+        if deeper and not above:
+            hint = f", did you mean {' or '.join(map(repr, deeper))}?"
+        return f"unknown key {where!r}{hint}"
+    if problem["type"] == "missing":
+        return f"missing key {where!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"  # its keys are in the message
+    return f"{where}: {message[:1].lower()}{message[1:]}{given}"
+
+
+def _locate(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[tuple[int | str, ...], list[str]]:
+    """The place of a problem without pydantic's names of union branches, and the keys known there."""
+    owners: list[type] = [model]
+    place: list[int | str] = []
+    for i, part in enumerate(location):
+        known = {name: kind for owner in owners for name, kind in _keys(owner).items()}
+        inside = _models(known[part]) if part in known else []
+        if isinstance(part, int) or part in known or (i == len(location) - 1 and not _is_branch(part)):
+            place.append(part)
+        owners = inside or owners
+    return tuple(place), sorted({name for owner in owners for name in _keys(owner)})
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether pydantic named a branch of a union (`str`, `tuple[Source, ...]`) and not a key."""
+    return part in ("str", "int", "float", "bool", "none") or "[" in str(part)
+
+
+def _keys(owner: type) -> dict[str, Any]:
+    """The keys of a model or dataclass, and what may stand under each."""
+    if issubclass(owner, BaseModel):
+        return {name: field.annotation for name, field in owner.model_fields.items()}
+    return get_type_hints(owner)
+
+
+def _all_keys(owner: type, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a model and of all inside it, outermost first."""
+    keys = _keys(owner)
+    yield from (prefix + name for name in keys)
+    for name, kind in keys.items():
+        for inside in _models(kind):
+            yield from _all_keys(inside, f"{prefix}{name}.")
+
+
+def _models(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

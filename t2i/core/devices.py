@@ -1,0 +1,37 @@
+"""Devices and number formats: which a name means, and whether a machine is fast at bfloat16."""
+
+import torch
+
+from t2i.core.errors import UsageError, did_you_mean
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """True for GPUs with bfloat16 units and for CPUs with AVX-512 BF16 or AMX instructions."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        return bool((check and check()) or (tiles and tiles()))
+    return False
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """A device that works on this machine; "auto" is a GPU if there is one. Raises UsageError."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError):  # unknown, not compiled in, not a device
+        raise UsageError(f"torch has no device {str(device)!r} on this machine; use auto, cpu or cuda") from None
+    return torch.device(device)
+
+
+def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype by name; "auto" is float32. Raises UsageError."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("auto", *DTYPES):
+        raise UsageError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
+    return torch.float32 if name == "auto" else getattr(torch, name)

@@ -1,0 +1,154 @@
+"""The few types that every stage shares.
+
+Legend used in this repository: B batch · C channels · H W pixels · L tokens · D width · T diffusion steps.
+Pictures inside the library are float, NCHW, in [-1, 1]; at its border they are PIL or uint8 HWC (`t2i.io.images`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Batch = dict[str, Any]
+"""What a data loader yields: `image` (B, 3, H, W) in [-1, 1], `caption` list of B strings, `key` list of B strings,
+`seed` list of B ints (one random stream per sample), and whatever else a stage declares that it needs."""
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a network is conditioned on, computed once per image and reused at every step.
+
+    `vector` (B, D) is added to the time embedding, `sequence` (B, L, D) with `mask` (B, L, True where valid) is
+    attended to, `image` (B, C, H, W) is concatenated to x_t. `context` holds the keys and values of `sequence`, one
+    pair per attention layer, once a network has projected them.
+    """
+
+    vector: Tensor | None = None
+    sequence: Tensor | None = None
+    mask: Tensor | None = None
+    image: Tensor | None = None
+    context: tuple[KeysValues, ...] | None = None
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "Condition":
+        """The same condition with `fn` applied to every tensor in it."""
+        changed: dict[str, Any] = {
+            f.name: fn(v) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        if self.context is not None:
+            changed["context"] = tuple((fn(k), fn(v)) for k, v in self.context)
+        return replace(self, **changed)
+
+    @staticmethod
+    def cat(parts: Sequence["Condition"]) -> "Condition":
+        """Join conditions along the batch axis; all parts must have the same ports."""
+        first = parts[0]
+        joined: dict[str, Any] = {}
+        for f in fields(first):
+            values = [getattr(p, f.name) for p in parts]
+            if any((v is None) != (values[0] is None) for v in values):
+                raise ValueError(f"conditions disagree on {f.name!r}: present in some, missing in others")
+            if isinstance(values[0], Tensor):
+                joined[f.name] = _cat(f.name, values)
+            elif values[0] is not None:
+                joined[f.name] = tuple(
+                    (_cat(f.name, [k for k, _ in layer]), _cat(f.name, [v for _, v in layer]))
+                    for layer in zip(*values, strict=True)
+                )
+        return Condition(**joined)
+
+
+def _cat(name: str, values: Sequence[Tensor]) -> Tensor:
+    shapes = [tuple(v.shape[1:]) for v in values]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"conditions disagree on the shape of {name!r}: {shapes} per picture; captions of one length?")
+    return torch.cat(list(values))
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says about one step: x_0 and eps (B, C, H, W) that agree with each other and with x_t, and the
+    log variance of p(x_{t-1} | x_t), broadcastable to x_t. All float32."""
+
+    x_0: Tensor
+    eps: Tensor
+    log_variance: Tensor
+
+
+class Denoiser(Protocol):
+    """`denoise(x_t, step)`, where `step` counts the kept steps of the sampling process from 0 (nearly clean)."""
+
+    def __call__(self, x_t: Tensor, step: int) -> Prediction: ...
+
+
+StepCallback = Callable[[int, int, Tensor, Prediction], None]
+"""Called after every sampling step with (steps done, steps in all, x_t, prediction)."""
+
+
+class NoiseSource(Protocol):
+    """Where samplers draw from: `normal(*shape)` returns (B, *shape), standard normal, float32, on the CPU."""
+
+    def normal(self, *shape: int) -> Tensor: ...
+
+
+class TextFeatures(NamedTuple):
+    """A text encoder's output: `pooled` (B, D), `sequence` (B, L, W) of token states, `mask` (B, L)."""
+
+    pooled: Tensor
+    sequence: Tensor
+    mask: Tensor
+
+    def padded(self, length: int) -> "TextFeatures":
+        """Sentences lengthened to L = `length` places, the new ones masked, so that both rows of guidance fit one
+        batch."""
+        missing = length - self.mask.shape[1]
+        return TextFeatures(self.pooled, F.pad(self.sequence, (0, 0, 0, missing)), F.pad(self.mask, (0, missing)))
+
+
+class Encoder(Protocol):
+    """A frozen joint encoder of pictures and sentences, such as CLIP. Embeddings have unit norm, unless it was
+    published with stages that take them as they are."""
+
+    dim: int
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], any size → (B, dim)."""
+
+    def encode_text(self, captions: Sequence[str]) -> TextFeatures:
+        """B sentences → pooled (B, dim), sequence (B, L, W), mask (B, L)."""
+
+
+class Tokenizer(Protocol):
+    """Sentences to integer tokens of a fixed length."""
+
+    context: int
+    room: int
+    """Tokens of a caption that fit, beside those that mark its start and end."""
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B sentences → tokens (B, context) int64, mask (B, context) bool, True on real tokens."""
+
+    def unknown(self, caption: str) -> list[str]:
+        """Words of `caption` that the vocabulary lacks, in order of appearance."""
+
+    def truncated(self, caption: str) -> bool:
+        """Whether `caption` has more tokens than `room`."""
+
+
+class Task(Protocol):
+    """One training objective: a model, what it needs from the batch, and the loss."""
+
+    model: torch.nn.Module
+    keys: tuple[str, ...]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Named per-sample losses, each (B,); `loss` is the one that is trained on."""
+
+    def sample(self, batch: Batch) -> Tensor | None:
+        """A grid of pictures (N, 3, H, W) in [-1, 1] that shows what the model has learned, or None."""
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """Held-out numbers beside the loss, such as retrieval accuracy; may be empty."""

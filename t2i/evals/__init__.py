@@ -1,0 +1,1 @@
+"""`t2i eval`: numbers about models and pictures."""

@@ -1,0 +1,1 @@
+"""Models by name: the table of them, and how they come to this machine."""

@@ -1,0 +1,1 @@
+"""The border to disks and networks: files, weights, pictures, provenance, downloads."""

@@ -1,0 +1,225 @@
+"""A stage on disk: `config.json` beside `model.safetensors`, or beside numbered shards with an index.
+
+Nothing is ever unpickled. Shards carry a fingerprint of the whole save, so a mixture of two saves is refused instead
+of loaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from t2i.core.errors import DataError
+from t2i.io.files import clear_errors, read_json, writable, write
+
+MAX_SHARD_SIZE = 15 * 2**20
+"""Bytes. Small enough for hosts and version control that refuse large files."""
+
+
+def save_folder(
+    folder: str | Path,
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    max_shard_size: int = MAX_SHARD_SIZE,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write `config` (JSON-able) and `state` to a folder, replacing an earlier save file by file.
+
+    Args:
+        max_shard_size: bytes per file; a larger tensor gets a file of its own.
+        metadata: strings put in the header of every weight file.
+
+    Raises:
+        UsageError: the folder cannot be written.
+        DataError: the disk is full or failed; the files of an earlier save are still whole.
+    """
+    folder = writable(folder)
+    save_tensors(folder, state, max_shard_size=max_shard_size, metadata=metadata)
+    write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def load_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `save_folder` wrote: (config, state).
+
+    Raises:
+        DataError: a file is missing, unreadable, truncated or from another save; the message names it.
+    """
+    return load_config(folder), load_tensors(folder, device=device)
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """Only the `config.json` of a folder."""
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise DataError(f"{path} must hold a JSON object, got a {type(config).__name__}")
+    return config
+
+
+def save_tensors(
+    folder: Path,
+    state: dict[str, Tensor],
+    name: str = "model",
+    max_shard_size: int = MAX_SHARD_SIZE,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write `name.safetensors`, or `name-00001-of-00003-SAVE.safetensors` … with `name.safetensors.index.json`.
+
+    SAVE is a fingerprint of the weights, so that the shards of an earlier save stay until the index points to new ones.
+    """
+    shards = _shards(_plain(state), max_shard_size)
+    files = [f"{name}.safetensors"]
+    header = {"format": "pt", **(metadata or {})}
+    if len(shards) > 1:
+        header["save"] = _fingerprint(shards)
+        last = f"of-{len(shards):05d}-{header['save']}.safetensors"
+        files = [f"{name}-{i + 1:05d}-{last}" for i in range(len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        write(folder / file, _encode(shard, header))
+    index = folder / f"{name}.safetensors.index.json"
+    if len(shards) > 1:
+        total = sum(_size(t) for shard in shards for t in shard.values())
+        where = {key: file for file, shard in zip(files, shards, strict=True) for key in shard}
+        content = {"metadata": {"total_size": total, "save": header["save"]}, "weight_map": where}
+        write(index, json.dumps(content, indent=2).encode() + b"\n")
+    keep = {*files, index.name} if len(shards) > 1 else set(files)
+    for old in (*folder.glob(f"{name}*.safetensors"), index):
+        rest = old.name.removeprefix(name).removesuffix(".safetensors")
+        ours = old == index or rest == "" or (rest.startswith("-") and "-of-" in rest)
+        if ours and old.name not in keep:
+            old.unlink(missing_ok=True)
+
+
+def load_tensors(folder: str | Path, name: str = "model", device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote."""
+    folder = Path(folder)
+    index = folder / f"{name}.safetensors.index.json"
+    if (folder / f"{name}.safetensors").exists() or not index.exists():
+        return _load_file(folder / f"{name}.safetensors", device)[0]
+    content = read_json(index)
+    try:
+        where, expected = dict(content["weight_map"]), content["metadata"].get("save")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{index} is not an index of safetensors shards") from None
+    state: dict[str, Tensor] = {}
+    for file in sorted(set(where.values())):
+        if Path(file).name != file:
+            raise DataError(f"{index} points outside its folder: {file!r}")
+        shard, found = _load_file(folder / file, device)
+        if expected != found:
+            raise DataError(f"{folder / file} belongs to another save than {index.name}: save or download it again")
+        state.update(shard)
+    if missing := set(where) - set(state):
+        raise DataError(f"{folder}: {len(missing)} tensors of {index.name} are in no shard, such as {min(missing)!r}")
+    return state
+
+
+def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """How given weights differ from those that a model expects, such as `lacks 'out.bias'`; None if they fit."""
+    missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    shapes = [k for k in sorted(expected.keys() & given.keys()) if expected[k].shape != given[k].shape]
+    for problem, keys in (("lacks", missing), ("has the unknown", extra), ("has another shape of", shapes)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            return f"{problem} {', '.join(map(repr, keys[:3]))}{more}"
+    return None
+
+
+def stage_folders(folder: str | Path, index: Mapping[str, Any]) -> dict[str, Path]:
+    """Where the stages of a `model_index.json` in `folder` lie, by place: entries are [library, kind], in a sub-folder
+    of their place's name, or [library, kind, path], from `folder` and maybe out of it (`../shapes/clip`), so that two
+    models can share a stage.
+
+    Raises DataError for an entry of more parts, and for a path that is absolute, no text, or leads nowhere.
+    """
+    folder, found = Path(folder), {}
+    path = folder / "model_index.json"
+    for place, entry in index.items():
+        if not isinstance(entry, list):
+            continue
+        where = entry[2] if len(entry) == 3 else place
+        if len(entry) > 3 or not isinstance(where, str) or Path(where).is_absolute():
+            raise DataError(f"{path}: {place} lies at {entry[2:]}, which is no relative path")
+        found[place] = folder.absolute() / where  # no relative path, which could lead to a bundled stage
+        if len(entry) == 3 and not found[place].is_dir():
+            beside = "models that share stages stay beside each other"
+            raise DataError(f"{path}: {place} lies in {where}, which is not there; {beside}")
+    return found
+
+
+def fingerprint(folders: Mapping[str, Path]) -> str:
+    """16 hexadecimal digits of stages by place: of every `config.json` and weight file of each; of a file over 64 MiB,
+    which would take seconds to read, of 64 pieces of 64 KiB."""
+    digest = hashlib.blake2b(digest_size=8)
+    for place, folder in sorted(folders.items()):
+        for path in sorted(p for kind in ("config.json", "*.safetensors", "*.bin") for p in folder.glob(kind)):
+            size = path.stat().st_size
+            digest.update(f"{place}/{path.name}\0{size}\0".encode())
+            if size <= 2**26:
+                digest.update(path.read_bytes())
+                continue
+            with open(path, "rb") as file:
+                for i in range(64):
+                    file.seek((size - 2**16) * i // 63)
+                    digest.update(file.read(2**16))
+    return digest.hexdigest()
+
+
+def _load_file(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], str | None]:
+    with clear_errors(path), open(path, "rb"):
+        pass
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("save")  # noqa: SIM118
+    except SafetensorError as error:
+        raise DataError(f"{path} is damaged or truncated: {error}") from None
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        plain[key] = tensor.clone() if pointer in seen or tensor.untyped_storage().nbytes() != _size(tensor) else tensor
+        seen.add(pointer)
+    return plain
+
+
+def _shards(state: dict[str, Tensor], max_size: int) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for key, tensor in state.items():
+        if shards[-1] and filled + _size(tensor) > max_size:
+            shards.append({})
+            filled = 0
+        shards[-1][key] = tensor
+        filled += _size(tensor)
+    return shards
+
+
+def _encode(shard: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file with its metadata in a fixed order, so that equal saves are equal bytes."""
+    data = save(shard)
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(data[8:start])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(data)[start:]))
+
+
+def _fingerprint(shards: list[dict[str, Tensor]]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for shard in shards:
+        digest.update(save(shard))
+    return digest.hexdigest()
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,1 @@
+"""How the weights of others name what ours name otherwise; nothing here reads files."""

@@ -1,0 +1,1 @@
+"""What every pipeline shares; the stories themselves are in `pipelines/`."""

@@ -1,0 +1,140 @@
+"""Pictures that users bring along: what of them stays, or from where drawing begins.
+
+B pictures of a batch · S side of the result in pixels · N pictures · s side of the decoder's · D width of embeddings
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL.Image import Image
+from torch import Tensor
+
+from t2i.core.errors import UsageError
+from t2i.diffusion.inpaint import keep_known
+from t2i.io.images import open_image, pasted, square, square_mask
+
+
+@dataclass(frozen=True)
+class Known:
+    """A picture of which a part stays.
+
+    `picture` (3, S, S) in [-1, 1]; `fresh` (1, S, S), 1 where it is drawn anew; `base`, the side of the first network
+    that draws, whose places the masks of larger ones have too, as in GLIDE; `shown`, whether networks that inpaint see
+    what stays.
+    """
+
+    picture: Tensor
+    fresh: Tensor
+    base: int
+    blend: float
+    shown: bool = True
+
+    def to(self, device: torch.device) -> "Known":
+        """On a device."""
+        return replace(self, picture=self.picture.to(device), fresh=self.fresh.to(device))
+
+    def at(self, size: int, num: int) -> tuple[Tensor, Tensor]:
+        """What a network that draws `size` pixels may know, for `num` pictures: (B, 3, size, size) and a mask
+        (B, 1, size, size), 1 where it is known. A place that is fresh in part is not."""
+        picture = F.interpolate(self.picture[None], size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+        kept = F.interpolate(1 - F.adaptive_max_pool2d(self.fresh[None], self.base), size=size, mode="nearest")
+        return picture.expand(num, -1, -1, -1), kept.expand(num, -1, -1, -1)
+
+    def processed(self, size: int, num: int) -> Callable[[Tensor], Tensor]:
+        """For `Steering`: writes what is known into every predicted x_0."""
+        return keep_known(*self.at(size, num))
+
+    def paste(self, x: Tensor) -> Tensor:
+        """New pictures (B, 3, S, S) where fresh, the old one elsewhere, to the bit."""
+        return pasted(x.cpu(), self.picture.cpu(), self.fresh.cpu(), self.blend)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A picture (3, s, s) in [-1, 1] to begin from instead of noise, and the share of the steps that follow, 0…1."""
+
+    picture: Tensor
+    strength: float
+
+    def to(self, device: torch.device) -> "Start":
+        """On a device."""
+        return replace(self, picture=self.picture.to(device))
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Pictures taken apart (Ramesh et al. 2022, section 3): `z_i` (N, D), the CLIP embeddings that say what they show,
+    and `x_T` (N, 3, s, s), the noise from which the decoder, told z_i, comes back to them. Both float32, on the CPU."""
+
+    z_i: Tensor
+    x_T: Tensor
+
+    def __repr__(self) -> str:
+        return f"Latent(z_i={tuple(self.z_i.shape)}, x_T={tuple(self.x_T.shape)})"
+
+    def __len__(self) -> int:
+        return len(self.z_i)
+
+    def __getitem__(self, rows: slice) -> "Latent":
+        return Latent(self.z_i[rows], self.x_T[rows])
+
+    def repeated(self, num: int) -> "Latent":
+        """Every picture `num` times in a row."""
+        return Latent(self.z_i.repeat_interleave(num, 0), self.x_T.repeat_interleave(num, 0))
+
+    def check(self, dim: int, size: int, unit_norm: bool) -> "Latent":
+        """Itself, if it is one of a model with embeddings of this width and pictures of this side; or UsageError."""
+        num = len(self.z_i)
+        if num == 0 or self.z_i.shape != (num, dim) or self.x_T.shape != (num, 3, size, size):
+            raise UsageError(
+                f"z_i {tuple(self.z_i.shape)} and x_T {tuple(self.x_T.shape)} are not this model's, which are "
+                f"(N, {dim}) and (N, 3, {size}, {size})"
+            )
+        if not self.x_T.isfinite().all():
+            raise UsageError("x_T holds NaN or infinity")
+        return Latent(read_embeddings(self.z_i, dim, unit_norm), self.x_T.float().cpu())
+
+
+def read_embeddings(z_i: Any, dim: int, unit_norm: bool) -> Tensor:
+    """Embeddings (N, D), float32 on the CPU, if they are such as a model with these knows; or UsageError."""
+    if not isinstance(z_i, Tensor) or z_i.ndim != 2 or len(z_i) == 0 or z_i.shape[1] != dim:
+        given = tuple(z_i.shape) if isinstance(z_i, Tensor) else type(z_i).__name__
+        raise UsageError(f"embeddings of this model are (N, {dim}), got {given}")
+    if not z_i.isfinite().all():
+        raise UsageError("an embedding z_i holds NaN or infinity")
+    length = z_i.float().norm(dim=1)
+    worst = float(length[(length - 1).abs().argmax()])
+    if unit_norm and abs(worst - 1) > 1e-2:
+        raise UsageError(f"embeddings of this model have length 1, but there is a z_i of length {worst:.3g}")
+    return z_i.float().cpu()
+
+
+def read_pictures(image: Any) -> list[Image]:
+    """One picture or several, PIL or the `Path` of a file, as PIL; UsageError for anything else."""
+    given = list(image) if isinstance(image, Sequence) and not isinstance(image, str) else [image]
+    if not given:
+        raise UsageError("no picture given")
+    for one in given:
+        if isinstance(one, str):
+            raise UsageError(f"expected a picture, got the text {one[:60]!r}; name a file as pathlib.Path(…)")
+        if not isinstance(one, Image | Path):
+            raise UsageError(f"expected a PIL picture or the Path of one, got {type(one).__name__}")
+    return [open_image(one) if isinstance(one, Path) else one for one in given]
+
+
+def read_known(image: Image, mask: Image, *, size: int, base: int, blend: float) -> Known:
+    """Check what a user brings to inpaint; UsageError for what cannot be."""
+    if isinstance(blend, bool) or not isinstance(blend, int | float) or not 0 <= blend <= size:
+        raise UsageError(f"blend must be a number of pixels from 0 to {size}, got {blend!r}")
+    return Known(square(image, size), square_mask(mask, image, size), base, float(blend))
+
+
+def read_start(image: Image, strength: float, size: int) -> Start:
+    """Check what a user brings to edit; UsageError for what cannot be."""
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
+        raise UsageError(f"strength must be a number from 0 to 1, got {strength!r}")
+    return Start(square(image, size), float(strength))

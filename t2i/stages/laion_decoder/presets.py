@@ -1,8 +1,0 @@
-"""The published decoder of LAION, with what no weight file shows."""
-
-from t2i.stages.laion_decoder.model import LaionDecoderConfig
-
-PRESETS: dict[str, LaionDecoderConfig] = {
-    "laion-decoder": LaionDecoderConfig(era="C"),  # decoder/v1.0.2/latest.pth of laion/DALLE2-PyTorch: 982.6 M
-}
-"""Published sizes by name."""

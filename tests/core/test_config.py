@@ -1,0 +1,120 @@
+"""YAML and overrides become one validated model, and mistakes are named."""
+
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from t2i.core import config
+from t2i.core.config import Config
+from t2i.core.errors import UsageError
+
+
+class Optim(Config):
+    lr: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+
+
+class Source(Config):
+    src: str
+    weight: float = 1.0
+
+
+class Run(Config):
+    steps: int
+    optim: Optim = Optim()
+    sources: tuple[Source, ...] | str = "shapes"
+    note: str | None = None
+
+
+def write(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_file_and_overrides_merge_and_the_last_one_wins(tmp_path):
+    path = write(tmp_path, "steps: 10\noptim: {lr: 1e-4, schedule: cosine}\n")
+    run = config.load(path, ["optim.lr=3e-4", "optim.lr=2e-4", "sources=[{src: a, weight: 3}]", "note=null"], Run)
+    assert run == Run(steps=10, optim=Optim(lr=2e-4, schedule="cosine"), sources=(Source(src="a", weight=3),))
+
+
+def test_no_file(tmp_path):
+    assert config.load(None, ["steps=3"], Run).steps == 3
+    assert config.load(write(tmp_path, ""), ["steps=3"], Run).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["step=3"], r"unknown key 'step', did you mean 'steps'\?"),
+        (["optim.lrr=1"], r"unknown key 'optim.lrr', did you mean 'optim.lr'\?"),
+        (
+            ["sources=[{src: a, wieght: 2}]"],
+            r"run.yaml: unknown key 'sources.0.wieght', did you mean 'sources.0.weight'\?$",
+        ),
+        (["sources=[{src: a, weight: much}]"], "run.yaml: sources.0.weight: input should be a valid number"),
+        (
+            ["sources=3"],
+            "sources: input should be a valid tuple, got 3; sources: input should be a valid string, got 3",
+        ),
+        (["optim.zzz=1"], "unknown key 'optim.zzz', known keys: lr, schedule"),
+        (["optim.lr=fast"], "optim.lr: input should be a valid number.*'fast'"),
+        (["optim.lr=-1"], "optim.lr: input should be greater than 0, got -1"),
+        (["optim.schedule=cosin"], "optim.schedule: input should be 'constant' or 'cosine', got 'cosin'"),
+        (["steps"], "key.sub=value, got 'steps'"),
+        ([".lr=1"], "key.sub=value"),
+        (["note=[1"], "not valid YAML"),
+        ([f"note={'[' * 3000}"], "not valid YAML"),
+        (["note=2024-02-31"], "not valid YAML"),
+        (["note={a: 1, a: 2}"], "key 'a' appears twice"),
+        (["steps=null"], "steps"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_key(tmp_path, overrides, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        config.load(write(tmp_path, "steps: 10\n"), overrides, Run)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 1\nsteps: 2\n", "line 2: key 'steps' appears twice"),
+        ("steps: [1\n", "not valid YAML"),
+        (f"steps: {'[' * 3000}", "run.yaml is not valid YAML: maximum recursion"),
+        ("steps: 2024-02-31", "run.yaml is not valid YAML: day"),
+        ("- 1\n", "must hold keys and values, got a list"),
+        ("optim: {lr: 1}\n", "missing key 'steps'"),
+        ("steps: 1\nobject: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    with pytest.raises(UsageError, match=message):
+        config.load(write(tmp_path, text), [], Run)
+
+
+def test_merge_keys_fill_in_and_own_keys_win(tmp_path):
+    """Also where the merged part is merged itself, and stands deeper than the part that merges it."""
+    text = "a: {b: &x {<<: &y {lr: 1, schedule: cosine}, lr: 2}}\nsteps: 1\noptim: {<<: *x}\n"
+    data = config._read(write(tmp_path, text))
+    assert data == {"a": {"b": {"lr": 2, "schedule": "cosine"}}, "steps": 1, "optim": {"lr": 2, "schedule": "cosine"}}
+    with pytest.raises(UsageError, match="line 1: key 'lr' appears twice"):
+        config._read(write(tmp_path, "optim: {<<: {lr: 1}, lr: 2, lr: 3}"))
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(UsageError, match=r"none.yaml: No such file"):
+        config.load(tmp_path / "none.yaml", [], Run)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="not a text file"):
+        config.load(tmp_path / "binary", [], Run)
+
+
+def test_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Run(steps=1).steps = 2
+
+
+def test_flatten():
+    assert dict(config.flatten({"a": {"b": 1, "c": {}}, "d": [1]})) == {"a.b": 1, "a.c": {}, "d": [1]}
