@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from t2i.core.errors import DataError, UsageError, did_you_mean
+from t2i.core.errors import DataError, UsageError, did_you_mean, explain
 from t2i.core.seed import Streams
 from t2i.core.types import Condition, TextFeatures, Tokenizer
 from t2i.hub.hub import presets
@@ -35,7 +35,6 @@ from t2i.stages.decoder import sample as decoder
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.prior import sample as prior
 from t2i.stages.prior.model import Prior
-from t2i.stages.registry import one_line
 from t2i.stages.upsampler import sample as upsampler
 from t2i.stages.upsampler.model import Upsampler
 from t2i.text.tokenizers import tokenize
@@ -230,7 +229,7 @@ class DALLE2(Variants):
         for stage, chosen in plan.sampling.items():
             part = self.parts[stage]
             if isinstance(part, LaionPrior | LaionDecoder):
-                with one_line(f"steps of {stage}", UsageError):
+                with explain(f"steps of {stage}", UsageError):
                     kind = laion_prior if isinstance(part, LaionPrior) else laion_decoder
                     kind.check(part, chosen)
         return plan

@@ -20,13 +20,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import UsageError, explain
 from t2i.core.seed import Streams
 from t2i.diffusion.sphere import PrincipalComponents, slerp, text_direction
 from t2i.pipeline.inputs import Latent, read_embeddings
 from t2i.pipeline.request import Callback, Output, Plan, prompts_of, seeds_of, whole
 from t2i.pipelines.bipartite import Bipartite, Files, How, Scale, Steps
-from t2i.stages.registry import one_line
 
 Picture = Image | Path | Latent
 
@@ -123,7 +122,7 @@ class Manipulations(Bipartite):
         last = self._end(aim, plan, how, seeds[0], noise).repeated(n)  # this one first: a sentence may be refused
         first = self._end(source, plan, how, seeds[0], noise).repeated(n)
         theta = torch.linspace(0, 1, n)
-        with one_line("interpolate", UsageError):
+        with explain("interpolate", UsageError):
             latent = Latent(slerp(first.z_i, last.z_i, theta), slerp(first.x_T, last.x_T, theta))
         said = {"theta": theta.tolist()} | ({"b": [b] * n} if isinstance(b, str) else {})
         return self._drawn("interpolate", latent, plan, seeds, how, said)
@@ -159,7 +158,7 @@ class Manipulations(Bipartite):
         thetas = torch.linspace(0, theta, n) if whole("n", n) > 1 else torch.tensor([theta])
         plan, how = self._plan(steps, guidance, stop_after), How(callback, progress, max_batch)
         seeds, given = seeds_of(seed, 1) * n, self._one(image)
-        with self.awake("clip"), torch.no_grad(), one_line("text_diff", UsageError):
+        with self.awake("clip"), torch.no_grad(), explain("text_diff", UsageError):
             z_t = self.clip.encode_text([before, after]).pooled.float().cpu()  # (2, D)
             z_d = text_direction(z_t[1:], z_t[:1])  # (1, D)
         latent = self._apart(given, plan, how).repeated(n)
@@ -190,7 +189,7 @@ class Manipulations(Bipartite):
             components: how many are kept, for each picture drawn; all others are at their mean.
         """
         plan, how = self._plan(steps, guidance, stop_after), How(callback, progress, max_batch)
-        with one_line("probe", UsageError):
+        with explain("probe", UsageError):
             known = read_embeddings(embeddings, self.clip.dim, unit_norm=False)
             axes = PrincipalComponents.of(known)
             if not isinstance(components, Sequence) or not components:

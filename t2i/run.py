@@ -14,7 +14,7 @@ from torch import Tensor
 
 from t2i.core.assets import asset
 from t2i.core.config import AtHome, Config, load, parse
-from t2i.core.errors import UsageError, did_you_mean
+from t2i.core.errors import UsageError, did_you_mean, explain
 from t2i.data.loader import DataConfig, Loader, class_names
 from t2i.data.shapes import WORDS
 from t2i.io.files import output_folder
@@ -22,7 +22,7 @@ from t2i.stages.classifier.model import ClassifierConfig
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.model import DecoderConfig
 from t2i.stages.noised_clip.model import NoisedClipConfig
-from t2i.stages.registry import Stage, load_stage, one_line, save_stage, stage
+from t2i.stages.registry import Stage, load_stage, save_stage, stage
 from t2i.stages.upsampler.model import UpsamplerConfig
 from t2i.text.tokenizers import TokenizerConfig
 from t2i.train.checkpoint import find, load_model
@@ -129,7 +129,7 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
             run.train.accumulate,
             run.train.batch_size,
         )
-    with one_line(path, UsageError):
+    with explain(path, UsageError):
         model = spec.model_class(config)
         task: Any = spec.task_class(model, encoder, run.task)
     check_pictures(run, model, encoder)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from t2i.core.devices import fast_bfloat16
-from t2i.core.errors import UsageError
+from t2i.core.errors import UsageError, explain
 from t2i.diffusion.schedules import respaced_steps
 from t2i.hub.hub import cached, find, index, megabytes, parts
 from t2i.io.files import read_json
 from t2i.io.weights import stage_folders
 from t2i.pipeline.base import Pipeline, pipeline_class
-from t2i.stages.registry import find_stage, load_stage, one_line, stage
+from t2i.stages.registry import find_stage, load_stage, stage
 from t2i.version import __version__
 
 
@@ -119,7 +119,7 @@ def _config(path: str) -> str:
         config = complete(run, spec, None)
     elif run.clip is not None and find_stage(run.clip).is_dir():  # nor need a CLIP that is yet to be trained
         config = complete(run, spec, load_clip(run.clip))
-    with one_line(path, UsageError), torch.device("meta"):
+    with explain(path, UsageError), torch.device("meta"):
         part = spec.model_class(config)
     count, dtype = sum(p.numel() for p in part.parameters()), getattr(torch, run.save_dtype)
     size = sum(x.numel() for x in part.state_dict().values()) * dtype.itemsize

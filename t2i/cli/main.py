@@ -3,7 +3,8 @@ convert | data | eval | info`.
 
 Nothing heavy is imported before a command runs.
 
-Exit codes: 0 done · 2 wrong usage · 3 bad data or disk · 4 values that are not finite · 75 stopped by a signal, saved.
+Exit codes: 0 done · 2 wrong usage · 3 bad data or disk · 4 values that are not finite · 5 out of memory ·
+75 stopped by a signal, saved.
 """
 
 import sys

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
 from t2i.convert.diffusers import described
-from t2i.core.errors import DataError, UsageError, did_you_mean
+from t2i.core.errors import DataError, UsageError, did_you_mean, explain
 from t2i.io.files import clear_errors, output_folder, read_json
 from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
 from t2i.stages.noised_clip.convert import join, tower_of
 from t2i.stages.prior.convert import STATISTICS, lacks_statistics
-from t2i.stages.registry import one_line, save_stage
+from t2i.stages.registry import save_stage
 
 CONVERTING = (
     "decoder",
@@ -115,7 +115,7 @@ def converted_weights(
         layout = read_shapes(shapes, given, where) if given else recognise(shapes, where, network)
         for path in folders:
             _check_diffusers(path, layout.config)
-    with one_line(where, DataError):
+    with explain(where, DataError):
         return layout, layout.convert(state)
 
 

@@ -11,14 +11,13 @@ from typing import Any, Literal, Self, cast
 from pydantic import Field, model_validator
 
 from t2i.core.config import Config, load
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError, explain
 from t2i.keymaps.flat import Layout, RowOrder, Shape
 from t2i.stages.dalle2_pytorch.decoder import convert as laion_decoder
 from t2i.stages.dalle2_pytorch.prior import convert as laion_prior
 from t2i.stages.dalle2_pytorch.prior.model import Era
 from t2i.stages.decoder import convert as decoder
 from t2i.stages.decoder.model import Decoder, DecoderConfig
-from t2i.stages.registry import one_line
 from t2i.stages.upsampler import convert as upsampler
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 
@@ -107,7 +106,7 @@ def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where
     if era not in eras:
         raise UsageError(f"{where}: era={era}, but its keys are those of era {' or '.join(eras)}")
     try:
-        with one_line(where, DataError):
+        with explain(where, DataError):
             if stage is laion_prior:
                 return laion_prior.read(NAME, shapes, era)
             return laion_decoder.read(NAME, shapes, cast("laion_decoder.Era", era), facts.image_size)
@@ -154,7 +153,7 @@ def read_shapes(shapes: Mapping[str, Shape], given: Sequence[str], where: str) -
     if missing := _missing(shapes, facts, enlarges):
         raise UsageError(f"{where}: give also {' and '.join(missing)}")
     try:
-        with one_line(where, DataError):
+        with explain(where, DataError):
             common = _common(shapes, facts, extra)
             if not enlarges:
                 small = DecoderConfig.model_validate(common)

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError, explain
 from t2i.io.files import read_json
 from t2i.keymaps.flat import Layout
 from t2i.stages.clip import convert as clip
 from t2i.stages.decoder import convert as decoder
 from t2i.stages.prior import convert as prior
-from t2i.stages.registry import one_line
 from t2i.stages.upsampler import convert as upsampler
 
 SMALL = 64
@@ -33,7 +32,7 @@ def described(paths: Sequence[Path]) -> Layout | None:
     kinds = {_kind(config): config for config in configs}
     where = " + ".join(str(path / "config.json") for path in paths)
     try:
-        with one_line(where, DataError):
+        with explain(where, DataError):
             return _layout(kinds, configs, paths)
     except KeyError as error:
         raise DataError(f"{where}: lacks {error}") from None

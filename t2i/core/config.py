@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from t2i.core.errors import UsageError, did_you_mean
+from t2i.core.errors import T2IError, UsageError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 AtHome = AfterValidator(lambda path: type(path)(os.path.expanduser(path)))
@@ -50,12 +50,13 @@ def load(path: str | Path | None, overrides: Sequence[str], model: type[Model]) 
     return parse(data, model, source=str(path) if path is not None else "config")
 
 
-def parse(data: dict[str, Any], model: type[Model], source: str = "config") -> Model:
-    """Validate a plain dictionary, such as a `config.json`; errors are one line per problem."""
+def parse(data: dict[str, Any], model: type[Model], source: str = "config", kind: type[T2IError] = UsageError) -> Model:
+    """Validate a plain dictionary; errors are one line of `kind`, and begin with `source`. DataError is for what was
+    read from a `config.json`."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UsageError(f"{source}: " + "; ".join(_explain(error, model))) from None
+        raise kind(f"{source}: " + "; ".join(_explain(error, model))) from None
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,12 @@
 """Devices and number formats: which a name means, and whether a machine is fast at bfloat16."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from t2i.core.errors import UsageError, did_you_mean
+from t2i.core.errors import OutOfMemoryError, UsageError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -35,3 +39,17 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     if name not in ("auto", *DTYPES):
         raise UsageError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
     return torch.float32 if name == "auto" else getattr(torch, name)
+
+
+@contextmanager
+def memory_explained(what: str, instead: str) -> Iterator[None]:
+    """Turn a lack of memory, of a GPU's or of the machine's, into OutOfMemoryError: `what` needed it, and what to try
+    `instead`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):  # as torch says it of a CPU
+            raise
+        asked = re.search(r"allocate ([\d.]+ ?(?:[KMGT]iB|bytes))", str(error))
+        size = f" ({asked[1]} more were asked for)" if asked else ""
+        raise OutOfMemoryError(f"{what} needs more memory than there is{size}: try {instead}") from error

@@ -1,16 +1,17 @@
 """Errors a user can do something about. Each carries the exit code of the command line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
-class T2IError(ValueError):
+class T2IError(Exception):
     """Base of every error that t2i raises on purpose; the message is one line and names the culprit."""
 
     exit_code = 1
 
 
-class UsageError(T2IError):
+class UsageError(T2IError, ValueError):
     """A wrong argument, configuration key or path."""
 
     exit_code = 2
@@ -32,13 +33,48 @@ class NonFiniteError(T2IError):
     exit_code = 4
 
 
+class OutOfMemoryError(T2IError):
+    """A device, or the machine, has no room for what was asked; the message says what needs less."""
+
+    exit_code = 5
+
+
 class Stopped(T2IError):
     """A signal asked training to stop; the state was saved and the same command continues (75 is EX_TEMPFAIL)."""
 
     exit_code = 75
 
 
-def did_you_mean(name: object, known: Iterable[str], prefix: str = "") -> str:
-    """`, did you mean 'x'?` for the nearest known name, after a prefix, or nothing if none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
+@contextmanager
+def explain(where: str, kind: type[T2IError]) -> Iterator[None]:
+    """Turn what a wrong value provokes (ValueError, KeyError) into one line of `kind` that starts with `where`.
+
+    Errors of t2i pass as they are, so none changes its exit code; so does everything else, which is a mistake of ours.
+    """
+    try:
+        yield
+    except T2IError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise kind(f"{where}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line: of pydantic's every key with the value that it was given, of a KeyError what is
+    lacking."""
+    problems = getattr(error, "errors", None)
+    if callable(problems):
+        places = [(".".join(map(str, p["loc"])), p["msg"].removeprefix("Value error, "), p) for p in problems()]
+        return "; ".join(
+            f"{place}: {said}, got {p['input']!r}" if place and not isinstance(p["input"], dict) else said
+            for place, said, p in places
+        )
+    if isinstance(error, KeyError):
+        return f"lacks {error.args[0]!r}" if error.args else "lacks a key"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def did_you_mean(name: object, choices: Iterable[str], prefix: str = "") -> str:
+    """`, did you mean 'x'?` for the nearest of some names, after a prefix, or nothing if none is near."""
+    near = difflib.get_close_matches(str(name), list(choices), n=1)
     return f", did you mean {prefix + near[0]!r}?" if near else ""

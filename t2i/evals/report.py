@@ -16,17 +16,17 @@ from torch import Tensor
 
 from t2i.core.assets import asset
 from t2i.core.devices import device_of
-from t2i.core.errors import UsageError
+from t2i.core.errors import UsageError, explain
 from t2i.core.seed import Streams
 from t2i.data import shapes
 from t2i.data.loader import VAL_SCENES, DataConfig, Loader, NothingHeldOutError, class_names
 from t2i.data.shapes.layout import check_num_things
 from t2i.diffusion.sampling import Sampling
+from t2i.evals import bpd as likelihood
+from t2i.evals import embeddings
 from t2i.evals.compose import Prompt, Share, mean, prompts, score, summary
 from t2i.io import files
 from t2i.io.images import from_pil
-from t2i.evals import bpd as likelihood
-from t2i.evals import embeddings
 from t2i.pipeline.base import Output, Pipeline
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
@@ -35,7 +35,7 @@ from t2i.stages.prior.sample import sample
 from t2i.stages.prior.task import PriorOptions, PriorTask
 from t2i.stages.reader.model import Detection, Reader
 from t2i.stages.reader.task import accuracy, listed
-from t2i.stages.registry import find_stage, load_stage, one_line
+from t2i.stages.registry import find_stage, load_stage
 
 READER = "shapes-reader"
 HELD_OUT = 1000  # renders on which the reader itself is tried before it judges
@@ -127,7 +127,7 @@ def bpd(
     c = task.model.config
     if not num_things and c.num_classes is not None:
         num_things = {1: 1.0}
-    with one_line(f"steps of {model}", UsageError):
+    with explain(f"steps of {model}", UsageError):
         process = task.process if steps is None else task.process.respace(steps)
     config = DataConfig(source=data, size=c.image_size, num_workers=0, num_things=dict(num_things or {}))
     theirs = class_names(config) if c.class_names else ()
@@ -174,7 +174,7 @@ def prior(
         raise UsageError(f"{model}: no diffusion prior among {', '.join(pipe.parts)}")
     sampling = Sampling(steps, "ddpm")
     task = PriorTask(network, clip, PriorOptions(sampling=Sampling(steps=1)))
-    with one_line(f"steps of {model}", UsageError):
+    with explain(f"steps of {model}", UsageError):
         process = task.process.respace(steps)
     kinds: list[PriorVariance] = ["fixed_small", "fixed_large"]
     kinds += ["analytic"] if network.config.variance == "analytic" else []
@@ -223,7 +223,7 @@ def _decoder_task(model: str, device: str) -> tuple[DecoderTask, torch.device]:
         raise UsageError(f"{model}: this decoder reads embeddings of a CLIP; name the model that holds both")
     if decoder.config.text is not None and decoder.config.tokenizer is None:
         raise UsageError(f"{model}: its decoder reads text, but its config.json names no tokenizer")
-    with one_line(model, UsageError):
+    with explain(model, UsageError):
         return DecoderTask(decoder, clip, DecoderOptions(sampling=Sampling(steps=1), hidden=1)), on
 
 

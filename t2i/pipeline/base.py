@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from t2i.core.devices import device_of, dtype_of
+from t2i.core.devices import device_of, dtype_of, memory_explained
 from t2i.core.errors import DataError, UsageError, did_you_mean
 from t2i.core.types import Prediction, StepCallback
 from t2i.diffusion.sampling import Sampling, Steering
@@ -424,7 +424,8 @@ class Pipeline:
         start, precise = perf_counter(), self.dtype == torch.float32
         keep = not self.offload  # copies of the weights in half precision from step to step: half as much memory again
         autocast = torch.autocast(self.device.type, self.dtype, enabled=not precise, cache_enabled=keep)
-        with self.awake(stage), torch.no_grad(), autocast:
+        less = "a smaller max_batch or max_tile, offload=True, or dtype='bfloat16'"
+        with self.awake(stage), torch.no_grad(), autocast, memory_explained(f"stage {stage!r}", less):
             yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

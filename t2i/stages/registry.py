@@ -1,7 +1,6 @@
 """The trainable stages by name, and how each is saved and loaded."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import nn
 
 from t2i.core.assets import asset
 from t2i.core.config import Config, parse
-from t2i.core.errors import DataError, T2IError, UsageError, did_you_mean
+from t2i.core.errors import DataError, UsageError, did_you_mean, explain
 from t2i.io.weights import MAX_SHARD_SIZE, load_folder, misfit, save_folder
 
 
@@ -79,16 +78,6 @@ def stage(name: str) -> Stage:
     return STAGES[name]
 
 
-@contextmanager
-def one_line(where: str, kind: type[T2IError]) -> Iterator[None]:
-    """Turn what constructors raise of a config that no network can be built from into one line, starting `where`."""
-    try:
-        yield
-    except (ValueError, AssertionError, RuntimeError, ArithmeticError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise kind(f"{where}: {reason}") from error
-
-
 def save_stage(
     folder: str | Path,
     name: str,
@@ -134,8 +123,9 @@ def load_stage(folder: str | Path, expect: str | Sequence[str] | None = None) ->
     elsewhere = model_config.get("pretrained") if isinstance(model_config, dict) else None  # null in what we save
     if elsewhere is not None:
         raise DataError(f"{folder}: config.json wants weights from elsewhere (pretrained={elsewhere!r})")
-    with one_line(f"{folder}: config.json does not fit this version of t2i", DataError):
-        model = STAGES[name].model_class(parse(model_config, STAGES[name].config_class, source="model"))
+    unfit = f"{folder}: config.json does not fit this version of t2i"
+    with explain(unfit, DataError):
+        model = STAGES[name].model_class(parse(model_config, STAGES[name].config_class, f"{unfit}: model", DataError))
     if problem := misfit(model.state_dict(), state):
         raise DataError(f"{folder}: weights do not fit config.json: the folder {problem}")
     model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})

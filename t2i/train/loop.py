@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from t2i.core.config import flatten
+from t2i.core.devices import memory_explained
 from t2i.core.errors import NonFiniteError, Stopped, UsageError
 from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
@@ -38,6 +39,7 @@ from t2i.train.stop import StopRequest
 
 log = logging.getLogger(__name__)
 
+LESS_MEMORY = "a larger train.accumulate, model.unet.checkpointing=true, or train.precision=bf16"
 Export = Callable[[Path, dict[str, Tensor]], None]
 """`export(folder, state)` writes the stage so that it loads for inference; `state` is the averaged weights."""
 
@@ -139,7 +141,8 @@ class _Run:
         self.clock.start(data.seconds_waited)
         reason = "done"
         while self.step < config.steps:
-            self._step(batches)
+            with memory_explained("a training step", LESS_MEMORY):
+                self._step(batches)
             asked = None if self.step == config.steps else self._asked_to_stop()
             last = self.step == config.steps or asked == "max_minutes"
             if last or self.step % config.log_every == 0:

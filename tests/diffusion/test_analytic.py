@@ -17,10 +17,10 @@ from t2i.diffusion.prediction import ModelDenoiser, Parametrisation, Variance
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddpm
 from t2i.diffusion.sampling import Sampling
+from t2i.evals import embeddings
 from t2i.evals import report as evaluate
 from t2i.evals.calibrate import calibrate
 from t2i.io.weights import load_tensors
-from t2i.evals import embeddings
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.run import train
 from t2i.stages.prior.model import Prior, PriorConfig

@@ -17,8 +17,8 @@ from t2i.data.loader import DataConfig, Loader
 from t2i.diffusion.likelihood import Bits, bits_per_dim
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling
-from t2i.evals import report as evaluate
 from t2i.evals import bpd
+from t2i.evals import report as evaluate
 from t2i.nn.unet import UNetConfig
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.decoder.model import Decoder, DecoderConfig

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
-from t2i.core.errors import UsageError, did_you_mean
+from t2i.core.errors import UsageError, did_you_mean, reason
 from t2i.core.seed import upload
 from t2i.core.types import TextFeatures
 from t2i.text.tokenizers import TokenizerConfig
@@ -110,7 +110,10 @@ def _published(architecture: str, pretrained: str | None, tokenizer: TokenizerCo
     if architecture not in (known := open_clip.list_models()):
         hint = did_you_mean(architecture, known) or "; see open_clip.list_models()"
         raise ValueError(f"open_clip knows no architecture {architecture!r}{hint}")
-    model = open_clip.create_model(architecture, pretrained=pretrained)
+    try:
+        model = open_clip.create_model(architecture, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:  # an unknown tag, a file that is none, or no network
+        raise ValueError(f"pretrained={pretrained!r} of {architecture!r}: {reason(error)}") from error
     if not isinstance(model, CLIP) or model.vocab_size != tokenizer.vocab_size or model.attn_mask is None:
         raise ValueError(
             f"{architecture!r} is not two plain CLIP towers with CLIP's vocabulary, and others are not read"
