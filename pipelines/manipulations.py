@@ -1,5 +1,9 @@
-"""What DALL-E 2 does with pictures (Ramesh et al. 2022, arXiv 2204.06125, sections 3 and 4): it takes them apart into
-(z_i, x_T), see `bipartite.py`, and puts them together again with something changed on the way.
+"""What DALL-E 2 does with pictures (Ramesh et al. 2022, arXiv 2204.06125, sections 3 and 4). It takes them apart into
+its bipartite latent representation (z_i, x_T), and puts them together again with something changed on the way.
+
+    picture ──CLIP image tower───────────▶ z_i    what CLIP sees in it
+    picture, z_i ──DDIM, run backwards───▶ x_T    all the rest (Dhariwal & Nichol 2021, appendix F)
+    (z_i, x_T) ──DDIM────────────────────▶ the picture again, and larger by the upsamplers
 
     reconstruct    DDIM with eta 0: the picture again
     variations     DDIM with eta > 0: others in which CLIP sees the same
@@ -7,14 +11,23 @@
     text_diff      slerp of z_i towards z_d = (z_t(after) - z_t(before)) / |…|, of z_t at unit length,
                    with x_T as it was
     probe          the first k principal components of z_i, with x_T as it was
+    decode         z_i from elsewhere, without the prior
 
-Legend: N pictures · M embeddings · D width of embeddings.
+Functions of a pipeline whose decoder is conditioned on CLIP image embeddings; `DALLE2` has them as methods. A picture
+is a square PIL picture of any size, the `Path` of one, or what `encode` made of it: one that is used more than once
+need not be taken apart again. A string is always a sentence, and the decoder is given none.
+
+All draw by DDIM, 50 steps in the decoder unless given; `guidance` is the decoder's, where only 1 brings a picture back
+as it was; `seed` is of what is drawn at random, one for all pictures of a sequence, so that the upsamplers treat them
+alike. A recipe tells how a picture was made, and does not repeat it without the one that it was made from.
+
+Legend: N pictures · M embeddings · D width of CLIP embeddings · s side of the decoder's pictures in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack, cast
 
 import torch
 from PIL.Image import Image
@@ -22,205 +35,344 @@ from torch import Tensor
 
 from t2i.core.errors import UsageError, explain
 from t2i.core.seed import Streams
+from t2i.core.types import TextFeatures, Tokenizer
+from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.sphere import PrincipalComponents, slerp, text_direction
-from t2i.pipeline.inputs import Latent, read_embeddings
-from t2i.pipeline.request import Callback, Output, Plan, prompts_of, seeds_of, whole
-from t2i.pipelines.bipartite import Bipartite, Files, How, Scale, Steps
+from t2i.io.images import to_square_tensor
+from t2i.pipeline.arguments import (
+    Draw,
+    Prompts,
+    Texts,
+    check_finite,
+    positive_int,
+    read_prompts,
+    repeat_each,
+    seeds_of,
+    share,
+)
+from t2i.pipeline.inputs import Latent, read_embeddings, read_pictures
+from t2i.pipeline.output import Callback, Output
+from t2i.pipeline.placement import stage_context
+from t2i.pipeline.request import Request, chunks, step_bar, watch
+from t2i.stages.stage import Inputs
 
+if TYPE_CHECKING:
+    from t2i.pipeline.base import Pipeline
+    from t2i.stages.clip.model import ClipEncoder
+
+Files = Image | Path | Sequence[Image | Path]
 Picture = Image | Path | Latent
+STEPS = 50
+"""Of the decoder, both ways: a picture needs more to come back than to be drawn."""
 
 
-class Manipulations(Bipartite):
-    """Of pipelines whose decoder is told CLIP image embeddings.
+class TakesEmbeddings(Protocol):
+    """A pipeline whose decoder is conditioned on CLIP image embeddings."""
 
-    A picture is a square PIL picture of any size, the `Path` of one, or what `encode` made of it: one that is used more
-    than once need not be taken apart again. A string is always a sentence, and the decoder is told none.
+    parts: dict[str, Any]
+    device: torch.device
+    sampled: Any
 
-    Arguments that all have: `steps` and `stop_after` as in a call, 50 steps in the decoder unless said; `guidance` of
-    the decoder, where only 1 brings a picture back as it was; `seed` of what is drawn at random, one for all pictures
-    of a sequence, so that the upsamplers treat them alike. A recipe tells how a picture was made, and does not repeat
-    it without the one that it was made from.
+    @property
+    def clip(self) -> "ClipEncoder": ...
+    @property
+    def readers(self) -> list[Tokenizer]: ...
+    @property
+    def planner(self) -> Any: ...
+    def encode_text(self, captions: Sequence[str]) -> TextFeatures: ...
+    def request(self, draw: Draw, **what: Any) -> Request: ...
+    def run(self, r: Request) -> Output: ...
+    def __call__(self, prompt: Prompts, **draw: Any) -> Output: ...
+
+
+@torch.no_grad()
+def embed(pipe: TakesEmbeddings, image: Files, *, max_batch: int = 8) -> Tensor:
+    """CLIP image embeddings (N, D) of square pictures, float32 on the CPU."""
+    clip = pipe.clip
+    size = max(clip.image_size, 1)  # a CLIP without a tower for pictures says so itself
+    pixels = torch.stack([to_square_tensor(one, size) for one in read_pictures(image)])
+    with stage_context(cast("Pipeline", pipe), "clip", {}):
+        parts = pixels.split(positive_int("max_batch", max_batch))
+        found = [clip.encode_image(part.to(pipe.device)) for part in parts]
+    return check_finite("clip", torch.cat(found).float().cpu())
+
+
+@torch.no_grad()
+def encode(
+    pipe: TakesEmbeddings,
+    image: Files,
+    *,
+    steps: int | str = STEPS,
+    corrections: int = 1,
+    callback: Callback | None = None,
+    progress: bool = True,
+    max_batch: int = 8,
+) -> Latent:
+    """Take pictures apart.
+
+    Args:
+        image: one or several; each is resized to what CLIP sees, and to what the decoder draws.
+        steps: of the decoder; the way back should have as many.
+        corrections: calls of the decoder at every step beyond the first, see `ddim_invert`; 0 is the paper's way.
+        callback: called after every step of the stage "invert".
     """
-
-    def reconstruct(
-        self,
-        image: Files | Latent,
-        *,
-        seed: int | Sequence[int] | None = None,
-        steps: Steps = None,
-        guidance: Scale = 1.0,
-        stop_after: str | None = None,
-        callback: Callback | None = None,
-        progress: bool = True,
-        max_batch: int = 8,
-    ) -> Output:
-        """Draw pictures again from what they were taken apart into; picture i uses seed + i in the upsamplers."""
-        plan, how = self._plan(steps, guidance, stop_after), How(callback, progress, max_batch)
-        given = self._given(image)
-        seeds = seeds_of(seed, len(given))
-        return self._drawn("reconstruct", self._apart(given, plan, how), plan, seeds, how)
-
-    def variations(
-        self,
-        image: Files | Latent,
-        n: int = 4,
-        *,
-        eta: float = 1.0,
-        seed: int | Sequence[int] | None = None,
-        steps: Steps = None,
-        guidance: Scale = None,
-        stop_after: str | None = None,
-        callback: Callback | None = None,
-        progress: bool = True,
-        max_batch: int = 8,
-    ) -> Output:
-        """Draw pictures in which CLIP sees the same.
-
-        Args:
-            image: one or several; the order of what is drawn is picture by picture.
-            n: variations of each.
-            eta: 0…1, the share of fresh noise in every step; 0, without guidance, is `reconstruct`.
-            seed: variation i uses seed + i, or the i-th of a list.
-            guidance: the model's own unless given.
-        """
-        plan, how = self._plan(steps, guidance, stop_after, _share("eta", eta)), How(callback, progress, max_batch)
-        given, n = self._given(image), whole("n", n)
-        seeds = seeds_of(seed, n * len(given))
-        latent = self._apart(given, plan, how).repeated(n)
-        return self._drawn("variations", latent, plan, seeds, how, {"eta": [eta] * len(latent)})
-
-    def interpolate(
-        self,
-        a: Picture,
-        b: Picture | str,
-        n: int = 7,
-        *,
-        noise: Literal["slerp", "fixed"] = "slerp",
-        seed: int | None = None,
-        steps: Steps = None,
-        guidance: Scale = 1.0,
-        stop_after: str | None = None,
-        callback: Callback | None = None,
-        progress: bool = True,
-        max_batch: int = 8,
-    ) -> Output:
-        """Draw what lies between two pictures, or between a picture and a sentence: z_i = slerp(a, b, theta).
-
-        Args:
-            b: a sentence stands for the z_i that the prior draws for it, and for noise drawn at random.
-            n: pictures, with both ends.
-            noise: "slerp" between the two x_T, so that the ends are the pictures themselves; "fixed", one drawn at
-                random for all, which shows what z_i alone does.
-        """
-        if noise not in ("slerp", "fixed"):
-            raise UsageError(f"unknown noise {noise!r}; known are slerp and fixed")
-        if whole("n", n) < 2:
-            raise UsageError(f"n counts both ends of an interpolation, so it is at least 2, got {n}")
-        plan, how = self._plan(steps, guidance, stop_after), How(callback, progress, max_batch)
-        seeds = seeds_of(seed, 1) * n
-        source, aim = self._one(a), b if isinstance(b, str) else self._one(b)
-        last = self._end(aim, plan, how, seeds[0], noise).repeated(n)  # this one first: a sentence may be refused
-        first = self._end(source, plan, how, seeds[0], noise).repeated(n)
-        theta = torch.linspace(0, 1, n)
-        with explain("interpolate", UsageError):
-            latent = Latent(slerp(first.z_i, last.z_i, theta), slerp(first.x_T, last.x_T, theta))
-        said = {"theta": theta.tolist()} | ({"b": [b] * n} if isinstance(b, str) else {})
-        return self._drawn("interpolate", latent, plan, seeds, how, said)
-
-    def text_diff(
-        self,
-        image: Picture,
-        before: str,
-        after: str,
-        *,
-        theta: float = 0.5,
-        n: int = 5,
-        seed: int | None = None,
-        steps: Steps = None,
-        guidance: Scale = 2.0,
-        stop_after: str | None = None,
-        callback: Callback | None = None,
-        progress: bool = True,
-        max_batch: int = 8,
-    ) -> Output:
-        """Change a picture by what a sentence says and another does not.
-
-        Args:
-            before: describes the picture, or is a dummy such as "a photo", or empty.
-            after: what it is to become.
-            theta: 0…1, how far z_i is turned in the last picture; the paper's sweeps end at 0.25 to 0.5.
-            n: pictures, at even steps from theta 0, the picture itself as far as guidance lets it; 1 is the last alone.
-            guidance: 1 begins with the picture itself; more turns more, and keeps less of what is not spoken of.
-        """
-        said = [before, after] if before != "" else [after]
-        prompts_of(said, self.clip.tokenizer)
-        theta = _share("theta", theta)
-        thetas = torch.linspace(0, theta, n) if whole("n", n) > 1 else torch.tensor([theta])
-        plan, how = self._plan(steps, guidance, stop_after), How(callback, progress, max_batch)
-        seeds, given = seeds_of(seed, 1) * n, self._one(image)
-        with self.awake("clip"), torch.no_grad(), explain("text_diff", UsageError):
-            z_t = self.clip.encode_text([before, after]).pooled.float().cpu()  # (2, D)
-            z_d = text_direction(z_t[1:], z_t[:1])  # (1, D)
-        latent = self._apart(given, plan, how).repeated(n)
-        aim = z_d * latent.z_i.norm(dim=1, keepdim=True)  # (N, D), as long as z_i
-        latent = replace(latent, z_i=slerp(latent.z_i, aim, thetas))
-        rows = {"before": [before] * n, "after": [after] * n, "theta": thetas.tolist()}
-        return self._drawn("text_diff", latent, plan, seeds, how, rows)
-
-    def probe(
-        self,
-        image: Picture,
-        embeddings: Tensor,
-        components: Sequence[int] = (2, 5, 10, 20, 40, 80),
-        *,
-        seed: int | None = None,
-        steps: Steps = None,
-        guidance: Scale = 1.0,
-        stop_after: str | None = None,
-        callback: Callback | None = None,
-        progress: bool = True,
-        max_batch: int = 8,
-    ) -> Output:
-        """Show what the first principal components of CLIP's embeddings hold of a picture (section 4).
-
-        Args:
-            embeddings: (M, D) of other pictures, on which the components are measured, such as `embed(paths)`; a few
-                times more than the components asked for.
-            components: how many are kept, for each picture drawn; all others are at their mean.
-        """
-        plan, how = self._plan(steps, guidance, stop_after), How(callback, progress, max_batch)
-        with explain("probe", UsageError):
-            known = read_embeddings(embeddings, self.clip.dim, unit_norm=False)
-            axes = PrincipalComponents.of(known)
-            if not isinstance(components, Sequence) or not components:
-                raise ValueError(f"components must be a list of numbers, got {components!r}")
-            axes.keep(axes.mean[None], max(whole("components", num) for num in components))
-        given = self._one(image)
-        seeds = seeds_of(seed, 1) * len(components)
-        source = self._apart(given, plan, how)
-        z_i = torch.cat([axes.keep(source.z_i, num) for num in components])
-        latent = replace(source.repeated(len(components)), z_i=z_i)
-        return self._drawn("probe", latent, plan, seeds, how, {"components": list(components)})
-
-    def _end(self, given: Latent | list[Image] | str, plan: Plan, how: How, seed: int, noise: str) -> Latent:
-        """An end of an interpolation; nothing is inverted whose x_T is not asked for."""
-        if not isinstance(given, str) and noise == "slerp":
-            return self._apart(given, plan, how)
-        size = self._config("decoder").image_size
-        x_T = Streams([seed], "decoder").normal(3, size, size)
-        if isinstance(given, Latent):
-            return replace(given, x_T=x_T)
-        if not isinstance(given, str):
-            return Latent(self.embed(given, max_batch=how.max_batch), x_T)
-        if "prior" not in self.parts:
-            raise UsageError("this model has no prior, so it draws no sentences; interpolate between pictures")
-        drawn = self(given, seed=seed, stop_after="prior", callback=how.callback, progress=how.progress)
-        assert drawn.embeddings is not None
-        return Latent(drawn.embeddings, x_T)
+    model, stage = pipe.parts.get("decoder"), pipe.planner.stages.get("decoder")
+    sampling = _plan(pipe, Draw(steps={"decoder": steps}, stop_after="decoder"))["decoder"]
+    if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 0:
+        raise UsageError(f"corrections must be a whole number from 0, got {corrections!r}")
+    if (num_steps := pipe.planner.num_evaluations("decoder", sampling)) < 2:
+        raise UsageError(f"steps of decoder must be at least 2 to invert a picture, got {sampling.steps!r}")
+    pictures, side = read_pictures(image), pipe.parts["decoder"].config.image_size
+    x_0 = torch.stack([to_square_tensor(one, side) for one in pictures])  # (N, 3, s, s)
+    z_i = embed(pipe, pictures, max_batch=max_batch)
+    groups = chunks(len(x_0), len(x_0), positive_int("max_batch", max_batch))
+    x_T = []
+    with step_bar(progress, len(groups) * (num_steps - 1)) as bar, stage_context(cast("Pipeline", pipe), "decoder", {}):
+        on_step = watch("invert", bar, callback)
+        for rows in groups:
+            nothing = [""] * len(x_0[rows])
+            inputs = Inputs(len(nothing), nothing, nothing, pipe.encode_text, z_i[rows].to(pipe.device))
+            found = stage.invert(
+                model, inputs, x_0[rows].to(pipe.device), sampling.steps, corrections=corrections, callback=on_step
+            )
+            x_T.append(found.cpu())
+    return Latent(z_i, check_finite("invert", torch.cat(x_T)))
 
 
-def _share(name: str, value: Any) -> float:
-    """A number from 0 to 1, or UsageError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UsageError(f"{name} must be a number from 0 to 1, got {value!r}")
-    return float(value)
+def reconstruct(pipe: TakesEmbeddings, image: Files | Latent, **draw: Unpack[Draw]) -> Output:
+    """Draw pictures again from what they were taken apart into; picture i uses seed + i in the upsamplers."""
+    draw = _with(draw, guidance=1.0)
+    plan, given = _plan(pipe, draw), _given(pipe, image)
+    draw["seed"] = seeds_of(draw.get("seed"), len(given))
+    return _drawn(pipe, "reconstruct", _apart(pipe, given, plan, draw), draw)
+
+
+def variations(
+    pipe: TakesEmbeddings, image: Files | Latent, n: int = 4, *, eta: float = 1.0, **draw: Unpack[Draw]
+) -> Output:
+    """Draw pictures in which CLIP sees the same.
+
+    Args:
+        image: one or several; the order of what is drawn is picture by picture.
+        n: variations of each.
+        eta: 0…1, the share of fresh noise in every step; 0, without guidance, is `reconstruct`.
+        draw: as in a call; variation i uses seed + i, or the i-th of a list, and guidance is the model's own.
+    """
+    eta = share("eta", eta)
+    plan, given, n = _plan(pipe, draw), _given(pipe, image), positive_int("n", n)
+    draw["seed"] = seeds_of(draw.get("seed"), n * len(given))
+    latent = _apart(pipe, given, plan, draw).repeat_each(n)
+    return _drawn(pipe, "variations", latent, draw, {"eta": [eta] * len(latent)}, eta)
+
+
+def interpolate(
+    pipe: TakesEmbeddings,
+    a: Picture,
+    b: Picture | str,
+    n: int = 7,
+    *,
+    noise: Literal["slerp", "fixed"] = "slerp",
+    **draw: Unpack[Draw],
+) -> Output:
+    """Draw what lies between two pictures, or between a picture and a sentence: z_i = slerp(a, b, theta).
+
+    Args:
+        b: a sentence stands for the z_i that the prior draws for it, and for noise drawn at random.
+        n: pictures, with both ends.
+        noise: "slerp" between the two x_T, so that the ends are the pictures themselves; "fixed", one drawn at random
+            for all, which shows what z_i alone does.
+    """
+    if noise not in ("slerp", "fixed"):
+        raise UsageError(f"unknown noise {noise!r}; known are slerp and fixed")
+    if positive_int("n", n) < 2:
+        raise UsageError(f"n counts both ends of an interpolation, so it is at least 2, got {n}")
+    draw = _with(draw, guidance=1.0)
+    plan = _plan(pipe, draw)
+    draw["seed"] = seeds_of(draw.get("seed"), 1) * n
+    source, aim = _one(pipe, a), b if isinstance(b, str) else _one(pipe, b)
+    last = _end(pipe, aim, plan, draw, noise).repeat_each(n)  # this one first: a sentence may be refused
+    first = _end(pipe, source, plan, draw, noise).repeat_each(n)
+    theta = torch.linspace(0, 1, n)
+    with explain("interpolate", UsageError):
+        latent = Latent(slerp(first.z_i, last.z_i, theta), slerp(first.x_T, last.x_T, theta))
+    notes = {"theta": theta.tolist()} | ({"b": [b] * n} if isinstance(b, str) else {})
+    return _drawn(pipe, "interpolate", latent, draw, notes)
+
+
+def text_diff(
+    pipe: TakesEmbeddings,
+    image: Picture,
+    before: str,
+    after: str,
+    *,
+    theta: float = 0.5,
+    n: int = 5,
+    **draw: Unpack[Draw],
+) -> Output:
+    """Change a picture by what a sentence says and another does not.
+
+    Args:
+        before: describes the picture, or is a dummy such as "a photo", or empty.
+        after: what it is to become.
+        theta: 0…1, how far z_i is turned in the last picture; the paper's sweeps end at 0.25 to 0.5.
+        n: pictures, at even steps from theta 0, the picture itself as far as guidance lets it; 1 is the last alone.
+        draw: as in a call; guidance 2 unless given: 1 begins with the picture itself, more turns more, and keeps less
+            of what neither sentence is about.
+    """
+    read_prompts([before, after] if before != "" else [after], [pipe.clip.tokenizer])
+    theta = share("theta", theta)
+    thetas = torch.linspace(0, theta, n) if positive_int("n", n) > 1 else torch.tensor([theta])
+    draw = _with(draw, guidance=2.0)
+    plan = _plan(pipe, draw)
+    draw["seed"], given = seeds_of(draw.get("seed"), 1) * n, _one(pipe, image)
+    with torch.no_grad():
+        z_t = pipe.encode_text([before, after]).pooled.float().cpu()  # (2, D)
+    with explain("text_diff", UsageError):
+        z_d = text_direction(z_t[1:], z_t[:1])  # (1, D)
+    latent = _apart(pipe, given, plan, draw).repeat_each(n)
+    aim = z_d * latent.z_i.norm(dim=1, keepdim=True)  # (N, D), as long as z_i
+    latent = replace(latent, z_i=slerp(latent.z_i, aim, thetas))
+    notes = {"before": [before] * n, "after": [after] * n, "theta": thetas.tolist()}
+    return _drawn(pipe, "text_diff", latent, draw, notes)
+
+
+def probe(
+    pipe: TakesEmbeddings,
+    image: Picture,
+    embeddings: Tensor,
+    components: Sequence[int] = (2, 5, 10, 20, 40, 80),
+    **draw: Unpack[Draw],
+) -> Output:
+    """Show what the first principal components of CLIP's embeddings hold of a picture (section 4).
+
+    Args:
+        embeddings: (M, D) of other pictures, on which the components are measured, such as `embed(paths)`; a few times
+            more than the components asked for.
+        components: how many are kept, for each picture drawn; all others are at their mean.
+    """
+    draw = _with(draw, guidance=1.0)
+    plan = _plan(pipe, draw)
+    with explain("probe", UsageError):
+        axes = PrincipalComponents.of(read_embeddings(embeddings, pipe.clip.dim, unit_norm=False))
+        if not isinstance(components, Sequence) or not components:
+            raise ValueError(f"components must be a list of numbers, got {components!r}")
+        axes.keep(axes.mean[None], max(positive_int("components", num) for num in components))
+    given = _one(pipe, image)
+    draw["seed"] = seeds_of(draw.get("seed"), 1) * len(components)
+    source = _apart(pipe, given, plan, draw)
+    z_i = torch.cat([axes.keep(source.z_i, num) for num in components])
+    latent = replace(source.repeat_each(len(components)), z_i=z_i)
+    return _drawn(pipe, "probe", latent, draw, {"components": list(components)})
+
+
+def decode(pipe: TakesEmbeddings, embeddings: Tensor, prompt: Prompts | None = None, **draw: Unpack[Draw]) -> Output:
+    """Draw pictures of embeddings, without the prior.
+
+    Args:
+        embeddings: (N, D), one for each picture, such as `embed(pictures)` or a call up to "prior" gives.
+        prompt: given to the decoder beside them, one for all or one for each; None for nothing.
+        draw: as in a call, which draws the same pictures from the same embeddings, prompts and seeds.
+    """
+    _check_pictures(pipe)
+    z_i = read_embeddings(embeddings, pipe.clip.dim, _unit_norm(pipe))
+    prompts, cut = read_prompts(prompt, pipe.readers) if prompt is not None else ([""], [False])
+    if len(prompts) not in (1, len(z_i)):
+        raise UsageError(f"{len(prompts)} prompts for {len(z_i)} embeddings")
+    num = len(z_i) // len(prompts)
+    texts = Texts(prompts * num, [""] * len(z_i), cut * num)
+    return pipe.run(pipe.request(draw, texts=texts, source=z_i, task="decode", sampled=_after_prior(pipe)))
+
+
+# -- what they share ---------------------------------------------------------------------------------------------------
+
+
+def _with(draw: Draw, guidance: float) -> Draw:
+    """A call's arguments with a guidance of its own, unless one is given."""
+    return cast("Draw", {"guidance": guidance, **draw})
+
+
+def _plan(pipe: TakesEmbeddings, draw: Draw) -> Mapping[str, Sampling]:
+    """How the decoder, by DDIM, and the stages after it sample; `draw` is filled in with that."""
+    _check_pictures(pipe)
+    steps, sampler = draw.get("steps"), draw.get("sampler")
+    if steps is None or isinstance(steps, Mapping):
+        draw["steps"] = {"decoder": STEPS, **(steps or {})}
+    asked = sampler.get("decoder") if isinstance(sampler, Mapping) else sampler
+    if asked not in (None, "ddim"):
+        raise UsageError(f"sampler of decoder: pictures are taken apart and put together by ddim, not by {asked!r}")
+    draw["sampler"] = {"decoder": "ddim", **sampler} if isinstance(sampler, Mapping) else sampler or {"decoder": "ddim"}
+    plan, _ = pipe.planner.plan(draw, _after_prior(pipe))
+    return cast("Mapping[str, Sampling]", plan)
+
+
+def _after_prior(pipe: TakesEmbeddings) -> tuple[str, ...]:
+    return tuple(name for name in pipe.sampled if name != "prior")
+
+
+def _check_pictures(pipe: TakesEmbeddings) -> None:
+    if "decoder" not in pipe.parts:
+        raise UsageError("the prior draws embeddings, not pictures: stop after decoder or later")
+
+
+def _unit_norm(pipe: TakesEmbeddings) -> bool:
+    """Whether all embeddings have length 1, as CLIP's do; some priors draw some of nearly that."""
+    prior = pipe.planner.stages.get("prior")
+    return pipe.clip.config.unit_norm and not (prior is not None and prior.rough_norm)
+
+
+def _given(pipe: TakesEmbeddings, image: Any) -> Latent | list[Image]:
+    """What a user gave, opened and checked."""
+    if not isinstance(image, Latent):
+        return read_pictures(image)
+    return image.check(pipe.clip.dim, pipe.parts["decoder"].config.image_size, _unit_norm(pipe))
+
+
+def _one(pipe: TakesEmbeddings, image: Any) -> Latent | list[Image]:
+    """The same, of a single picture."""
+    given = _given(pipe, image)
+    if len(given) != 1:
+        raise UsageError(f"expected one picture, got {len(given)}")
+    return given
+
+
+def _apart(pipe: TakesEmbeddings, given: Latent | list[Image], plan: Mapping[str, Sampling], draw: Draw) -> Latent:
+    """Taken apart, unless it is already."""
+    if isinstance(given, Latent):
+        return given
+    how: dict[str, Any] = {key: draw[key] for key in ("callback", "progress", "max_batch") if key in draw}  # type: ignore[literal-required]
+    return encode(pipe, given, steps=plan["decoder"].steps, **how)
+
+
+def _end(
+    pipe: TakesEmbeddings, given: Latent | list[Image] | str, plan: Mapping[str, Sampling], draw: Draw, noise: str
+) -> Latent:
+    """An end of an interpolation; nothing is inverted whose x_T is not asked for."""
+    if not isinstance(given, str) and noise == "slerp":
+        return _apart(pipe, given, plan, draw)
+    side, seed = pipe.parts["decoder"].config.image_size, cast("list[int]", draw["seed"])[0]
+    x_T = Streams([seed], "decoder").normal(3, side, side)
+    if isinstance(given, Latent):
+        return replace(given, x_T=x_T)
+    if not isinstance(given, str):
+        return Latent(embed(pipe, given, max_batch=draw.get("max_batch", 8)), x_T)
+    if "prior" not in pipe.parts:
+        raise UsageError("this model has no prior, so it draws no sentences; interpolate between pictures")
+    how: dict[str, Any] = {key: draw[key] for key in ("callback", "progress") if key in draw}  # type: ignore[literal-required]
+    drawn = pipe(given, seed=seed, stop_after="prior", **how)
+    assert drawn.embeddings is not None
+    return Latent(drawn.embeddings, x_T)
+
+
+def _drawn(
+    pipe: TakesEmbeddings,
+    task: str,
+    latent: Latent,
+    draw: Draw,
+    notes: Mapping[str, list[Any]] | None = None,
+    eta: float = 0.0,
+) -> Output:
+    """The pictures of `latent`; `notes` is what was asked for each of them, for the recipe."""
+    nothing = repeat_each([""], len(latent))
+    texts = Texts(nothing, nothing, [False] * len(latent))
+    sampled = _after_prior(pipe)
+    return pipe.run(pipe.request(draw, texts=texts, notes=notes, source=latent, task=task, sampled=sampled, eta=eta))

@@ -117,6 +117,7 @@ def run(
         "steps": 12,
         "batch_size": 8,
         "device": "cpu",
+        "precision": "fp32",  # whatever the machine is fast at
         "log_every": 1,
         "save_every": 5,
         "num_threads": 1,

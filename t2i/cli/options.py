@@ -1,11 +1,14 @@
 """Options that several commands have, and how values for each stage are written."""
 
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from t2i.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from t2i.pipeline.arguments import Draw
 
 Model = Annotated[str, typer.Option(help="A model by name (t2i info lists them), or a folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -38,3 +41,32 @@ def int_or_text(text: str) -> int | str:
     """A whole number, or the text itself."""
     text = text.strip()
     return int(text) if re.fullmatch("[+-]?[0-9]+", text) else text
+
+
+def draw_options(
+    seed: int | None = None,
+    steps: str | None = None,
+    guidance: str | None = None,
+    sampler: str | None = None,
+    stop_after: str | None = None,
+    max_tile: int | None = None,
+) -> "Draw":
+    """What was given of what every call takes, see `Draw`."""
+    given = {
+        "seed": seed,
+        "steps": by_stage("steps", steps, int_or_text),
+        "guidance": by_stage("guidance", guidance, float),
+        "sampler": by_stage("sampler", sampler, str),
+        "stop_after": stop_after,
+        "max_tile": max_tile,
+    }
+    return {key: value for key, value in given.items() if value is not None}  # type: ignore[return-value]
+
+
+def read_num_things(text: str | None) -> dict[int, float]:
+    """`1=1,2=3` → {1: 1.0, 2: 3.0}; empty for None."""
+    try:
+        pairs = [part.split("=") for part in text.split(",")] if text is not None else []
+        return {int(number): float(weight) for number, weight in pairs}
+    except ValueError:
+        raise UsageError(f"--num-things: expected such as 1=1,2=3, got {text!r}") from None

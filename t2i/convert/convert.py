@@ -7,7 +7,6 @@ comes from the recognised network; for a file of another size it must be given.
 import pickle
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,21 +25,8 @@ from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
 from t2i.stages.noised_clip.convert import join, tower_of
 from t2i.stages.prior.convert import STATISTICS, lacks_statistics
-from t2i.stages.registry import save_stage
+from t2i.stages.registry import STAGES, save_stage, stage
 
-CONVERTING = (
-    "decoder",
-    "upsampler",
-    "classifier",
-    "noised_clip",
-    "prior",
-    "dalle2_pytorch.prior",
-    "dalle2_pytorch.decoder",
-    "clip",
-)
-"""Stages that read weights of others."""
-TRUNKS = ("decoder", "upsampler", "classifier", "noised_clip")
-"""Stages whose references say what is kept in half precision."""
 WRAPPERS = ("state_dict", "ema_model", "model")
 """Keys under which some files keep their weights, averaged ones first."""
 FOLDER_FILES = (
@@ -90,7 +76,7 @@ def convert_files(
     with output_folder(out):
         with torch.device("meta"):
             model = layout.model(layout.config)
-        if dtype is not None and layout.stage in TRUNKS:
+        if dtype is not None and stage(layout.stage).halved:
             stored = half_trunk(model, dtype).state_dict()
             converted = {key: value.to(stored[key].dtype) for key, value in converted.items()}
             dtype = None
@@ -122,7 +108,7 @@ def converted_weights(
 @cache
 def layouts() -> tuple[Layout, ...]:
     """Every published network in every dialect."""
-    return tuple(x for name in CONVERTING for x in import_module(f"t2i.stages.{name}.convert").layouts())
+    return tuple(layout for name in STAGES for layout in stage(name).layouts())
 
 
 def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) -> Layout:
@@ -269,9 +255,9 @@ def _check_diffusers(path: Path, config: Any) -> None:
         "sample_size": config.image_size,
     }
     schedule = {
-        "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[config.schedule],
-        "num_train_timesteps": config.num_steps,
-        "prediction_type": {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[config.target],
+        "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[config.diffusion.schedule],
+        "num_train_timesteps": config.diffusion.num_steps,
+        "prediction_type": {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[config.diffusion.target],
     }
     files = {path / "config.json": facts}
     for scheduler in (path / "scheduler_config.json", path.parent / "scheduler" / "scheduler_config.json"):

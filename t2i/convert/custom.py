@@ -105,13 +105,13 @@ def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where
         raise UsageError(f"{where}: its keys do not tell how this network attends; give {choices}")
     if era not in eras:
         raise UsageError(f"{where}: era={era}, but its keys are those of era {' or '.join(eras)}")
-    try:
-        with explain(where, DataError):
+    with explain(where, DataError):
+        try:
             if stage is laion_prior:
                 return laion_prior.read(NAME, shapes, era)
             return laion_decoder.read(NAME, shapes, cast("laion_decoder.Era", era), facts.image_size)
-    except KeyError as error:
-        raise DataError(f"{where}: not a whole network; it lacks {error}") from None
+        except KeyError as error:
+            raise DataError(f"{where}: not a whole network; it lacks {error}") from None
 
 
 def _era_of(version: str) -> Era | None:
@@ -152,16 +152,16 @@ def read_shapes(shapes: Mapping[str, Shape], given: Sequence[str], where: str) -
     enlarges = extra in (3, 7)
     if missing := _missing(shapes, facts, enlarges):
         raise UsageError(f"{where}: give also {' and '.join(missing)}")
-    try:
-        with explain(where, DataError):
+    with explain(where, DataError):
+        try:
             common = _common(shapes, facts, extra)
-            if not enlarges:
-                small = DecoderConfig.model_validate(common)
-                return Layout("decoder", NAME, small, Decoder, tuple(decoder.flat_entries(small, facts.order)))
-            large = UpsamplerConfig.model_validate(common | {"low_size": facts.low_size, "levels": facts.levels})
-            return Layout("upsampler", NAME, large, Upsampler, tuple(upsampler.flat_entries(large, facts.order)))
-    except LookupError as error:
-        raise DataError(f"{where}: not a whole U-Net; it lacks {error}") from None
+        except LookupError as error:
+            raise DataError(f"{where}: not a whole U-Net; it lacks {error}") from None
+        if not enlarges:
+            small = DecoderConfig.model_validate(common)
+            return Layout("decoder", NAME, small, Decoder, tuple(decoder.flat_entries(small, facts.order)))
+        large = UpsamplerConfig.model_validate(common | {"low_size": facts.low_size, "levels": facts.levels})
+        return Layout("upsampler", NAME, large, Upsampler, tuple(upsampler.flat_entries(large, facts.order)))
 
 
 def _missing(shapes: Mapping[str, Shape], facts: Facts, enlarges: bool) -> list[str]:
@@ -180,27 +180,26 @@ def _missing(shapes: Mapping[str, Shape], facts: Facts, enlarges: bool) -> list[
 
 def _common(shapes: Mapping[str, Shape], facts: Facts, image_channels: int) -> dict[str, Any]:
     """Keys that decoders and upsamplers share."""
-    data: dict[str, Any] = {
-        "unet": _unet(shapes, facts, image_channels),
-        "image_size": facts.image_size,
-        "inpaint": image_channels in (4, 7),
-        "schedule": facts.schedule,
-        "num_steps": facts.num_steps,
-        "rescale_timesteps": facts.rescale_timesteps,
-    }
-    if data["unet"]["out_channels"] == 3:
-        data["variance"] = facts.variance
+    unet, ports = _unet(shapes, facts, image_channels), dict[str, Any]()
+    diffusion = facts.model_dump(include={"schedule", "num_steps", "rescale_timesteps"})
+    if unet["out_channels"] == 3:
+        diffusion["variance"] = facts.variance
+    if image_channels in (4, 7):
+        ports["masked"] = {}
     if "label_emb.weight" in shapes:
-        data["num_classes"] = shapes["label_emb.weight"][0]
+        ports["classes"] = {"num": shapes["label_emb.weight"][0]}
     if "positional_embedding" in shapes:
         context, width = shapes["positional_embedding"]
         layers = sum(key.endswith("attn.c_qkv.weight") for key in shapes)
-        vocabulary = shapes["token_embedding.weight"][0]
-        data["text"] = {
-            "width": width, "layers": layers, "heads": facts.text_heads, "vocab_size": vocabulary, "context": context,
-        }  # fmt: skip
-        data["tokenizer"] = {"kind": facts.tokenizer, "context": context}
-    return data
+        ports["text"] = {
+            "width": width,
+            "layers": layers,
+            "heads": facts.text_heads,
+            "vocab_size": shapes["token_embedding.weight"][0],
+            "context": context,
+            "tokenizer": {"kind": facts.tokenizer, "context": context},
+        }
+    return {"unet": unet, "diffusion": diffusion, "ports": ports, "image_size": facts.image_size}
 
 
 def _unet(shapes: Mapping[str, Shape], facts: Facts, image_channels: int) -> dict[str, Any]:

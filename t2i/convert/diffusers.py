@@ -31,11 +31,8 @@ def described(paths: Sequence[Path]) -> Layout | None:
         return None
     kinds = {_kind(config): config for config in configs}
     where = " + ".join(str(path / "config.json") for path in paths)
-    try:
-        with explain(where, DataError):
-            return _layout(kinds, configs, paths)
-    except KeyError as error:
-        raise DataError(f"{where}: lacks {error}") from None
+    with explain(where, DataError):
+        return _layout(kinds, configs, paths)
 
 
 def _kind(config: Mapping[str, Any]) -> str:

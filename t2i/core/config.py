@@ -5,7 +5,7 @@ Unknown keys are errors that name the full key and the nearest known one; later 
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -27,15 +27,52 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @classmethod
+    def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Data of an earlier version in the form of today; what is of today stays as it is."""
+        return data
+
     @model_validator(mode="before")
     @classmethod
-    def _rest_stays(cls, data: Any) -> Any:
-        """A dataclass that is given in part keeps the rest of this field's default, not of its class's."""
+    def _prepare(cls, data: Any) -> Any:
+        """Migrated; and a section that is given in part keeps the rest of this field's default, not of its class's."""
         if not isinstance(data, dict):
             return data
-        defaults = {name: field.default for name, field in cls.model_fields.items() if is_dataclass(field.default)}
-        given = {name: data[name] for name in defaults if isinstance(data.get(name), dict)}
-        return data | {name: asdict(defaults[name]) | value for name, value in given.items()}  # type: ignore[arg-type]
+        data = cls.migrate(data)
+        for name, field in cls.model_fields.items():
+            if isinstance(given := data.get(name), dict) and (default := _section(field.default)):
+                data = data | {name: over(default, given)}
+        return data
+
+
+def _section(default: Any) -> dict[str, Any]:
+    """What a field's default says that its class does not say anyway."""
+    if isinstance(default, BaseModel):
+        return default.model_dump(exclude_unset=True)
+    return asdict(default) if is_dataclass(default) and not isinstance(default, type) else {}
+
+
+def over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, key by key at every depth."""
+    merged = {
+        k: over(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in changes.items()
+    }
+    return base | merged
+
+
+def renamed(data: dict[str, Any], **names: str) -> dict[str, Any]:
+    """`data` with keys under their new names, `old="new"`."""
+    return {names.get(key, key): value for key, value in data.items()}
+
+
+def nested(data: dict[str, Any], section: str, keys: Iterable[str]) -> dict[str, Any]:
+    """`data` with those of `keys` that stand in it moved into a section, where that does not have them."""
+    moved = {key: data[key] for key in keys if key in data}
+    if not moved:
+        return data
+    rest = {key: value for key, value in data.items() if key not in moved}
+    today = data.get(section) or {}
+    return rest | {section: moved | (today if isinstance(today, dict) else _section(today))}
 
 
 def load(path: str | Path | None, overrides: Sequence[str], model: type[Model]) -> Model:

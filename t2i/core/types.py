@@ -4,13 +4,13 @@ Legend used in this repository: B batch · C channels · H W pixels · L tokens 
 Pictures inside the library are float, NCHW, in [-1, 1]; at its border they are PIL or uint8 HWC (`t2i.io.images`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Batch = dict[str, Any]
 """What a data loader yields: `image` (B, 3, H, W) in [-1, 1], `caption` list of B strings, `key` list of B strings,
@@ -108,6 +108,7 @@ class TextFeatures(NamedTuple):
         return TextFeatures(self.pooled, F.pad(self.sequence, (0, 0, 0, missing)), F.pad(self.mask, (0, missing)))
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """A frozen joint encoder of pictures and sentences, such as CLIP. Embeddings have unit norm, unless it was
     published with stages that take them as they are."""
@@ -138,17 +139,57 @@ class Tokenizer(Protocol):
         """Whether `caption` has more tokens than `room`."""
 
 
-class Task(Protocol):
-    """One training objective: a model, what it needs from the batch, and the loss."""
+class Phase(NamedTuple):
+    """One optimiser of a task: `module`, whose parameters it moves, and the `loss` that moves them, as `Task.loss`."""
 
-    model: torch.nn.Module
-    keys: tuple[str, ...]
+    name: str
+    module: nn.Module
+    loss: Callable[[Batch], dict[str, Tensor]]
+
+
+class Task(nn.Module):
+    """One training objective: a model, what it needs from the batch and from frozen neighbours, and the loss.
+
+    A stage's task is made as `Task(model, options, **neighbours)`, the neighbours by the names in `needs`. What is not
+    overridden does nothing.
+
+    Attributes:
+        needs: protocol or class of every frozen neighbour that may be named, such as `{"clip": Encoder}`.
+        keys: what a batch must hold.
+        model: what is trained, averaged and exported.
+        memory: what is saved and restored beside the model, such as a discriminator or a table of losses, or None.
+    """
+
+    needs: ClassVar[Mapping[str, type]] = {}
+    keys: tuple[str, ...] = ("image",)
+    model: Any
+    memory: Any
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.memory = model, None
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named per-sample losses, each (B,); `loss` is the one that is trained on."""
+        raise NotImplementedError
+
+    def phases(self) -> Sequence[Phase]:
+        """What every step does, in order, on the same batch; the first phase trains the model. A GAN has two."""
+        return [Phase("main", self.model, self.loss)]
+
+    def prepare(self, batches: Iterable[Batch], *, anew: bool) -> None:
+        """Called before the first step of a new run, with endless batches of 64 that are read only if asked for.
+
+        `anew` tells that the run starts from a stage whose neighbours were others than these.
+        """
+
+    def after_step(self, step: int) -> None:
+        """Called after every step, the first being 1: here target networks follow."""
 
     def sample(self, batch: Batch) -> Tensor | None:
         """A grid of pictures (N, 3, H, W) in [-1, 1] that shows what the model has learned, or None."""
+        return None
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        """Held-out numbers beside the loss, such as retrieval accuracy; may be empty."""
+        """Held-out numbers beside the loss, such as retrieval accuracy."""
+        return {}

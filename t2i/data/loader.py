@@ -77,6 +77,16 @@ class DataConfig(Config):
         return self
 
     @property
+    def side(self) -> int:
+        """Pixels of a side of what is trained on."""
+        return self.size if self.crop is None else self.crop
+
+    @property
+    def side_key(self) -> str:
+        """The key that says so."""
+        return "data.size" if self.crop is None else "data.crop"
+
+    @property
     def sources(self) -> tuple[SourceConfig, ...]:
         """The mixture, also where `source` is one string."""
         return (SourceConfig(src=self.source, weight=1.0),) if isinstance(self.source, str) else self.source

@@ -11,17 +11,19 @@ samplers      ddpm, ddim, ddim_invert, dpm_solver_pp_2m
 guidance      classifier-free, and by the gradient of a classifier or CLIP
 inpaint       keeps what is known of a picture, or begins from one
 sphere        between embeddings and between noises: slerp, what text changes, principal components
+config        what a network was trained on, as data
 sampling      all of these as one setting, and `draw`
 """
 
+from t2i.diffusion.config import Diffusion, Noise
 from t2i.diffusion.guidance import ClassifierFree, score_guided
 from t2i.diffusion.inpaint import keep_known, noised_start, replaced
 from t2i.diffusion.likelihood import bits_per_dim
-from t2i.diffusion.losses import training_losses
+from t2i.diffusion.losses import diffusion_loss, training_losses
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import SAMPLERS, ddim, ddim_invert, ddpm, dpm_solver_pp_2m
-from t2i.diffusion.sampling import Sampling, Steering, draw
+from t2i.diffusion.sampling import Hooks, Sampling, draw
 from t2i.diffusion.schedules import SCHEDULES, respaced_steps
 from t2i.diffusion.timesteps import LossSecondMoment
 
@@ -29,16 +31,19 @@ __all__ = [
     "SAMPLERS",
     "SCHEDULES",
     "ClassifierFree",
+    "Diffusion",
+    "Hooks",
     "LossSecondMoment",
     "ModelDenoiser",
+    "Noise",
     "Parametrisation",
     "Process",
     "Sampling",
-    "Steering",
     "bits_per_dim",
     "ddim",
     "ddim_invert",
     "ddpm",
+    "diffusion_loss",
     "dpm_solver_pp_2m",
     "draw",
     "keep_known",

@@ -24,7 +24,7 @@ class ClassifierFree:
     Args:
         condition, null: B rows each, with the same ports; `null` may be None where scale is 1.
         scale: 1 is the conditional network alone, in one pass; 0 the unconditional one.
-        clip, processed: as in `Parametrisation.predict`, applied after guidance.
+        clamp, processed: as in `Parametrisation.predict`, applied after guidance.
         interval: lowest and highest timestep of the original process that are guided, both included; outside of it one
             conditional pass is made (Kynkäänniemi et al. 2024). None guides everywhere.
         rescale: 0…1, how far the guided target's standard deviation is pulled to the conditional one's (Lin et al.
@@ -40,7 +40,7 @@ class ClassifierFree:
     process: Process
     parametrisation: Parametrisation
     scale: float
-    clip: bool | float = True
+    clamp: float | None = 1.0
     processed: Callable[[Tensor], Tensor] | None = None
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
@@ -59,7 +59,7 @@ class ClassifierFree:
     def __call__(self, x_t: Tensor, step: int) -> Prediction:
         t = self.process.time(step, x_t)
         raw_output = self._guided(x_t, t) if self.guides(step) else self.model(x_t, t, self.condition)
-        return self.parametrisation.predict(self.process, raw_output, x_t, step, self.clip, self.processed)
+        return self.parametrisation.predict(self.process, raw_output, x_t, step, self.clamp, self.processed)
 
     def guides(self, step: int) -> bool:
         """Whether this step needs the unconditional network."""
@@ -93,7 +93,7 @@ def score_guided(
     process: Process,
     form: Literal["ddpm", "ddim"],
     begin: float = 0.0,
-    clip: bool | float = False,
+    clamp: float | None = None,
 ) -> Denoiser:
     """Guidance by g = scale · ∇ log p(y | x_t), from a classifier (Dhariwal & Nichol 2021) or CLIP (GLIDE).
 
@@ -103,7 +103,7 @@ def score_guided(
             -sqrt(1 - alpha_bar) · g (algorithm 2). Use the one of the sampler.
         begin: below this alpha_bar nothing is moved. "ddim" moves x_0 by (1 - alpha_bar) / sqrt(alpha_bar) · g, which
             knows no bound where the cosine schedule begins; and in pure noise there is nothing to see.
-        clip: clamp x_0 afterwards, see `Parametrisation.predict`; the papers do not.
+        clamp: bound of x_0 afterwards, see `Parametrisation.predict`; the papers do not.
     """
     if form not in ("ddpm", "ddim"):
         raise ValueError(f"unknown form of guidance {form!r}; known: 'ddpm', 'ddim'")
@@ -117,8 +117,8 @@ def score_guided(
             x_0 = p.x_0 + p.log_variance.exp() * gradient / process.at("posterior_x_0", step, x_t)
         else:
             x_0 = x_0_from_eps(process, x_t, p.eps - (1 - alpha_bar).sqrt() * gradient, step)
-        if clip:
-            x_0 = x_0.clamp(-float(clip), float(clip))
+        if clamp is not None:
+            x_0 = x_0.clamp(-clamp, clamp)
         x_0 = torch.where(alpha_bar < begin, p.x_0, x_0)
         return Prediction(x_0, eps_from_x_0(process, x_t, x_0, step), p.log_variance)
 

@@ -34,7 +34,7 @@ def bits_per_dim(
     x_0: Tensor,
     noise: NoiseSource,
     *,
-    clip: bool | float = True,
+    clamp: float | None = 1.0,
 ) -> Bits:
     """An upper bound of -log2 p(x_0) per dimension (Ho et al. 2020, eq. 5), from one noise per step.
 
@@ -42,16 +42,16 @@ def bits_per_dim(
         process: the one the model was trained on or, with fewer terms and a looser bound, some of its steps.
         x_0: (B, C, …) data of 256 levels in [-1, 1].
         noise: drawn from once per step, the last step first.
-        clip: bound of the predicted x_0, as in sampling; training leaves it unbounded.
+        clamp: bound of the predicted x_0, as in sampling; training leaves it unbounded.
     """
     rows = []
     for step in reversed(range(process.num_steps)):
         eps = noise.normal(*x_0.shape[1:]).to(x_0.device)
         x_t = process.q_sample(x_0, step, eps)
         raw_output = model(x_t, process.time(step, x_t), condition)
-        p = parametrisation.predict(process, raw_output, x_t, step, clip)
+        p = parametrisation.predict(process, raw_output, x_t, step, clamp)
         errors = ((guess - truth).square().flatten(1).mean(1) for guess, truth in ((p.eps, eps), (p.x_0, x_0)))
-        bound = variational_bound(process, parametrisation, raw_output, x_0, x_t, step, clip)
+        bound = variational_bound(process, parametrisation, raw_output, x_0, x_t, step, clamp)
         rows.append(torch.stack([bound, *errors]))  # (3, B)
     vb, eps_mse, x_0_mse = torch.stack(rows[::-1], dim=2).cpu()  # (B, T) each
     prior = prior_bits(process, x_0).cpu()

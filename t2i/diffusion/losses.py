@@ -4,20 +4,75 @@ B batch. Every function returns (B,) float32: means over all dimensions of a sam
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from t2i.core.types import Prediction
-from t2i.diffusion.prediction import Parametrisation
+from t2i.core.seed import Streams, upload
+from t2i.core.types import Condition, Prediction
+from t2i.diffusion.config import Diffusion
+from t2i.diffusion.prediction import Model, Parametrisation
 from t2i.diffusion.process import Process, Step
+from t2i.diffusion.timesteps import LossSecondMoment, draw_steps
 
 LossKind = Literal["simple", "hybrid", "mse", "rescaled_mse", "vlb", "kl", "rescaled_kl"]
 LOSS_KINDS: tuple[str, ...] = ("simple", "hybrid", "mse", "rescaled_mse", "vlb", "kl", "rescaled_kl")
 Weighting = Literal["uniform", "min_snr", "clamped_snr"]
 WEIGHTINGS: tuple[str, ...] = ("uniform", "min_snr", "clamped_snr")
 _GAMMA = 5.0  # Hang et al. 2023, section 3.4
+
+
+def diffusion_loss(
+    model: Model,
+    diffusion: Diffusion,
+    x_0: Tensor,
+    condition: Condition | Callable[[Tensor], Condition],
+    streams: Streams,
+    *,
+    kind: LossKind = "hybrid",
+    weighting: Weighting = "uniform",
+    vb_weight: float = 1.0,
+    time_shift: float = 1.0,
+    num_draws: int = 1,
+    memory: LossSecondMoment | None = None,
+    also: Callable[[Prediction], dict[str, Tensor]] | None = None,
+) -> dict[str, Tensor]:
+    """What every diffusion stage is trained on: steps and noise are drawn, x_0 is noised, the network asked.
+
+    Args:
+        x_0: (B, C, …) data of the space that `diffusion` says.
+        condition: of B rows, or what makes it of x_t.
+        streams: one random stream per sample: first a step is drawn from each, then noise.
+        kind, weighting, vb_weight: see `training_losses`.
+        time_shift, memory: which steps, see `draw_steps`.
+        num_draws: steps and noises for every sample; of B · num_draws rows x_0 and condition must be, each sample's in
+            a row, and the losses are their means.
+        also: further numbers, from the unclamped prediction and without gradient.
+
+    Returns named losses, each (B,) float32: see `training_losses`.
+    """
+    process, parametrisation = diffusion.process(), diffusion.parametrisation()
+    if num_draws == 1:
+        step = draw_steps(streams, process.num_steps, x_0.device, time_shift, memory)  # (B,)
+        noise = upload(streams.normal(*x_0.shape[1:]), x_0.device)  # (B, C, …)
+    else:
+        assert memory is None and time_shift == 1, "steps of several draws are uniform"  # noqa: PT018
+        step = upload(streams.integers(process.num_steps, num_draws).flatten(), x_0.device)  # (B·n,)
+        noise = upload(streams.normal(num_draws, *x_0.shape[1:]).flatten(0, 1), x_0.device)
+    x_t = process.q_sample(x_0, step, noise)
+    raw_output = model(x_t, process.time(step, x_t), condition(x_t) if callable(condition) else condition)
+    levels = diffusion.space == "pixels"
+    losses = training_losses(
+        process, parametrisation, raw_output, x_0, x_t, noise, step, kind, weighting, vb_weight, levels
+    )
+    if also is not None:
+        with torch.no_grad():
+            losses |= also(parametrisation.predict(process, raw_output, x_t, step, clamp=None))
+    if num_draws > 1:
+        losses = {name: value.view(-1, num_draws).mean(dim=1) for name, value in losses.items()}
+    return losses if memory is None else losses | {"loss": memory.weigh(step, losses["loss"])}
 
 
 def training_losses(
@@ -31,6 +86,7 @@ def training_losses(
     kind: LossKind = "hybrid",
     weighting: Weighting = "uniform",
     vb_weight: float = 1.0,
+    levels: bool = True,
 ) -> dict[str, Tensor]:
     """Losses of one training step.
 
@@ -49,13 +105,14 @@ def training_losses(
             weight (the truncated SNR of Salimans & Ho 2022, section 4); "uniform" not at all.
         vb_weight: of vb beside mse, as a share of the weight above. A network that predicts x_0 has a vb so large at
             the last steps that it would drown mse in the gradient.
+        levels: see `variational_bound`.
 
     Returns "loss" and, where present, "mse" (before weighting) and "vb". Raises ValueError for an unknown kind.
     """
     if kind not in LOSS_KINDS or weighting not in WEIGHTINGS:
         raise ValueError(f"unknown loss {kind!r} with weighting {weighting!r}; known: {LOSS_KINDS}, {WEIGHTINGS}")
     if kind in ("vlb", "kl", "rescaled_kl"):
-        vb = variational_bound(process, parametrisation, raw_output, x_0, x_t, step)
+        vb = variational_bound(process, parametrisation, raw_output, x_0, x_t, step, levels=levels)
         return {"loss": vb * process.num_steps if kind == "rescaled_kl" else vb, "vb": vb}
 
     target, variance = parametrisation.split(raw_output.float(), x_0.shape[1])
@@ -64,7 +121,7 @@ def training_losses(
     if kind == "simple" or variance is None:
         return {"loss": weight * mse, "mse": mse}
     frozen = torch.cat([target.detach(), variance], dim=1)
-    vb = variational_bound(process, parametrisation, frozen, x_0, x_t, step)
+    vb = variational_bound(process, parametrisation, frozen, x_0, x_t, step, levels=levels)
     scale = vb_weight * (1.0 if kind == "mse" else process.num_steps / 1000)
     return {"loss": weight * mse + scale * vb, "mse": mse, "vb": vb}
 
@@ -87,18 +144,21 @@ def variational_bound(
     x_0: Tensor,
     x_t: Tensor,
     step: Step,
-    clip: bool | float = False,
+    clamp: float | None = None,
+    levels: bool = True,
 ) -> Tensor:
     """The term of the variational bound at `step`, in bits per dimension: the divergence of the predicted from the true
-    posterior or, at step 0, the negative log likelihood of 8-bit data (Ho et al. 2020, eq. 5 and 13). Training leaves
-    the predicted x_0 unclipped, evaluation clips it."""
+    posterior or, at step 0, the negative log likelihood of the data (Ho et al. 2020, eq. 5 and 13). Training leaves the
+    predicted x_0 unbounded, evaluation clamps it. Without `levels` data are no pictures of 8 bits, and their likelihood
+    is a density."""
     x_0, x_t = x_0.float(), x_t.float()
-    p: Prediction = parametrisation.predict(process, raw_output, x_t, step, clip)
+    p: Prediction = parametrisation.predict(process, raw_output, x_t, step, clamp)
     mean = process.posterior_mean(p.x_0, x_t, step)
     true_mean = process.posterior_mean(x_0, x_t, step)
     true_log_variance = process.at("posterior_log_variance", step, x_t)
     divergence = gaussian_kl(true_mean, true_log_variance, mean, p.log_variance)
-    decoding = -discretised_log_likelihood(x_0, mean, 0.5 * p.log_variance)
+    likelihood = discretised_log_likelihood if levels else gaussian_log_density
+    decoding = -likelihood(x_0, mean, 0.5 * p.log_variance)
     first = torch.as_tensor(step, device=x_0.device) == 0
     return torch.where(first, _mean(decoding), _mean(divergence)) / math.log(2)
 
@@ -125,6 +185,11 @@ def discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Te
     below = _normal_cdf(inverse * (centred - 1 / 255))
     bin_mass = torch.where(x > 0.999, 1 - below, torch.where(x < -0.999, above, above - below))
     return bin_mass.clamp(min=1e-12).log()
+
+
+def gaussian_log_density(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log density of a Gaussian at x, per dimension in nats: for latents and vectors, which have no levels."""
+    return -0.5 * (math.log(2 * math.pi) + torch.square((x - mean) * torch.exp(-log_scale))) - log_scale
 
 
 def _normal_cdf(x: Tensor) -> Tensor:

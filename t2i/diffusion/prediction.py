@@ -77,14 +77,14 @@ class Parametrisation:
         raw_output: Tensor,
         x_t: Tensor,
         step: Step,
-        clip: bool | float = True,
+        clamp: float | None = 1.0,
         processed: Callable[[Tensor], Tensor] | None = None,
     ) -> Prediction:
         """Read a network's output at x_t.
 
         Args:
             raw_output: (B, num_outputs(C), …).
-            clip: clamp x_0 to [-1, 1]; a number clamps to ± that number, False not at all.
+            clamp: bound of x_0, ± that number; None for no bound.
             processed: changes x_0 before it is clamped.
 
         Returns x_0 after both, eps derived again from that x_0 and x_t, and the log variance of p(x_{t-1} | x_t).
@@ -100,8 +100,8 @@ class Parametrisation:
             x_0 = target
         if processed is not None:
             x_0 = processed(x_0)
-        if clip:
-            x_0 = x_0.clamp(-float(clip), float(clip))
+        if clamp is not None:
+            x_0 = x_0.clamp(-clamp, clamp)
         return Prediction(x_0, eps_from_x_0(process, x_t, x_0, step), self.log_variance(process, variance, x_t, step))
 
     def log_variance(self, process: Process, variance: Tensor | None, x_t: Tensor, step: Step) -> Tensor:
@@ -131,16 +131,16 @@ def eps_from_x_0(process: Process, x_t: Tensor, x_0: Tensor, step: Step) -> Tens
 
 @dataclass(frozen=True)
 class ModelDenoiser:
-    """A model and its condition as a `Denoiser`: `denoise(x_t, step)` → `Prediction`. `clip` and `processed` as in
+    """A model and its condition as a `Denoiser`: `denoise(x_t, step)` → `Prediction`. `clamp` and `processed` as in
     `Parametrisation.predict`."""
 
     model: Model
     condition: Condition
     process: Process
     parametrisation: Parametrisation
-    clip: bool | float = True
+    clamp: float | None = 1.0
     processed: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x_t: Tensor, step: int) -> Prediction:
         raw_output = self.model(x_t, self.process.time(step, x_t), self.condition)
-        return self.parametrisation.predict(self.process, raw_output, x_t, step, self.clip, self.processed)
+        return self.parametrisation.predict(self.process, raw_output, x_t, step, self.clamp, self.processed)

@@ -58,11 +58,14 @@ class Process:
             raise ValueError(f"unknown schedule {name!r}; known: {sorted(SCHEDULES)}")
         return cls(SCHEDULES[name](num_steps), rescale_timesteps=rescale_timesteps)
 
-    def respace(self, spec: str | int | Sequence[int]) -> "Process":
+    def respace(self, spec: str | int | Sequence[int], *, lag: int = 0) -> "Process":
         """The process over the steps that `spec` keeps (see `respaced_steps`): the same alpha_bar at each of them, new
-        betas between them (Nichol & Dhariwal 2021, section 4, eq. 19), and the network's timesteps unchanged."""
+        betas between them (Nichol & Dhariwal 2021, section 4, eq. 19), and the network's timesteps unchanged.
+
+        With a `lag` of 1 alpha_bar is that of one step before, as DALLE2-pytorch's updates read it; step 0 has none.
+        """
         kept = respaced_steps(spec, self.num_steps)
-        alpha_bar = self.tables["alpha_bar"][kept]
+        alpha_bar = self.tables["alpha_bar_prev" if lag else "alpha_bar"][kept]
         betas = 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
         return Process(betas, [self.positions[i] for i in kept], self.original_num_steps, self.rescale_timesteps)
 

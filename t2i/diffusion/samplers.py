@@ -46,22 +46,27 @@ def ddim(
     process: Process,
     *,
     eta: float = 0.0,
+    until: int = 0,
     noise: NoiseSource | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2020, eq. 12 and 16); eta 0 is deterministic and draws nothing, eta 1 has DDPM's small
-    variance. A learned variance is not used. 1 - alpha_bar is formed in float32, as the released samplers do."""
+    variance. A learned variance is not used. 1 - alpha_bar is formed in float32, as the released samplers do.
+
+    `until` is the last step that is taken; above 0 the state at the step below it is returned.
+    """
     if not 0 <= eta <= 1 or (eta > 0 and noise is None):
         raise ValueError(f"ddim needs eta in 0…1, and noise if eta is above 0; got eta {eta}, noise {noise}")
-    x = x_T.float()
-    for step in reversed(range(process.num_steps)):
+    x, num_moves = x_T.float(), process.num_steps - until
+    for step in reversed(range(until, process.num_steps)):
         p = denoise(x, step)
         alpha_bar, before = process.at("alpha_bar", step, x), process.at("alpha_bar_prev", step, x)
         sigma = eta * ((1 - before) / (1 - alpha_bar)).sqrt() * (1 - alpha_bar / before).sqrt()  # eq. 16
         x = before.sqrt() * p.x_0 + (1 - before - sigma**2).clamp(min=0).sqrt() * p.eps  # eq. 12
         if eta > 0 and step > 0 and noise is not None:
             x = x + sigma * _draw(noise, x)
-        _tell(callback, process.num_steps - step, process, x, p)
+        if callback is not None:
+            callback(process.num_steps - step, num_moves, x, p)
     return x
 
 
@@ -130,6 +135,8 @@ def dpm_solver_pp_2m(
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver_pp_2m": dpm_solver_pp_2m}
+OPTIONS: dict[str, tuple[str, ...]] = {"ddim": ("eta",)}
+"""Those of a sampler that `Sampling` has a field for."""
 
 
 def _draw(noise: NoiseSource, x: Tensor) -> Tensor:

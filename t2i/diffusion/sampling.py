@@ -1,4 +1,4 @@
-"""One way to ask any stage for samples: how many steps, by which sampler, how strongly guided, and what else steers it.
+"""One way to ask any stage for samples: how many steps, by which sampler, how strongly guided, and what hooks in.
 
 B batch · C channels
 """
@@ -10,18 +10,19 @@ from typing import Literal
 from torch import Tensor
 
 from t2i.core.types import Condition, Denoiser, NoiseSource, StepCallback
+from t2i.diffusion.config import Diffusion
 from t2i.diffusion.guidance import ClassifierFree, score_guided
 from t2i.diffusion.inpaint import noised_start
-from t2i.diffusion.prediction import Model, Parametrisation
+from t2i.diffusion.prediction import Model
 from t2i.diffusion.process import Process
-from t2i.diffusion.samplers import SAMPLERS
+from t2i.diffusion.samplers import OPTIONS, SAMPLERS
 
 _LINEAR_END = 4e-5  # just below alpha_bar at the last of DDPM's 1000 steps
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample.
+    """How to sample; what is None or not given is as the network was trained.
 
     Args:
         steps: a respacing of the training process, such as 25, "ddim50", "fast27" or "10,10,3,2,2".
@@ -31,6 +32,8 @@ class Sampling:
         rescale: how far guidance keeps the contrast of the conditional prediction (Lin et al. 2023).
         interval: original timesteps that are guided, both included; None for all.
         temperature: factor of the initial noise; GLIDE's upsampler uses 0.997.
+        clamp: bound of x_0 at every step; False for no bound.
+        variance: of the steps of "ddpm", for networks that do not learn their own.
     """
 
     steps: str | int = 25
@@ -40,24 +43,31 @@ class Sampling:
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
     temperature: float = 1.0
+    clamp: float | Literal[False] | None = None
+    variance: Literal["fixed_small", "fixed_large", "analytic"] | None = None
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}; known: {', '.join(SAMPLERS)}")
         if not 0 <= self.eta <= 1 or not 0 <= self.rescale <= 1 or self.guidance < 0 or self.temperature < 0:
             raise ValueError(f"eta and rescale lie in 0…1, guidance and temperature are not negative, got {self}")
+        if self.clamp is not None and self.clamp is not False and not self.clamp > 0:
+            raise ValueError(f"clamp must be above 0, or false for no bound, got {self.clamp}")
+
+    def bound(self, own: float | None) -> float | None:
+        """Of x_0: the one chosen here, or else the network's `own`; None for no bound."""
+        return own if self.clamp is None else self.clamp or None
 
 
 @dataclass(frozen=True)
-class Steering:
+class Hooks:
     """What changes a run beside its condition: nothing, unless given.
 
     Args:
-        clip: bound of x_0 at every step, see `Parametrisation.predict`.
-        processed: changes x_0 before that, such as `inpaint.keep_known`.
-        gradient: (x_t (B, C, …), t (B,)) → ∇ log p(y | x_t) of a classifier or of CLIP, see `score_guided`; it moves
-            x_0 after both, but for steps of "ddim" with more noise than the papers' linear schedule ends with; there,
-            unless the network predicts the noise as theirs do, x_0 is clamped again.
+        processed: changes x_0 before it is clamped, such as `inpaint.keep_known`.
+        gradient: (x_t (B, C, …), t (B,)) → ∇ log p(y | x_t) of a classifier or of CLIP, see `score_guided`. It moves
+            x_0 after the clamp, and x_0 is not clamped again, but for networks that do not predict the noise under
+            "ddim". There nothing is moved where there is more noise than the papers' linear schedule ends with.
         gradient_scale: factor of it.
         last: the network of the last step, where that is another one.
         wrap: (denoise, process) → a denoiser around all that, such as `inpaint.replaced`.
@@ -65,7 +75,6 @@ class Steering:
         strength: 0…1, the share of the steps that `start` goes through.
     """
 
-    clip: bool | float = True
     processed: Callable[[Tensor], Tensor] | None = None
     gradient: Callable[[Tensor, Tensor], Tensor] | None = None
     gradient_scale: float = 1.0
@@ -75,43 +84,46 @@ class Steering:
     strength: float = 1.0
 
     def around(self, denoise: ClassifierFree, process: Process, sampler: str) -> Denoiser:
-        """A denoiser steered by `gradient`, in the form of the sampler, and by `wrap`; `last` takes its last step."""
-        steered: Denoiser = denoise
+        """A denoiser moved by `gradient`, in the form of the sampler, and by `wrap`; `last` takes its last step."""
+        hooked: Denoiser = denoise
         if self.last is not None:
-            steered = _until(denoise, replace(denoise, model=self.last))
+            hooked = _until(denoise, replace(denoise, model=self.last))
         if self.gradient is not None:
             form: Literal["ddpm", "ddim"] = "ddpm" if sampler == "ddpm" else "ddim"
             begin = 0.0 if form == "ddpm" else _LINEAR_END
-            clip = form == "ddim" and denoise.parametrisation.target != "eps" and self.clip
-            steered = score_guided(steered, self.gradient, self.gradient_scale, process, form, begin, clip)
-        return steered if self.wrap is None else self.wrap(steered, process)
+            clamp = denoise.clamp if form == "ddim" and denoise.parametrisation.target != "eps" else None
+            hooked = score_guided(hooked, self.gradient, self.gradient_scale, process, form, begin, clamp)
+        return hooked if self.wrap is None else self.wrap(hooked, process)
 
 
 def draw(
     model: Model,
+    diffusion: Diffusion,
     condition: Condition,
     null: Condition | None,
-    process: Process,
-    parametrisation: Parametrisation,
     sampling: Sampling,
     x_T: Tensor,
     noise: NoiseSource,
     *,
-    steering: Steering = Steering(),
+    clamp: float | None = None,
+    x_0_variance: Tensor | None = None,
+    hooks: Hooks = Hooks(),
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Run a sampler from standard normal x_T (B, C, …) to x_0, with guidance where `sampling` asks for it.
 
     Args:
-        process: the whole training process; it is respaced here.
+        diffusion: what the network was trained on.
         noise: where the samplers that draw fresh noise take it from.
-        steering: what else there is to say; where it has a `start`, x_T is the noise added to that.
+        clamp: the network's own bound of x_0, where that is not the one of its space.
+        x_0_variance: (T,), measured, for networks of analytic variance.
+        hooks: what else there is to do; where they have a `start`, x_T is the noise added to that.
     """
     if sampling.guidance != 1 and null is None:
         raise ValueError(f"guidance {sampling.guidance} needs an unconditional condition")
-    process, x_t = process.respace(sampling.steps), x_T * sampling.temperature
-    if steering.start is not None:
-        x_t, left = noised_start(process, steering.start, steering.strength, x_t)
+    process, x_t = diffusion.process().respace(sampling.steps), x_T * sampling.temperature
+    if hooks.start is not None:
+        x_t, left = noised_start(process, hooks.start, hooks.strength, x_t)
         if left is None:
             return x_t
         process = left
@@ -120,17 +132,17 @@ def draw(
         condition,
         null,
         process,
-        parametrisation,
+        diffusion.parametrisation(x_0_variance),
         sampling.guidance,
-        clip=steering.clip,
-        processed=steering.processed,
+        clamp=sampling.bound(diffusion.clamp if clamp is None else clamp),
+        processed=hooks.processed,
         interval=sampling.interval,
         rescale=sampling.rescale,
     )
     sampler: Callable[..., Tensor] = SAMPLERS[sampling.sampler]
-    extra = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
-    steered = steering.around(denoise, process, sampling.sampler)
-    return sampler(steered, x_t, process, noise=noise, callback=callback, **extra)
+    options = {name: getattr(sampling, name) for name in OPTIONS.get(sampling.sampler, ())}
+    hooked = hooks.around(denoise, process, sampling.sampler)
+    return sampler(hooked, x_t, process, noise=noise, callback=callback, **options)
 
 
 def _until(denoise: Denoiser, last: Denoiser) -> Denoiser:

@@ -4,7 +4,7 @@ sections 3 and 4).
 N vectors · D width of embeddings · K principal components
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,13 @@ def text_direction(after: Tensor, before: Tensor) -> Tensor:
     if bool((difference.norm(dim=1) <= _SAME).any()):
         raise ValueError("both sentences are embedded at the same place, so nothing leads from one to the other")
     return F.normalize(difference, dim=1).to(after.dtype)
+
+
+def best_of(z_i: Tensor, z_t: Tensor, by: Literal["dot", "cosine"] = "dot") -> Tensor:
+    """Of N candidates (N, B, D) those of the largest dot product with (B, D) (section 2.2), or nearest in angle."""
+    scores = (z_i * z_t).sum(dim=-1) if by == "dot" else F.cosine_similarity(z_i, z_t, dim=-1)  # (N, B)
+    best = scores.argmax(dim=0)  # (B,)
+    return z_i[best, torch.arange(len(best), device=best.device)]
 
 
 class PrincipalComponents(NamedTuple):

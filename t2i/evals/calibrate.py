@@ -11,12 +11,10 @@ from t2i.core.errors import DataError, UsageError
 from t2i.data.loader import DataConfig, Loader
 from t2i.diffusion import analytic
 from t2i.diffusion.sampling import Sampling
-from t2i.evals.bpd import pictures
+from t2i.evals.batches import pictures
 from t2i.io.files import output_folder
 from t2i.io.weights import load_folder, save_folder
-from t2i.pipeline.base import pipeline_class
-from t2i.stages.clip.model import ClipEncoder
-from t2i.stages.prior.model import Prior
+from t2i.pipeline.loading import pipeline_class
 from t2i.stages.prior.task import PriorOptions, PriorTask
 from t2i.stages.registry import find_stage
 
@@ -52,18 +50,18 @@ def calibrate(
         pipe = pipeline_class("dalle2").assemble({"clip": clip, "prior": prior}, {"steps": {"prior": 1}})
         pipe.to(device, "float32")
         encoder, model = pipe.parts["clip"], pipe.parts["prior"]
-        assert isinstance(encoder, ClipEncoder)
-        if not isinstance(model, Prior):
+        if pipe.planner.stages["prior"].name != "prior":
             raise UsageError(f"{prior}: only diffusion priors have variances, this is a {type(model).__name__}")
         if not model.calibrated:
             raise DataError(f"{prior}: this prior has no CLIP statistics (mean and std are NaN)")
         config = DataConfig(source=data, size=encoder.image_size, num_workers=0)
         loader = Loader(config, seed=seed, batch_size=min(_BATCH, num))
         batches = pictures(loader, num, ("image", "caption"), pipe.device)
-        task = PriorTask(model, encoder, PriorOptions(sampling=Sampling(steps=1)))
+        task = PriorTask(model, PriorOptions(sampling=Sampling(steps=1)), clip=encoder)
         errors = torch.cat([task.squared_errors(batch, task.process) for batch in batches])  # (B, T)
         described, state = load_folder(find_stage(prior))
-        described["model"] = model.config.model_copy(update={"variance": "analytic"}).model_dump(mode="json")
+        diffusion = model.config.diffusion.model_copy(update={"variance": "analytic"})
+        described["model"] = model.config.model_copy(update={"diffusion": diffusion}).model_dump(mode="json")
         state["x_0_variance"] = analytic.measured(errors, _DATA_VARIANCE)
         save_folder(out, described, state)
     return len(errors)

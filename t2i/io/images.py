@@ -1,11 +1,10 @@
-"""The border of the library: PIL pictures outside, float NCHW in [-1, 1] inside. PNG files remember how they were made.
+"""The border of the library: PIL pictures outside, float NCHW in [-1, 1] inside.
 
 Legend: B batch · H W pixels.
 """
 
 import errno
 import io
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from t2i.core.errors import DataError, NonFiniteError, UsageError
+from t2i.io.provenance import text_chunk
 
 MAX_PIXELS = 64_000_000
-RECIPE_KEY = "t2i"
 
 
 def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -49,7 +48,7 @@ def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
 
 
 def open_mask(path: Path) -> Image.Image:
-    """A mask as it is stored; DataError as in `open_image`. `square_mask` says whether it is one."""
+    """A mask as it is stored; DataError as in `open_image`. `to_mask_tensor` says whether it is one."""
     open_image(path)
     with Image.open(path) as mask:
         mask.load()
@@ -77,7 +76,7 @@ def from_pil(image: Image.Image, size: int | None = None) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def square(image: Image.Image, size: int) -> Tensor:
+def to_square_tensor(image: Image.Image, size: int) -> Tensor:
     """(3, size, size) in [-1, 1] of a square PIL picture; UsageError for anything else."""
     if not isinstance(image, Image.Image):
         raise UsageError(f"expected a PIL picture, got {type(image).__name__}")
@@ -86,7 +85,7 @@ def square(image: Image.Image, size: int) -> Tensor:
     return from_pil(image, size)
 
 
-def square_mask(mask: Image.Image, of: Image.Image, size: int) -> Tensor:
+def to_mask_tensor(mask: Image.Image, of: Image.Image, size: int) -> Tensor:
     """(1, size, size), 1 where a mask is white and 0 where it is black; UsageError if it does not fit picture `of`."""
     if not isinstance(mask, Image.Image) or mask.mode not in ("1", "L"):
         got = f"mode {mask.mode}" if isinstance(mask, Image.Image) else type(mask).__name__
@@ -97,7 +96,7 @@ def square_mask(mask: Image.Image, of: Image.Image, size: int) -> Tensor:
     return white[None].float()
 
 
-def pasted(x: Tensor, known: Tensor, fresh: Tensor, blend: float = 0.0) -> Tensor:
+def composite(new: Tensor, old: Tensor, fresh: Tensor, blend: float = 0.0) -> Tensor:
     """New pictures where a mask is 1, the old one elsewhere; around its edge, over `blend` pixels, something of both.
 
     (B, 3, S, S), (3, S, S), (1, S, S) → (B, 3, S, S)
@@ -106,7 +105,7 @@ def pasted(x: Tensor, known: Tensor, fresh: Tensor, blend: float = 0.0) -> Tenso
     if blend > 0:
         reach = round(blend)
         share = F.avg_pool2d(F.pad(share, (reach,) * 4, mode="replicate"), 2 * reach + 1, stride=1)
-    return share * x + (1 - share) * known
+    return share * new + (1 - share) * old
 
 
 def to_pil(x: Tensor) -> list[Image.Image]:
@@ -163,10 +162,7 @@ def save_png(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None
     Raises:
         UsageError: the file cannot be written. DataError: the disk is full.
     """
-    text = PngImagePlugin.PngInfo()
-    if recipe is not None:
-        text.add_itxt(RECIPE_KEY, json.dumps(recipe, ensure_ascii=False))
-    _save(image, Path(path), "PNG", pnginfo=text)
+    _save(image, Path(path), "PNG", pnginfo=text_chunk(recipe))
 
 
 def save_gif(pictures: Sequence[Image.Image], path: str | Path, seconds: float = 0.25) -> None:
@@ -186,26 +182,3 @@ def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The recipe that `save_png` put in a PNG.
-
-    Raises:
-        DataError: no such file, not a picture, or no recipe in it.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()  # text chunks may follow the pixels
-            text = getattr(image, "text", {}).get(RECIPE_KEY)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise DataError(f"{path} is not a picture that can be read") from None
-    try:
-        recipe = json.loads(text) if text is not None else None
-    except ValueError:
-        recipe = None
-    if not isinstance(recipe, dict):
-        raise DataError(f"{path} holds no t2i recipe")
-    return recipe

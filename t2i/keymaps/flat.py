@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from t2i.core.config import Config
 from t2i.nn.encoder import EncoderConfig
+from t2i.nn.ports import PortsConfig
 from t2i.nn.transformer import TextConfig
 from t2i.nn.unet import UNetConfig
 
@@ -257,7 +258,16 @@ def _resampler(config: EncoderConfig, foreign: str, ours: str, conv: str) -> Ite
         yield Entry(f"{foreign}.{conv}", f"{ours}.conv")
 
 
-def flat_text(config: TextConfig, ours: str = "text.") -> Iterator[Entry]:
+def flat_ports(config: PortsConfig) -> Iterator[Entry]:
+    """Labels and captions, as a flat U-Net checkpoint keeps them beside the network."""
+    if config.classes is not None:
+        yield Entry("label_emb", "ports.classes.table")
+    if config.text is not None:
+        yield from flat_text(config.text)
+        yield Entry("transformer_proj", "ports.text.vector")
+
+
+def flat_text(config: TextConfig, ours: str = "ports.text.encoder.") -> Iterator[Entry]:
     """Every tensor of the text transformer that GLIDE keeps beside its U-Net; its rows always go head by head."""
     yield Entry("positional_embedding", f"{ours}positions", bare=True)
     yield Entry("padding_embedding", f"{ours}padding", bare=True)

@@ -86,12 +86,12 @@ class GroupNorm(nn.GroupNorm):
             return (F.silu(y) if silu else y).to(x.dtype)
 
 
-def masked(known: tuple[Tensor, Tensor] | None, num: int, size: tuple[int, int], device: torch.device | str) -> Tensor:
+def masked(image: Tensor, mask: Tensor) -> Tensor:
     """What a network that inpaints sees beside x_t: the picture where it is known, and the mask (GLIDE, section 3.2).
 
     Args:
-        known: pictures (B, 3, H, W) and masks (B, 1, H, W), 1 where known; None for nothing known in `num` pictures of
-            `size` (H, W).
+        image: (B, 3, H, W).
+        mask: (B, 1, H, W), 1 where it is known.
 
     Returns:
         (B, 4, H, W)
@@ -99,9 +99,6 @@ def masked(known: tuple[Tensor, Tensor] | None, num: int, size: tuple[int, int],
     Raises:
         ValueError: if the mask is not of the picture's size.
     """
-    if known is None:
-        return torch.zeros(num, 4, *size, device=device)
-    image, mask = known
     if mask.shape != (len(image), 1, *image.shape[2:]):
         raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit pictures of shape {tuple(image.shape)}")
     mask = mask.to(image.dtype)

@@ -1,4 +1,4 @@
-"""Pictures that users bring along: what of them stays, or from where drawing begins.
+"""Pictures that users give to a call: what of them stays, or from where drawing begins.
 
 B pictures of a batch · S side of the result in pixels · N pictures · s side of the decoder's · D width of embeddings
 """
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from t2i.core.errors import UsageError
 from t2i.diffusion.inpaint import keep_known
-from t2i.io.images import open_image, pasted, square, square_mask
+from t2i.io.images import composite, open_image, to_mask_tensor, to_square_tensor
+from t2i.pipeline.arguments import share
 
 
 @dataclass(frozen=True)
-class Known:
+class InpaintInput:
     """A picture of which a part stays.
 
     `picture` (3, S, S) in [-1, 1]; `fresh` (1, S, S), 1 where it is drawn anew; `base`, the side of the first network
-    that draws, whose places the masks of larger ones have too, as in GLIDE; `shown`, whether networks that inpaint see
-    what stays.
+    that draws, on whose pixels the masks of larger ones are laid too, as in GLIDE; `shown`, whether networks that
+    inpaint see what stays.
     """
 
     picture: Tensor
@@ -33,7 +34,7 @@ class Known:
     blend: float
     shown: bool = True
 
-    def to(self, device: torch.device) -> "Known":
+    def to(self, device: torch.device) -> "InpaintInput":
         """On a device."""
         return replace(self, picture=self.picture.to(device), fresh=self.fresh.to(device))
 
@@ -45,22 +46,22 @@ class Known:
         return picture.expand(num, -1, -1, -1), kept.expand(num, -1, -1, -1)
 
     def processed(self, size: int, num: int) -> Callable[[Tensor], Tensor]:
-        """For `Steering`: writes what is known into every predicted x_0."""
+        """For `Hooks`: writes what is known into every predicted x_0."""
         return keep_known(*self.at(size, num))
 
     def paste(self, x: Tensor) -> Tensor:
         """New pictures (B, 3, S, S) where fresh, the old one elsewhere, to the bit."""
-        return pasted(x.cpu(), self.picture.cpu(), self.fresh.cpu(), self.blend)
+        return composite(x.cpu(), self.picture.cpu(), self.fresh.cpu(), self.blend)
 
 
 @dataclass(frozen=True)
-class Start:
+class EditInput:
     """A picture (3, s, s) in [-1, 1] to begin from instead of noise, and the share of the steps that follow, 0…1."""
 
     picture: Tensor
     strength: float
 
-    def to(self, device: torch.device) -> "Start":
+    def to(self, device: torch.device) -> "EditInput":
         """On a device."""
         return replace(self, picture=self.picture.to(device))
 
@@ -82,7 +83,7 @@ class Latent:
     def __getitem__(self, rows: slice) -> "Latent":
         return Latent(self.z_i[rows], self.x_T[rows])
 
-    def repeated(self, num: int) -> "Latent":
+    def repeat_each(self, num: int) -> "Latent":
         """Every picture `num` times in a row."""
         return Latent(self.z_i.repeat_interleave(num, 0), self.x_T.repeat_interleave(num, 0))
 
@@ -100,7 +101,7 @@ class Latent:
 
 
 def read_embeddings(z_i: Any, dim: int, unit_norm: bool) -> Tensor:
-    """Embeddings (N, D), float32 on the CPU, if they are such as a model with these knows; or UsageError."""
+    """Embeddings (N, D), float32 on the CPU, if they have this width and length; or UsageError."""
     if not isinstance(z_i, Tensor) or z_i.ndim != 2 or len(z_i) == 0 or z_i.shape[1] != dim:
         given = tuple(z_i.shape) if isinstance(z_i, Tensor) else type(z_i).__name__
         raise UsageError(f"embeddings of this model are (N, {dim}), got {given}")
@@ -126,15 +127,13 @@ def read_pictures(image: Any) -> list[Image]:
     return [open_image(one) if isinstance(one, Path) else one for one in given]
 
 
-def read_known(image: Image, mask: Image, *, size: int, base: int, blend: float) -> Known:
-    """Check what a user brings to inpaint; UsageError for what cannot be."""
+def read_inpaint(image: Image, mask: Image, *, size: int, base: int, blend: float) -> InpaintInput:
+    """What a user gives to inpaint, checked; UsageError for what cannot be."""
     if isinstance(blend, bool) or not isinstance(blend, int | float) or not 0 <= blend <= size:
         raise UsageError(f"blend must be a number of pixels from 0 to {size}, got {blend!r}")
-    return Known(square(image, size), square_mask(mask, image, size), base, float(blend))
+    return InpaintInput(to_square_tensor(image, size), to_mask_tensor(mask, image, size), base, float(blend))
 
 
-def read_start(image: Image, strength: float, size: int) -> Start:
-    """Check what a user brings to edit; UsageError for what cannot be."""
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
-        raise UsageError(f"strength must be a number from 0 to 1, got {strength!r}")
-    return Start(square(image, size), float(strength))
+def read_edit(image: Image, strength: float, size: int) -> EditInput:
+    """What a user gives to edit, checked; UsageError for what cannot be."""
+    return EditInput(to_square_tensor(image, size), share("strength", strength))

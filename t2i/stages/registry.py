@@ -1,81 +1,49 @@
 """The trainable stages by name, and how each is saved and loaded."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from t2i.core.assets import asset
-from t2i.core.config import Config, parse
+from t2i.core.config import parse
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain
 from t2i.io.weights import MAX_SHARD_SIZE, load_folder, misfit, save_folder
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Where a stage's classes live; nothing is imported before it is asked for."""
-
-    module: str
-    config: str
-    model: str
-    task: str
-    options: str
-
-    def _get(self, part: str, name: str) -> Any:
-        return getattr(import_module(f"t2i.stages.{self.module}.{part}"), name)
-
-    @property
-    def config_class(self) -> type[Config]:
-        return self._get("model", self.config)
-
-    @property
-    def model_class(self) -> Callable[[Config], nn.Module]:
-        return self._get("model", self.model)
-
-    @property
-    def options_class(self) -> type[Config]:
-        return self._get("task", self.options)
-
-    @property
-    def presets(self) -> Mapping[str, Config]:
-        """Published networks of this stage by name, where there are any."""
-        try:
-            return self._get("presets", "PRESETS")
-        except ModuleNotFoundError:
-            return {}
-
-    @property
-    def task_class(self) -> Callable[..., nn.Module]:
-        return self._get("task", self.task)
-
+from t2i.stages.stage import Stage
 
 STAGES = {
-    "clip": Stage("clip", "ClipConfig", "ClipEncoder", "ClipTask", "ClipOptions"),
-    "prior": Stage("prior", "PriorConfig", "Prior", "PriorTask", "PriorOptions"),
-    "ar_prior": Stage("ar_prior", "ArPriorConfig", "ArPrior", "ArPriorTask", "ArPriorOptions"),
-    "laion_prior": Stage(
-        "dalle2_pytorch.prior", "LaionPriorConfig", "LaionPrior", "LaionPriorTask", "LaionPriorOptions"
-    ),
-    "laion_decoder": Stage(
-        "dalle2_pytorch.decoder", "LaionDecoderConfig", "LaionDecoder", "LaionDecoderTask", "LaionDecoderOptions"
-    ),
-    "decoder": Stage("decoder", "DecoderConfig", "Decoder", "DecoderTask", "DecoderOptions"),
-    "upsampler": Stage("upsampler", "UpsamplerConfig", "Upsampler", "UpsamplerTask", "UpsamplerOptions"),
-    "reader": Stage("reader", "ReaderConfig", "Reader", "ReaderTask", "ReaderOptions"),
-    "classifier": Stage("classifier", "ClassifierConfig", "Classifier", "ClassifierTask", "ClassifierOptions"),
-    "noised_clip": Stage("noised_clip", "NoisedClipConfig", "NoisedClip", "NoisedClipTask", "NoisedClipOptions"),
+    "clip": "t2i.stages.clip",
+    "prior": "t2i.stages.prior",
+    "ar_prior": "t2i.stages.ar_prior",
+    "laion_prior": "t2i.stages.dalle2_pytorch.prior",
+    "laion_decoder": "t2i.stages.dalle2_pytorch.decoder",
+    "decoder": "t2i.stages.decoder",
+    "upsampler": "t2i.stages.upsampler",
+    "reader": "t2i.stages.reader",
+    "classifier": "t2i.stages.classifier",
+    "noised_clip": "t2i.stages.noised_clip",
 }
+"""Name in `config.json` → the package whose `STAGE` says the rest; nothing is imported before it is asked for."""
 
 
 def stage(name: str) -> Stage:
-    """A stage by name; an unknown name raises UsageError with the nearest known one."""
+    """A stage by name; an unknown name raises UsageError with the nearest one."""
     if name not in STAGES:
         raise UsageError(f"unknown stage {name!r}; stages are {', '.join(STAGES)}{did_you_mean(name, STAGES)}")
-    return STAGES[name]
+    found: Stage = import_module(STAGES[name]).STAGE
+    return found
+
+
+def stage_of(model: nn.Module) -> Stage:
+    """The stage that a model is of: `STAGE` of the package that its class is written in."""
+    package = type(model).__module__
+    while package := package.rpartition(".")[0]:
+        found = getattr(import_module(package), "STAGE", None)
+        if isinstance(found, Stage):
+            return found
+    raise UsageError(f"{type(model).__name__} is the model of no stage")
 
 
 def save_stage(
@@ -107,7 +75,8 @@ def find_stage(folder: str | Path) -> Path:
 def load_stage(folder: str | Path, expect: str | Sequence[str] | None = None) -> nn.Module:
     """The model of a stage folder (see `find_stage`), in float32 on the CPU, in evaluation mode.
 
-    `expect` is the kind of stage that it must be, or several that it may be.
+    `expect` is the kind of stage that it must be, or several that it may be. Folders of earlier versions are read as
+    well.
 
     Raises DataError for a missing, truncated or foreign folder and for weights that do not fit their config.
     """
@@ -119,13 +88,14 @@ def load_stage(folder: str | Path, expect: str | Sequence[str] | None = None) ->
     kinds = [expect] if isinstance(expect, str) else expect
     if kinds is not None and name not in kinds:
         raise DataError(f"{folder}: holds a {name}, expected a {' or '.join(kinds)}")
-    model_config = config.get("model", {})
+    model_config, found = config.get("model", {}), stage(name)
     elsewhere = model_config.get("pretrained") if isinstance(model_config, dict) else None  # null in what we save
     if elsewhere is not None:
         raise DataError(f"{folder}: config.json wants weights from elsewhere (pretrained={elsewhere!r})")
     unfit = f"{folder}: config.json does not fit this version of t2i"
     with explain(unfit, DataError):
-        model = STAGES[name].model_class(parse(model_config, STAGES[name].config_class, f"{unfit}: model", DataError))
+        model = found.model(parse(model_config, found.config, f"{unfit}: model", DataError))
+    state = {found.renamed(key): value for key, value in state.items()}
     if problem := misfit(model.state_dict(), state):
         raise DataError(f"{folder}: weights do not fit config.json: the folder {problem}")
     model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})

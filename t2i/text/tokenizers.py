@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import torch
@@ -39,10 +40,15 @@ class TokenizerConfig(Config):
         return 49408 if self.kind == "clip" else 50257
 
     def build(self) -> Tokenizer:
-        """Raises UsageError if `source` holds no GPT-2 tokeniser, or cannot be reached."""
-        if self.kind == "words":
-            return WordTokenizer(self.words, self.context)
-        return ClipTokenizer(self.context) if self.kind == "clip" else GPT2Tokenizer(self.context, self.source)
+        """The same one every time. Raises UsageError if `source` holds no GPT-2 tokeniser, or cannot be reached."""
+        return _built(self)
+
+
+@cache
+def _built(config: TokenizerConfig) -> Tokenizer:
+    if config.kind == "words":
+        return WordTokenizer(config.words, config.context)
+    return ClipTokenizer(config.context) if config.kind == "clip" else GPT2Tokenizer(config.context, config.source)
 
 
 def tokenize(tokenizer: Tokenizer, captions: Sequence[str], *, trim: bool = False) -> tuple[Tensor, Tensor]:

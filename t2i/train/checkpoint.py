@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +117,16 @@ def verify(path: Path) -> str | None:
     return None
 
 
-def load(path: Path) -> tuple[State, dict[str, Any]]:
-    """What `save` was given: (tensors, state)."""
+def load(path: Path, renamed: Callable[[str], str] = str) -> tuple[State, dict[str, Any]]:
+    """What `save` was given: (tensors, state), tensors of models under the names that they have today."""
     names = {
         re.sub(r"(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?\.safetensors$", "", file.name) for file in path.glob("*.safetensors")
     }
-    return {name: weights.load_tensors(path, name) for name in names}, files.read_json(path / "state.json")
+    tensors = {name: weights.load_tensors(path, name) for name in names}
+    for name, group in tensors.items():
+        if name != "memory":
+            tensors[name] = {renamed(key): value for key, value in group.items()}
+    return tensors, files.read_json(path / "state.json")
 
 
 def load_model(model: nn.Module, values: dict[str, Tensor], path: Path) -> None:

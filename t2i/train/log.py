@@ -104,7 +104,7 @@ def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype)
 
 def unknown_words(task: Task, captions: Sequence[str]) -> str | None:
     """What to warn of when more than a tenth of the words are none of the vocabulary that a task reads them with."""
-    readers = (task, task.model, getattr(task, "encoder", None))
+    readers = (task, task.model, *(getattr(task, name, None) for name in task.needs))
     tokenizers: list[Any] = [t for reader in readers if (t := getattr(reader, "tokenizer", None)) is not None]
     unknown = [word for caption in captions for word in tokenizers[0].unknown(caption)] if tokenizers else []
     total = sum(len(split(caption)) for caption in captions)

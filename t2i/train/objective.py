@@ -1,6 +1,6 @@
 """The loss of a task as a module, and the batches it is given."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from t2i.core.types import Batch, Task
+from t2i.core.types import Batch
 
 
 class Batches(Protocol):
@@ -39,16 +39,18 @@ class LoaderFactory(Protocol):
 class Objective(nn.Module):
     """Puts the loss inside `forward`, where DistributedDataParallel sees it, and under autocast."""
 
-    def __init__(self, task: Task, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Callable[[Batch], dict[str, Tensor]], dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
-        self.model = task.model
-        self._task = (task,)  # hidden: only the model's parameters are trained and synchronised
+        self.model = model
+        self._loss = loss  # of a task whose other modules are hidden here: they are neither trained nor synchronised
         self.dtype, self.device_type = dtype, device.type
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """(mean loss with gradient, {name: detached mean})."""
         with self.autocast():
-            losses = self._task[0].loss(batch)
+            losses = self._loss(batch)
         means = {name: value.float().mean() for name, value in losses.items()}
         return means["loss"], {name: value.detach() for name, value in means.items()}
 

@@ -1,12 +1,12 @@
 """How to train: the settings of the loop, and the little that depends on the machine."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
-from t2i.core.config import AtHome, Config
+from t2i.core.config import AtHome, Config, renamed
 from t2i.core.devices import fast_bfloat16
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -14,6 +14,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 class TrainConfig(Config):
     """How to train. Steps are optimiser steps; images are counted over all processes."""
+
+    @classmethod
+    def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return renamed(data, clip="max_grad_norm")
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="images per step, over all processes and micro-batches")
@@ -24,7 +28,7 @@ class TrainConfig(Config):
     resume: Annotated[str, AtHome] = Field("auto", description="auto, none, or the path of a checkpoint")
     seed: int = 0
     ema: tuple[Fraction, ...] = Field((0.999,), description="decays; the first is exported and sampled")
-    clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="larger gradients are scaled down to it; null for none")
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_minutes: float | None = Field(None, gt=0, description="save and end after this long")

@@ -8,7 +8,7 @@ from conftest import small_clip, small_prior
 from golden_tools import check, load_case
 from torch import Tensor
 
-from t2i.cli.main import main as cli
+from t2i.cli import main as cli
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
 from t2i.core.types import Condition

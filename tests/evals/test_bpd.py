@@ -10,7 +10,7 @@ from conftest import small_decoder
 from PIL import Image
 from small import decoder, of
 
-from t2i.cli.main import main as cli
+from t2i.cli import main as cli
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
 from t2i.data.loader import DataConfig, Loader

@@ -21,7 +21,7 @@ from t2i import Pipeline
 from t2i.cli.info import describe
 from t2i.convert.convert import layouts
 from t2i.core.errors import DataError, FullDiskError, UsageError
-from t2i.hub.hub import hub
+from t2i.hub import hub
 from t2i.io.weights import save_folder
 from t2i.pipeline.base import KINDS
 

@@ -5,7 +5,7 @@ E width of the text encoder · M width of the decoder · N heads · d head width
 """
 
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.core.config import Config
+from t2i.core.config import Config, renamed
 from t2i.core.types import Condition, TextFeatures
 from t2i.diffusion.sphere import PrincipalComponents
 from t2i.nn.layers import timestep_embedding
@@ -24,15 +24,15 @@ MARGIN = 0.1
 
 
 class ArPriorConfig(Config):
-    """`clip_dim` and `text_width` are CLIP's, `clip_mark` is `ClipEncoder.mark` of it, empty if unknown; `unit_norm` as
-    in `ClipConfig`.
+    """`clip_dim` and `text_width` are CLIP's, `clip_fingerprint` is `ClipEncoder.fingerprint` of it, empty if unknown;
+    `unit_norm` as in `ClipConfig`.
 
     The paper has 319 components of 1024, which leave less than 1 % of the variance away, 1024 buckets, a text encoder
     of width 2048 and a decoder of width 1664, both 24 layers deep.
     """
 
     clip_dim: int = Field(256, ge=1)
-    clip_mark: tuple[float, ...] = ()
+    clip_fingerprint: tuple[float, ...] = ()
     unit_norm: bool = True
     text_width: int = Field(256, ge=1)
     context: int = Field(64, ge=1)
@@ -44,6 +44,10 @@ class ArPriorConfig(Config):
     width: int = Field(256, ge=1)
     layers: int = Field(6, ge=1)
     heads: int = Field(4, ge=1)
+
+    @classmethod
+    def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return renamed(data, clip_mark="clip_fingerprint")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -3,7 +3,7 @@
 B batch · C channels · S side of the picture · H W of the coarsest level · N heads · d head width · K classes
 """
 
-from typing import Literal, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.diffusion.config import Noise, diffusion_section
 from t2i.diffusion.guidance import input_gradient
 from t2i.nn.attention import attend
 from t2i.nn.encoder import Encoder, EncoderConfig
@@ -19,24 +20,19 @@ from t2i.nn.layers import GroupNorm
 
 
 class ClassifierConfig(Config):
-    """Everything about a classifier.
+    """Everything about a classifier."""
 
-    Attributes:
-        encoder: the network below the pool; it sees x_t and t alone.
-        num_classes: K.
-        class_names: what users call the classes, empty if they have no names.
-        image_size: of x_t; the pool has a row for every place of the coarsest level.
-        schedule, num_steps, rescale_timesteps: the noise that it was trained on, which must be that of the diffusion
-            model it steers.
-    """
+    encoder: EncoderConfig = Field(description="the network below the pool; it sees x_t and t alone")
+    num_classes: int = Field(1000, ge=2, description="K")
+    class_names: tuple[str, ...] = Field((), description="what users call the classes, empty if they have no names")
+    image_size: int = Field(64, ge=1, description="of x_t; the pool has a row for every place of the coarsest level")
+    diffusion: Noise = Field(
+        Noise(), description="the noise it was trained on, which must be that of the diffusion model it guides"
+    )
 
-    encoder: EncoderConfig
-    num_classes: int = Field(default=1000, ge=2)
-    class_names: tuple[str, ...] = ()
-    image_size: int = Field(default=64, ge=1)
-    schedule: Literal["linear", "cosine"] = "cosine"
-    num_steps: int = Field(default=1000, ge=1)
-    rescale_timesteps: bool = False
+    @classmethod
+    def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return diffusion_section(data)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

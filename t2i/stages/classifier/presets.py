@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from t2i.diffusion.config import Noise
 from t2i.nn.encoder import EncoderConfig
 from t2i.stages.classifier.model import ClassifierConfig
 
@@ -16,7 +17,7 @@ def _adm(
     encoder = EncoderConfig(
         channels=128, multipliers=multipliers, num_blocks=depth, attention=attention, head_channels=64
     )
-    return ClassifierConfig(encoder=encoder, num_classes=1000, image_size=size, schedule=schedule)
+    return ClassifierConfig(encoder=encoder, num_classes=1000, image_size=size, diffusion=Noise(schedule=schedule))
 
 
 PRESETS: dict[str, ClassifierConfig] = {  # of ImageNet; attention at 32, 16 and 8 pixels

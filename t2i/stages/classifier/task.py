@@ -5,12 +5,11 @@ B batch · S side of the picture
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i.core.config import Config
 from t2i.core.seed import Streams, upload
-from t2i.core.types import Batch, Encoder
-from t2i.diffusion.process import Process
+from t2i.core.types import Batch, Task
 from t2i.stages.classifier.model import Classifier, check_labels
 
 
@@ -18,18 +17,15 @@ class ClassifierOptions(Config):
     """Nothing about this objective is a matter of choice."""
 
 
-class ClassifierTask(nn.Module):
-    """Trains a `Classifier` on pictures with labels; needs no encoder."""
+class ClassifierTask(Task):
+    """Trains a `Classifier` on pictures with labels."""
 
     keys = ("image", "label")
+    model: Classifier
 
-    def __init__(
-        self, model: Classifier, encoder: Encoder | None = None, options: ClassifierOptions = ClassifierOptions()
-    ) -> None:
-        super().__init__()
-        c = model.config
-        self.model = model
-        self.process = Process.from_schedule(c.schedule, c.num_steps, c.rescale_timesteps)
+    def __init__(self, model: Classifier, options: ClassifierOptions = ClassifierOptions()) -> None:
+        super().__init__(model)
+        self.process = model.config.diffusion.process()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, the cross-entropy in nats, and `accuracy`, whether the likeliest class is the label; each (B,)."""
@@ -45,9 +41,6 @@ class ClassifierTask(nn.Module):
         logits = self.model(x_t, self.process.time(step, x_t))  # (B, K)
         hit = (logits.detach().argmax(dim=1) == label).float()
         return {"loss": F.cross_entropy(logits, label, reduction="none"), "accuracy": hit}
-
-    def sample(self, batch: Batch) -> None:
-        """A classifier draws nothing."""
 
     @torch.no_grad()
     def metrics(self, batch: Batch) -> dict[str, float]:

@@ -12,3 +12,24 @@ tower's token states (B, L, W) for stages that read the whole sentence.
 Not every architecture of open_clip is one: those with a tower of another library, another vocabulary or text that
 attends both ways (SigLIP, CoCa, CLIPA, multilingual ones) are refused by name.
 """
+
+from t2i.stages.clip.convert import layouts
+from t2i.stages.clip.model import ClipConfig, ClipEncoder
+from t2i.stages.clip.policy import complete, example, fits
+from t2i.stages.clip.presets import PRESETS
+from t2i.stages.clip.task import ClipOptions, ClipTask
+from t2i.stages.stage import Stage
+
+STAGE = Stage(
+    name="clip",
+    config=ClipConfig,
+    model=ClipEncoder,
+    options=ClipOptions,
+    task=ClipTask,
+    presets=PRESETS,
+    example=example,
+    complete=complete,
+    fits=fits,
+    layouts=layouts,
+    contrastive=True,
+)

@@ -182,6 +182,6 @@ class ClipEncoder(nn.Module):
         return self.encode_tokens(*self.tokenize(captions))
 
     @torch.no_grad()
-    def mark(self) -> tuple[float, ...]:
+    def fingerprint(self) -> tuple[float, ...]:
         """Where the empty sentence is embedded: by these numbers stages recognise the CLIP they were trained with."""
         return tuple(round(x, 4) for x in self.encode_text([""]).pooled[0, :16].tolist())

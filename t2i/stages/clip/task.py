@@ -7,35 +7,33 @@ import math
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i.core.config import Config
 from t2i.core.seed import mix, upload
-from t2i.core.types import Batch, Encoder
+from t2i.core.types import Batch, Task
 from t2i.nn.contrastive import contrastive_loss
 from t2i.stages.clip.model import ClipEncoder
 
 
 class ClipOptions(Config):
-    """`max_scale` bounds the learned inverse temperature, 100 in the paper."""
+    """How CLIP is trained."""
 
-    max_scale: float = Field(100.0, gt=0)
+    max_scale: float = Field(100.0, gt=0, description="bound of the learned inverse temperature, 100 in the paper")
 
 
-class ClipTask(nn.Module):
-    """Trains both towers of a `ClipEncoder`; needs no encoder beside it.
+class ClipTask(Task):
+    """Trains both towers of a `ClipEncoder`.
 
     Every picture is compared with the captions of all processes, but of one micro-batch: accumulation saves memory and
     not the number of captions to choose from.
     """
 
     keys = ("image", "caption")
+    model: ClipEncoder
 
-    def __init__(
-        self, model: ClipEncoder, encoder: Encoder | None = None, options: ClipOptions = ClipOptions()
-    ) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(self, model: ClipEncoder, options: ClipOptions = ClipOptions()) -> None:
+        super().__init__(model)
         self.max_scale = options.max_scale
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

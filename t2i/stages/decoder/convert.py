@@ -9,8 +9,9 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
-from t2i.keymaps.flat import Entry, Layout, RowOrder, flat_text, flat_unet, prefixed, rekey
+from t2i.keymaps.flat import Entry, Layout, RowOrder, flat_ports, flat_unet, prefixed, rekey
 from t2i.keymaps.levels import DIFFUSERS, DIFFUSERS_BEFORE_0_12, PESSER, level_unet, unet_from
+from t2i.nn.ports import ClipImageConfig, PortsConfig, StatesConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.presets import PRESETS
 
@@ -39,7 +40,7 @@ def layouts() -> Iterator[Layout]:
         if name.startswith("ddpm"):
             for names in (PESSER, DIFFUSERS, DIFFUSERS_BEFORE_0_12):
                 yield Layout("decoder", name, config, Decoder, tuple(level_unet(config.unet, names)))
-        elif config.clip_text_width is not None:
+        elif config.ports.clip_text is not None:
             yield from (karlo_layout(name, config), diffusers_layout(name, config))
         elif not name.startswith("dalle2"):
             order: RowOrder = "new" if name in NEW_ORDER else "legacy"
@@ -49,11 +50,7 @@ def layouts() -> Iterator[Layout]:
 def flat_entries(config: DecoderConfig, order: RowOrder) -> Iterator[Entry]:
     """Every module of a decoder with its name in a flat list of OpenAI's."""
     yield from flat_unet(config.unet, order)
-    if config.num_classes is not None:
-        yield Entry("label_emb", "classes")
-    if config.text is not None:
-        yield from flat_text(config.text)
-        yield Entry("transformer_proj", "text_vector")
+    yield from flat_ports(config.ports)
 
 
 def karlo_layout(name: str, config: DecoderConfig) -> Layout:
@@ -81,10 +78,15 @@ def _clip_ports(
     config: DecoderConfig, vector: str, text_vector: str, states: str, norm: str, null: str, tokens: str
 ) -> Iterator[Entry]:
     """What CLIP says of pictures and sentences, by the names of others for each port."""
-    names = {vector: "clip_vector", text_vector: "clip_text_vector", states: "clip_text.0", norm: "clip_text.1"}
-    yield from (Entry(theirs, ours) for theirs, ours in names.items())
-    yield Entry(null, "clip_null", bare=True)
-    yield Entry(tokens, "clip_tokens", _tokens_last(config))
+    names = {
+        vector: "clip_image.vector",
+        text_vector: "clip_text.vector",
+        states: "clip_text.states.0",
+        norm: "clip_text.states.1",
+    }
+    yield from (Entry(theirs, f"ports.{ours}") for theirs, ours in names.items())
+    yield Entry(null, "ports.clip_image.nothing", bare=True)
+    yield Entry(tokens, "ports.clip_image.tokens", _tokens_last(config))
 
 
 def config_from(unet: Mapping[str, Any], text: Mapping[str, Any]) -> DecoderConfig:
@@ -92,15 +94,19 @@ def config_from(unet: Mapping[str, Any], text: Mapping[str, Any]) -> DecoderConf
 
     Raises ValueError for another kind of U-Net.
     """
+    dim = text["clip_embeddings_dim"]
     return DecoderConfig(
         unet=unet_from(unet),
-        clip_dim=text["clip_embeddings_dim"],
-        clip_text_width=text["clip_embeddings_dim"],
-        num_clip_tokens=text["clip_extra_context_tokens"],
+        ports=PortsConfig(
+            clip_image=ClipImageConfig(dim=dim, num_tokens=text["clip_extra_context_tokens"]),
+            clip_text=StatesConfig(width=dim, dim=dim),
+        ),
         image_size=unet["sample_size"],
     )
 
 
 def _tokens_last(config: DecoderConfig) -> Callable[[Tensor], Tensor]:
     """Rows of the projection to image tokens: channel by channel there, token by token here."""
-    return lambda x: rearrange(x, "(c t) ... -> (t c) ...", t=config.num_clip_tokens)
+    assert config.ports.clip_image is not None
+    num_tokens = config.ports.clip_image.num_tokens
+    return lambda x: rearrange(x, "(c t) ... -> (t c) ...", t=num_tokens)

@@ -1,6 +1,7 @@
 """Published sizes of decoders, by name, with the facts that no weight file shows."""
 
-from t2i.nn.transformer import TextConfig
+from t2i.diffusion.config import Diffusion
+from t2i.nn.ports import ClassesConfig, ClipImageConfig, MaskedConfig, PortsConfig, StatesConfig, TextPortConfig
 from t2i.nn.unet import UNetConfig
 from t2i.stages.decoder.model import DecoderConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -23,14 +24,17 @@ def _ddpm(size: int, multipliers: tuple[int, ...], attention: int, dropout: floa
         dropout=dropout,
     )
     variance = "fixed_large" if size == 32 else "fixed_small"
-    return DecoderConfig(unet=unet, image_size=size, variance=variance, schedule="linear")
+    return DecoderConfig(unet=unet, image_size=size, diffusion=Diffusion(variance=variance, schedule="linear"))
+
+
+def _classes(num: int | None) -> PortsConfig:
+    return PortsConfig(classes=ClassesConfig(num=num)) if num is not None else PortsConfig()
 
 
 def _iddpm(unet: UNetConfig, size: int, num_classes: int | None = None) -> DecoderConfig:
     # float timesteps are for the unconditional networks alone
-    return DecoderConfig(
-        unet=unet, image_size=size, num_classes=num_classes, num_steps=4000, rescale_timesteps=num_classes is None
-    )
+    diffusion = Diffusion(num_steps=4000, rescale_timesteps=num_classes is None)
+    return DecoderConfig(unet=unet, image_size=size, ports=_classes(num_classes), diffusion=diffusion)
 
 
 _IDDPM_64 = UNetConfig(
@@ -49,15 +53,14 @@ _ADM_512 = UNetConfig(
 
 
 def _adm(unet: UNetConfig, size: int, num_classes: int | None = 1000) -> DecoderConfig:
-    schedule = "cosine" if size == 64 else "linear"
-    return DecoderConfig(unet=unet, image_size=size, num_classes=num_classes, schedule=schedule)
+    diffusion = Diffusion(schedule="cosine" if size == 64 else "linear")
+    return DecoderConfig(unet=unet, image_size=size, ports=_classes(num_classes), diffusion=diffusion)
 
 
-_GLIDE = DecoderConfig(
-    unet=_ADM_64.model_copy(update={"context_dim": 512}),
-    text=TextConfig(width=512, layers=16, heads=8, vocab_size=50257, context=128),
-    tokenizer=TokenizerConfig(kind="gpt2", context=128),
+_GLIDE_TEXT = TextPortConfig(
+    width=512, layers=16, heads=8, vocab_size=50257, context=128, tokenizer=TokenizerConfig(kind="gpt2", context=128)
 )
+_GLIDE_UNET = _ADM_64.model_copy(update={"context_dim": 512})
 
 PRESETS: dict[str, DecoderConfig] = {
     "ddpm-cifar10": _ddpm(32, (1, 2, 2, 2), attention=2, dropout=0.1),  # 35.7 M parameters
@@ -87,7 +90,7 @@ PRESETS: dict[str, DecoderConfig] = {
             resample="conv",
         ),
         image_size=256,
-        schedule="linear",
+        diffusion=Diffusion(schedule="linear"),
     ),
     "adm-64": _adm(_ADM_64, 64),  # ImageNet: 296 M
     "adm-128": _adm(_ADM_128, 128),  # 422 M
@@ -95,9 +98,10 @@ PRESETS: dict[str, DecoderConfig] = {
     "adm-256-uncond": _adm(_ADM_256, 256, num_classes=None),  # ImageNet, and LSUN horses without dropout: 553 M
     "adm-lsun": _adm(_ADM_256.model_copy(update={"dropout": 0.1}), 256, num_classes=None),
     "adm-512": _adm(_ADM_512, 512),  # 559 M
-    "glide": _GLIDE,  # filtered: 385 M
-    "glide-inpaint": DecoderConfig.model_validate(
-        {**_GLIDE.model_dump(), "unet": {**_GLIDE.unet.model_dump(), "image_channels": 4}, "inpaint": True}
+    "glide": DecoderConfig(unet=_GLIDE_UNET, ports=PortsConfig(text=_GLIDE_TEXT)),  # filtered: 385 M
+    "glide-inpaint": DecoderConfig(
+        unet=_GLIDE_UNET.model_copy(update={"image_channels": 4}),
+        ports=PortsConfig(text=_GLIDE_TEXT, masked=MaskedConfig()),
     ),
     "karlo": DecoderConfig(  # 893 M, 885 M of them in the U-Net
         unet=UNetConfig(
@@ -109,8 +113,7 @@ PRESETS: dict[str, DecoderConfig] = {
             context_dim=1536,
             dropout=0.1,
         ),
-        clip_dim=768,
-        clip_text_width=768,
+        ports=PortsConfig(clip_image=ClipImageConfig(dim=768), clip_text=StatesConfig(width=768, dim=768)),
     ),
     "dalle2": DecoderConfig(  # unCLIP, Table 3: 3.5 B
         unet=UNetConfig(
@@ -122,7 +125,9 @@ PRESETS: dict[str, DecoderConfig] = {
             context_dim=2048,
             dropout=0.1,
         ),
-        text=TextConfig(width=2048, layers=24, heads=32, vocab_size=49408, context=256),  # by the tokens of its CLIP
-        clip_dim=1024,
+        ports=PortsConfig(  # captions by the tokens of its CLIP
+            text=TextPortConfig(width=2048, layers=24, heads=32, vocab_size=49408, context=256),
+            clip_image=ClipImageConfig(dim=1024),
+        ),
     ),
 }

@@ -1,6 +1,6 @@
 """Drawing small pictures from an image embedding and a sentence, and the way back.
 
-B batch · L tokens · D width of CLIP embeddings
+B batch · S side of a picture
 """
 
 from dataclasses import replace
@@ -11,16 +11,9 @@ from torch import Tensor
 from t2i.core.seed import Streams
 from t2i.core.types import Condition, StepCallback
 from t2i.diffusion.prediction import ModelDenoiser
-from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim_invert
-from t2i.diffusion.sampling import Sampling, Steering, draw
+from t2i.diffusion.sampling import Hooks, Sampling, draw
 from t2i.stages.decoder.model import Decoder
-
-
-def process_of(model: Decoder) -> Process:
-    """The diffusion process a decoder was trained on."""
-    c = model.config
-    return Process.from_schedule(c.schedule, c.num_steps, c.rescale_timesteps)
 
 
 @torch.no_grad()
@@ -31,7 +24,7 @@ def sample(
     sampling: Sampling,
     *,
     null: Condition | None = None,
-    steering: Steering = Steering(),
+    hooks: Hooks = Hooks(),
     x_T: Tensor | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
@@ -40,7 +33,7 @@ def sample(
     Args:
         streams: one random stream per picture.
         null: what guidance moves away from; if None `model.null_condition(B)`, beside the picture that is known.
-        steering: classifiers, known parts, a picture to begin from; tensors of it on the model's device.
+        hooks: classifiers, known parts, a picture to begin from; tensors of it on the model's device.
         x_T: (B, 3, S, S), the noise to begin from, such as `invert` finds; drawn from `streams` if None.
     """
     c = model.config
@@ -51,14 +44,13 @@ def sample(
         x_T = streams.normal(c.unet.in_channels, c.image_size, c.image_size)  # (B, 3, S, S)
     return draw(
         model,
+        c.diffusion,
         model.project(condition),
         model.project(null) if null is not None and sampling.guidance != 1 else None,
-        process_of(model),
-        c.parametrisation,
         sampling,
         x_T.to(device).contiguous(memory_format=torch.channels_last),
         streams,
-        steering=steering,
+        hooks=hooks,
         callback=callback,
     )
 
@@ -75,7 +67,8 @@ def invert(
 ) -> Tensor:
     """x_T (B, 3, S, S), from which DDIM with as many steps, eta 0 and no guidance comes back to the pictures x_0
     (B, 3, S, S) in [-1, 1], on the model's device; `corrections` as in `ddim_invert`."""
-    process = process_of(model).respace(steps)
-    denoise = ModelDenoiser(model, model.project(condition), process, model.config.parametrisation, clip=False)
+    diffusion = model.config.diffusion
+    process = diffusion.process().respace(steps)
+    denoise = ModelDenoiser(model, model.project(condition), process, diffusion.parametrisation(), clamp=None)
     x_0 = x_0.contiguous(memory_format=torch.channels_last)
     return ddim_invert(denoise, x_0, process, corrections=corrections, callback=callback)

@@ -1,47 +1,51 @@
-"""Training the decoder: the hybrid loss with captions and embeddings dropped for guidance (unCLIP section 2.1).
+"""Training the decoder: the hybrid loss with captions and embeddings dropped for guidance (unCLIP, section 2.1).
 
 B batch · S side of the picture · L tokens · D width of CLIP embeddings
 """
 
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i.core.config import Config
 from t2i.core.seed import Streams, upload
-from t2i.core.types import Batch, Condition, Encoder
+from t2i.core.types import Batch, Condition, Encoder, Task
 from t2i.data.augment.masks import random_masks
-from t2i.diffusion.losses import LossKind, Weighting, training_losses
+from t2i.diffusion.losses import LossKind, Weighting, diffusion_loss
 from t2i.diffusion.sampling import Sampling
-from t2i.diffusion.timesteps import LossSecondMoment, Timesteps, draw_steps
+from t2i.diffusion.timesteps import LossSecondMoment, Timesteps
+from t2i.nn.ports import Given
 from t2i.stages.decoder.model import Decoder
-from t2i.stages.decoder.sample import process_of, sample
+from t2i.stages.decoder.sample import sample
 from t2i.text.tokenizers import tokenize
 
 
 class DecoderOptions(Config):
-    """How a decoder is trained.
+    """How a decoder is trained."""
 
-    `clip_drop` is how often the image embedding is replaced by the null embedding and `text_drop` how often the caption
-    is emptied, independently: 10 % and 50 % in the paper; `class_drop` is how often a class is the absent one, for
-    networks that know one, and `hidden` how often those that inpaint see nothing of the picture. `kind`, `weighting`
-    and `vb_weight` as in `training_losses`, `time_shift` as in `shifted`; `timesteps` "loss_second_moment" draws steps
-    by what they cost (`LossSecondMoment`), "uniform" by `time_shift` alone; `sampling` is how the sample grids are
-    drawn.
-    """
-
-    clip_drop: float = Field(0.1, ge=0, le=1)
-    text_drop: float = Field(0.5, ge=0, le=1)
-    class_drop: float = Field(0.1, ge=0, le=1)
-    hidden: float = Field(0.15, ge=0, le=1)
-    kind: LossKind = "hybrid"
-    weighting: Weighting = "uniform"
-    vb_weight: float = Field(1.0, ge=0)
-    time_shift: float = Field(1.0, gt=0)
-    timesteps: Timesteps = "uniform"
-    sampling: Sampling = Sampling(steps=25, guidance=2.0)
+    clip_drop: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="how often the image embedding is replaced by the null embedding; 10 % in the paper",
+    )
+    text_drop: float = Field(
+        0.5, ge=0, le=1, description="how often the caption is emptied, independently; 50 % in the paper"
+    )
+    class_drop: float = Field(
+        0.1, ge=0, le=1, description="how often a class is the absent one, for networks that know one"
+    )
+    hidden: float = Field(0.15, ge=0, le=1, description="how often a network that inpaints sees nothing of the picture")
+    kind: LossKind = Field("hybrid", description="see `training_losses`")
+    weighting: Weighting = Field("uniform", description="see `training_losses`")
+    vb_weight: float = Field(1.0, ge=0, description="see `training_losses`")
+    time_shift: float = Field(1.0, gt=0, description="crowds the steps towards noise, see `timesteps.shifted`")
+    timesteps: Timesteps = Field(
+        "uniform", description="loss_second_moment draws steps by what they cost, uniform by time_shift alone"
+    )
+    sampling: Sampling = Field(Sampling(steps=25, guidance=2.0), description="how the sample grids are drawn")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -50,32 +54,35 @@ class DecoderOptions(Config):
         return self
 
 
-class DecoderTask(nn.Module):
-    """Trains a `Decoder`, with CLIP embeddings from a frozen `encoder` if it has a port for them."""
+class DecoderTask(Task):
+    """Trains a `Decoder`, with embeddings and states of a frozen `clip` if it has ports for them."""
+
+    needs: ClassVar = {"clip": Encoder}
+    model: Decoder
 
     def __init__(
-        self, model: Decoder, encoder: Encoder | None = None, options: DecoderOptions = DecoderOptions()
+        self, model: Decoder, options: DecoderOptions = DecoderOptions(), *, clip: Encoder | None = None
     ) -> None:
-        super().__init__()
-        c = model.config
-        if c.clip_dim is not None and (encoder is None or encoder.dim != c.clip_dim):
-            raise ValueError(
-                f"this decoder reads embeddings of width {c.clip_dim}, CLIP gives {getattr(encoder, 'dim', None)}"
-            )
-        if options.sampling.guidance != 1 and c.text is None and c.clip_dim is None and not c.null_class:
+        super().__init__(model)
+        ports = model.config.ports
+        if ports.clip_image is not None and (clip is None or clip.dim != ports.clip_image.dim):
+            theirs = getattr(clip, "dim", None)
+            raise ValueError(f"this decoder reads embeddings of width {ports.clip_image.dim}, CLIP gives {theirs}")
+        guided = {"text", "clip_image", "states"} & set(ports.names) or (
+            ports.classes is not None and ports.classes.null_class
+        )
+        if options.sampling.guidance != 1 and not guided:
             raise ValueError(f"nothing to guide: sampling.guidance must be 1, got {options.sampling.guidance}")
-        reads = c.text is not None or c.clip_text_width is not None
-        ports = {"caption": reads, "label": c.num_classes is not None}
-        self.keys: tuple[str, ...] = ("image", *(key for key, there in ports.items() if there))
-        self.model = model
-        self.encoder = encoder
-        self.options = options
-        self.process = process_of(model)
+        reads = {"caption": ports.text is not None or ports.clip_text is not None, "label": ports.classes is not None}
+        self.keys = ("image", *(key for key, there in reads.items() if there))
+        self.clip, self.options, self.diffusion = clip, options, model.config.diffusion
+        self.process = self.diffusion.process()
         self.process.respace(options.sampling.steps)  # refuses what it cannot do before the first grid needs it
-        self.memory = LossSecondMoment(self.process.num_steps) if options.timesteps == "loss_second_moment" else None
-        self.parametrisation = c.parametrisation
-        self.tokenizer = c.tokenizer.build() if c.tokenizer is not None else None
-        self.reads_padding = c.text is None or c.text.attend_padding
+        if options.timesteps == "loss_second_moment":
+            self.memory = LossSecondMoment(self.process.num_steps)
+        spelled = ports.text.tokenizer if ports.text is not None else None
+        self.tokenizer = spelled.build() if spelled is not None else None
+        self.reads_padding = ports.text is None or ports.text.attend_padding
 
     def condition(self, batch: Batch, drops: Streams | None = None, *, trim: bool = False) -> Condition:
         """The decoder's condition for a batch.
@@ -84,61 +91,55 @@ class DecoderTask(nn.Module):
             drops: where it is drawn from what is dropped; None drops nothing.
             trim: as in `tokenize`.
         """
-        c, image, o = self.model.config, batch["image"], self.options
-        tokens = mask = embedding = clip_text = labels = known = text_keep = clip_keep = None
-        captions = batch["caption"] if "caption" in self.keys else []
+        ports, image, o = self.model.config.ports, batch["image"], self.options
+        text = embedding = clip_text = labels = picture = None
+        captions, dropped = batch["caption"] if "caption" in self.keys else [], {}
         if drops is not None:
             drawn = drops.uniform(2)  # (B, 2)
             keep = upload(drawn, image.device)
-            text_keep, clip_keep = keep[:, 0] >= o.text_drop, keep[:, 1] >= o.clip_drop
+            dropped = {"text": keep[:, 0] < o.text_drop, "clip_image": keep[:, 1] < o.clip_drop}
             captions = [x if u >= o.text_drop else "" for x, u in zip(captions, drawn[:, 0].tolist(), strict=False)]
         if self.tokenizer is not None:
             tokens, mask = (upload(x, image.device) for x in tokenize(self.tokenizer, batch["caption"], trim=trim))
-        if self.encoder is not None and c.clip_dim is not None:
+            text = tokens, mask
+        if self.clip is not None and ports.clip_image is not None:
             with torch.no_grad():
-                embedding = self.encoder.encode_image(image)  # (B, D)
-                clip_text = self.encoder.encode_text(captions) if c.clip_text_width is not None else None
-        if c.num_classes is not None:
+                embedding = self.clip.encode_image(image)  # (B, D)
+                clip_text = self.clip.encode_text(captions) if ports.clip_text is not None else None
+        if ports.classes is not None:
             labels = batch["label"]
-            if c.null_class and drops is not None:
-                absent = upload(drops.uniform() < o.class_drop, image.device)  # (B,)
-                labels = torch.where(absent, c.num_classes, labels)
-        if c.inpaint:
-            masks = random_masks(drops or Streams(batch["seed"], "mask"), c.image_size, o.hidden)
-            known = image, upload(masks, image.device)
+            if ports.classes.null_class and drops is not None:
+                dropped["classes"] = upload(drops.uniform() < o.class_drop, image.device)  # (B,)
+        if ports.masked is not None:
+            masks = random_masks(drops or Streams(batch["seed"], "mask"), self.model.config.image_size, o.hidden)
+            picture = image, upload(masks, image.device)
         return self.model.condition(
-            tokens, mask, embedding, labels, known, clip_text=clip_text, text_keep=text_keep, clip_keep=clip_keep
-        )
+            Given(
+                len(image), text=text, clip_image=embedding, clip_text=clip_text, classes=labels, masked=picture,
+                dropped=dropped,
+            )
+        )  # fmt: skip
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
-        x_0 = batch["image"]  # (B, 3, S, S)
-        device = x_0.device
-        streams = Streams(batch["seed"], "decoder")
+        streams, o = Streams(batch["seed"], "decoder"), self.options
         condition = self.condition(batch, streams, trim=not self.reads_padding)
-        memory = self.memory if self.model.training else None
-        step = draw_steps(streams, self.process.num_steps, device, self.options.time_shift, memory)  # (B,)
-        noise = upload(streams.normal(*x_0.shape[1:]), device)  # (B, 3, S, S)
-        x_t = self.process.q_sample(x_0, step, noise)
-        raw = self.model(x_t, self.process.time(step, x_t), condition)
-        o = self.options
-        losses = training_losses(
-            self.process, self.parametrisation, raw, x_0, x_t, noise, step, o.kind, o.weighting, o.vb_weight
-        )
-        return losses if memory is None else losses | {"loss": memory.weigh(step, losses["loss"])}
+        return diffusion_loss(
+            self.model, self.diffusion, batch["image"], condition, streams,
+            kind=o.kind, weighting=o.weighting, vb_weight=o.vb_weight, time_shift=o.time_shift,
+            memory=self.memory if self.model.training else None,
+        )  # fmt: skip
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
         """Real pictures above what the decoder draws from what is said of them, (2B, 3, S, S); where it inpaints, in
         between what it is shown of them, (3B, 3, S, S)."""
-        condition, c, null = self.condition(batch), self.model.config, None
-        if self.encoder is not None and condition.sequence is not None and c.clip_text_width is not None:
-            empty = self.encoder.encode_text([""] * len(batch["image"]))
-            null = self.model.condition(clip_text=empty.padded(condition.sequence.shape[1] - c.num_clip_tokens))
+        condition, ports, null = self.condition(batch), self.model.config.ports, None
+        if self.clip is not None and condition.sequence is not None and ports.clip_text is not None:
+            assert ports.clip_image is not None
+            empty = self.clip.encode_text([""] * len(batch["image"]))
+            length = condition.sequence.shape[1] - ports.clip_image.num_tokens
+            null = self.model.condition(Given(len(batch["image"]), clip_text=empty.padded(length)))
         drawn = sample(self.model, condition, Streams(batch["seed"], "sample"), self.options.sampling, null=null)
         shown = [condition.image[:, :3]] if condition.image is not None else []
         return torch.cat([batch["image"], *shown, drawn])
-
-    def metrics(self, batch: Batch) -> dict[str, float]:
-        """Nothing beyond the loss; pictures are judged by `t2i eval`."""
-        return {}

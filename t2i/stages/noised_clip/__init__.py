@@ -10,3 +10,24 @@ In: x_t (B, 3, S, S) in [-1, 1] plus noise, t (B,), and sentences. Out: unit vec
                                                                            steer: the `grad_fn` of `score_guided`
     convert([image_encoder, text_encoder], config)                         read published weights (`.convert`)
 """
+
+from t2i.stages.noised_clip.convert import layouts
+from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig
+from t2i.stages.noised_clip.policy import complete, fits
+from t2i.stages.noised_clip.presets import PRESETS
+from t2i.stages.noised_clip.task import NoisedClipOptions, NoisedClipTask
+from t2i.stages.stage import Stage
+
+STAGE = Stage(
+    name="noised_clip",
+    config=NoisedClipConfig,
+    model=NoisedClip,
+    options=NoisedClipOptions,
+    task=NoisedClipTask,
+    presets=PRESETS,
+    complete=complete,
+    fits=fits,
+    layouts=layouts,
+    halved=True,
+    contrastive=True,
+)

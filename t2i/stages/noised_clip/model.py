@@ -4,7 +4,7 @@ B batch · S side of the picture · P patches · L tokens · W width of a tower 
 """
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from t2i.core.config import Config
 from t2i.core.seed import upload
+from t2i.diffusion.config import Noise, diffusion_section
 from t2i.diffusion.guidance import input_gradient
 from t2i.nn.layers import timestep_embedding
 from t2i.nn.transformer import Transformer, TransformerConfig
@@ -42,32 +43,35 @@ class TowerConfig(Config):
 
 
 class NoisedClipConfig(Config):
-    """Everything about a noised CLIP.
+    """Everything about a noised CLIP."""
 
-    Attributes:
-        embed_dim: D.
-        image_size, patch_size: sides of the picture and of a patch, in pixels.
-        vision, text: the two towers.
-        tokenizer: gives the text tower its context and vocabulary.
-        table_size: rows of the table of tokens; None for as many as there are tokens.
-        scale: inverse temperature of the loss, and what similarities are multiplied by to steer; it is not learned.
-            100 as published; a new network finds its way sooner at 1/0.07, where CLIP's own begins.
-        schedule, num_steps: the noise that it was trained on, which must be that of the diffusion model it steers.
-    """
-
-    embed_dim: int = Field(default=512, ge=1)
-    image_size: int = Field(default=64, ge=1)
-    patch_size: int = Field(default=4, ge=1)
+    embed_dim: int = Field(512, ge=1, description="D")
+    image_size: int = Field(64, ge=1, description="side of the picture, in pixels")
+    patch_size: int = Field(4, ge=1, description="side of a patch, in pixels")
     vision: TowerConfig = TowerConfig(width=768, heads=12)
     text: TowerConfig = TowerConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    table_size: int | None = None
-    scale: float = Field(default=1 / 0.07, gt=0)
-    schedule: Literal["linear", "cosine"] = "cosine"
-    num_steps: int = Field(default=1000, ge=1)
+    tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="context and vocabulary of the text tower")
+    table_size: int | None = Field(
+        None, description="rows of the table of tokens; null for as many as there are tokens"
+    )
+    scale: float = Field(
+        1 / 0.07,
+        gt=0,
+        description="inverse temperature of the loss, and what similarities are multiplied by to guide; it is not "
+        "learned. 100 as published; a new network finds its way sooner at 1/0.07, where CLIP's own begins",
+    )
+    diffusion: Noise = Field(
+        Noise(), description="the noise it was trained on, which must be that of the diffusion model it guides"
+    )
+
+    @classmethod
+    def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return diffusion_section(data)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.diffusion.rescale_timesteps:
+            raise ValueError("a noised CLIP knows whole timesteps: rescale_timesteps must be false")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.table_size is not None and self.table_size < self.tokenizer.vocab_size:
@@ -84,8 +88,8 @@ class ImageEncoder(nn.Module):
         self.size = (3, config.image_size, config.image_size)
         self.patches = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         # Rows of neighbouring steps start alike, so that a step learns from all the others.
-        self.times = nn.Embedding(config.num_steps, width)
-        self.times.weight = nn.Parameter(timestep_embedding(torch.arange(config.num_steps), width))
+        self.times = nn.Embedding(config.diffusion.num_steps, width)
+        self.times.weight = nn.Parameter(timestep_embedding(torch.arange(config.diffusion.num_steps), width))
         num_tokens = 1 + (config.image_size // patch) ** 2
         self.positions = nn.Parameter(torch.randn(num_tokens, width) * width**-0.5)
         self.norm_in = nn.LayerNorm(width)

@@ -1,5 +1,6 @@
 """The published noised CLIP, with the facts that no weight file shows."""
 
+from t2i.diffusion.config import Noise
 from t2i.stages.noised_clip.model import NoisedClipConfig, TowerConfig
 from t2i.text.tokenizers import TokenizerConfig
 
@@ -13,8 +14,7 @@ PRESETS: dict[str, NoisedClipConfig] = {
         tokenizer=TokenizerConfig(kind="clip", context=77),
         table_size=65536,
         scale=100.0,
-        schedule="cosine",
-        num_steps=1000,
+        diffusion=Noise(schedule="cosine", num_steps=1000),
     ),
 }
 """Published sizes by name."""

@@ -4,12 +4,11 @@ B batch · S side of the picture · D embedding width
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i.core.config import Config
 from t2i.core.seed import Streams, mix, upload
-from t2i.core.types import Batch, Encoder
-from t2i.diffusion.process import Process
+from t2i.core.types import Batch, Task
 from t2i.nn.contrastive import contrastive_loss
 from t2i.stages.noised_clip.model import NoisedClip
 
@@ -18,20 +17,18 @@ class NoisedClipOptions(Config):
     """Nothing about this objective is a matter of choice; its temperature is the model's."""
 
 
-class NoisedClipTask(nn.Module):
-    """Trains both towers of a `NoisedClip`; needs no encoder beside it.
+class NoisedClipTask(Task):
+    """Trains both towers of a `NoisedClip`.
 
     Every picture is compared with the captions of all processes, but of one micro-batch, as in CLIP's own training.
     """
 
     keys = ("image", "caption")
+    model: NoisedClip
 
-    def __init__(
-        self, model: NoisedClip, encoder: Encoder | None = None, options: NoisedClipOptions = NoisedClipOptions()
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.process = Process.from_schedule(model.config.schedule, model.config.num_steps)
+    def __init__(self, model: NoisedClip, options: NoisedClipOptions = NoisedClipOptions()) -> None:
+        super().__init__(model)
+        self.process = model.config.diffusion.process()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` and retrieval `accuracy` within the batch, each (B,)."""
@@ -49,9 +46,6 @@ class NoisedClipTask(nn.Module):
         with torch.autocast(x_0.device.type, enabled=False):
             loss, accuracy = contrastive_loss(image, text, caption, self.model.config.scale)
         return {"loss": loss, "accuracy": accuracy.detach()}
-
-    def sample(self, batch: Batch) -> None:
-        """A noised CLIP draws nothing."""
 
     @torch.no_grad()
     def metrics(self, batch: Batch) -> dict[str, float]:

@@ -3,16 +3,16 @@
 B batch · L caption tokens · W width of CLIP's text states · D width of CLIP embeddings · M width of the model
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.core.config import Config
+from t2i.core.config import Config, renamed
 from t2i.core.errors import UsageError
 from t2i.core.types import Condition, TextFeatures
-from t2i.diffusion.prediction import Parametrisation
+from t2i.diffusion.config import Diffusion, diffusion_section
 from t2i.nn.layers import timestep_embedding
 from t2i.nn.transformer import Transformer, TransformerConfig
 
@@ -20,28 +20,32 @@ PriorVariance = Literal["fixed_small", "fixed_large", "analytic"]
 
 
 class PriorConfig(Config):
-    """`clip_dim` and `text_width` are CLIP's, `clip_mark` is `ClipEncoder.mark` of it, empty if unknown; `unit_norm` as
-    in `ClipConfig`; `clamp` bounds the standardised x_0 while sampling, None for no bound; `variance` is that of
-    sampling, "analytic" as `t2i calibrate` measured it."""
+    """Everything about a diffusion prior."""
 
-    clip_dim: int = Field(256, ge=1)
-    clip_mark: tuple[float, ...] = ()
-    unit_norm: bool = True
-    text_width: int = Field(256, ge=1)
-    context: int = Field(64, ge=1)
-    width: int = Field(256, ge=1)
+    clip_dim: int = Field(256, ge=1, description="width of CLIP's embeddings")
+    clip_fingerprint: tuple[float, ...] = Field((), description="`ClipEncoder.fingerprint`, empty if unknown")
+    unit_norm: bool = Field(True, description="as in `ClipConfig`")
+    text_width: int = Field(256, ge=1, description="width of CLIP's text states")
+    context: int = Field(64, ge=1, description="tokens of a caption, at most")
+    width: int = Field(256, ge=1, description="of the transformer")
     layers: int = Field(6, ge=1)
     heads: int = Field(4, ge=1)
-    schedule: Literal["linear", "cosine"] = "cosine"
-    num_steps: int = Field(1000, ge=1)
-    target: Literal["x0", "eps", "v"] = "x0"
-    variance: PriorVariance = "fixed_small"
-    clamp: float | None = Field(6.0, gt=0)
+    diffusion: Diffusion = Field(
+        Diffusion(target="x0", variance="fixed_small", space="vector"),
+        description="what it was trained on; an analytic variance is that which `t2i calibrate` measured",
+    )
+    clamp: float | None = Field(6.0, gt=0, description="bound of the standardised x_0 while sampling, null for none")
+
+    @classmethod
+    def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return renamed(diffusion_section(data), clip_mark="clip_fingerprint")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+        if self.diffusion.variance == "learned_range":
+            raise ValueError("variance 'learned_range' is for pictures; a prior's is fixed or analytic")
         return self
 
 
@@ -74,7 +78,8 @@ class Prior(nn.Module):
         self.out = nn.Linear(width, config.clip_dim)
         self.register_buffer("mean", torch.full((config.clip_dim,), torch.nan))
         self.register_buffer("std", torch.full((config.clip_dim,), torch.nan))
-        analytic = torch.full((config.num_steps,), torch.nan) if config.variance == "analytic" else None
+        d = config.diffusion
+        analytic = torch.full((d.num_steps,), torch.nan) if d.variance == "analytic" else None
         self.register_buffer("x_0_variance", analytic)
 
     @property
@@ -90,17 +95,17 @@ class Prior(nn.Module):
         self.mean.copy_(z_i.mean(dim=0))
         self.std.copy_(z_i.std(dim=0).clamp(min=1e-4))
 
-    def parametrisation(self, variance: PriorVariance | None = None) -> Parametrisation:
-        """What the network's output means, with the `variance` of the config or with another.
+    def diffusion(self, variance: PriorVariance | None = None) -> tuple[Diffusion, Tensor | None]:
+        """What to sample by, with the variance of the config or with another, and what was measured for it.
 
         Raises UsageError for an analytic variance that was never measured; waits for the device where there is one.
         """
-        variance = variance or self.config.variance
-        if variance != "analytic":
-            return Parametrisation(self.config.target, variance)
+        diffusion = self.config.diffusion.model_copy(update={"variance": variance} if variance is not None else {})
+        if diffusion.variance != "analytic":
+            return diffusion, None
         if self.x_0_variance is None or not self.x_0_variance.isfinite().all():
             raise UsageError("this prior's analytic variances were never measured; do so with t2i calibrate")
-        return Parametrisation(self.config.target, variance, self.x_0_variance)
+        return diffusion, self.x_0_variance
 
     def standardise(self, z_i: Tensor) -> Tensor:
         """CLIP's embeddings (B, D) → what the diffusion process works on."""

@@ -9,9 +9,9 @@ from torch import Tensor
 from t2i.core.errors import DataError
 from t2i.core.seed import Streams
 from t2i.core.types import StepCallback, TextFeatures
-from t2i.diffusion.process import Process
-from t2i.diffusion.sampling import Sampling, Steering, draw
-from t2i.stages.prior.model import Prior, PriorVariance
+from t2i.diffusion.sampling import Sampling, draw
+from t2i.diffusion.sphere import best_of
+from t2i.stages.prior.model import Prior
 
 
 @torch.no_grad()
@@ -23,7 +23,6 @@ def sample(
     *,
     null: TextFeatures | None = None,
     num_candidates: int = 2,
-    variance: PriorVariance | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """CLIP image embeddings for sentences, (B, D), of unit norm unless the prior's CLIP has others.
@@ -34,7 +33,6 @@ def sample(
         null: features of the empty or the negative sentence, same batch; needed when guidance is not 1.
         num_candidates: embeddings drawn per sentence; the one with the largest dot product with the sentence's own
             embedding is kept (Ramesh et al. 2022, section 2.2 draws two).
-        variance: of the steps of "ddpm", another one than the config's.
 
     Raises DataError for a prior that was never calibrated.
     """
@@ -43,8 +41,7 @@ def sample(
     if not model.calibrated:
         raise DataError("this prior has no CLIP statistics (mean and std are NaN); call calibrate() or load them")
     config = model.config
-    process = Process.from_schedule(config.schedule, config.num_steps)
-    parametrisation = model.parametrisation(variance)
+    diffusion, x_0_variance = model.diffusion(sampling.variance)
     null_condition = None
     if null is not None and sampling.guidance != 1:
         length = max(text.mask.shape[1], null.mask.shape[1])
@@ -55,10 +52,8 @@ def sample(
     for _ in range(num_candidates):
         x_T = streams.normal(config.clip_dim).to(text.pooled.device)  # (B, D)
         x_0 = draw(
-            model, condition, null_condition, process, parametrisation, sampling, x_T, streams,
-            steering=Steering(clip=config.clamp or False), callback=callback,
+            model, diffusion, condition, null_condition, sampling, x_T, streams,
+            clamp=config.clamp, x_0_variance=x_0_variance, callback=callback,
         )  # fmt: skip
         candidates.append(model.restore(x_0))
-    z_i = torch.stack(candidates)  # (N, B, D)
-    best = (z_i * text.pooled).sum(dim=-1).argmax(dim=0)  # (B,)
-    return z_i[best, torch.arange(len(best), device=best.device)]  # (B, D)
+    return best_of(torch.stack(candidates), text.pooled)

@@ -7,3 +7,18 @@ colour, box and whether the thing stands on another. It shares nothing with CLIP
     Reader.read(pictures)                      use it (`t2i.stages.reader.model`)
     t2i eval compose                           judge a pipeline with it
 """
+
+from t2i.core.errors import UsageError
+from t2i.data.loader import DataConfig
+from t2i.stages.reader.model import Reader, ReaderConfig
+from t2i.stages.reader.task import ReaderOptions, ReaderTask
+from t2i.stages.stage import Neighbours, Stage
+
+
+def fits(model: Reader, data: DataConfig, options: ReaderOptions, neighbours: Neighbours) -> None:
+    """UsageError for crops."""
+    if data.side != data.size:
+        raise UsageError(f"data.crop={data.side}: a reader learns the places of things in whole pictures; leave it out")
+
+
+STAGE = Stage(name="reader", config=ReaderConfig, model=Reader, options=ReaderOptions, task=ReaderTask, fits=fits)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from t2i.core.config import Config
 from t2i.core.seed import Streams, upload
-from t2i.core.types import Batch, Encoder
+from t2i.core.types import Batch, Task
 from t2i.data.augment.degrade import gaussian_blur
 from t2i.data.shapes.scene import Box, Scene, truth
 from t2i.stages.reader.model import Detection, Reader, ReaderConfig
@@ -37,14 +37,14 @@ class ReaderOptions(Config):
     spread: float = Field(default=0.9, gt=0)
 
 
-class ReaderTask(nn.Module):
-    """Trains a `Reader` on the source `shapes`, which gives every picture with its `scene`. Needs no encoder."""
+class ReaderTask(Task):
+    """Trains a `Reader` on the source `shapes`, which gives every picture with its `scene`."""
 
     keys = ("image", "scene")
+    model: Reader
 
-    def __init__(self, model: Reader, encoder: Encoder | None = None, options: ReaderOptions = ReaderOptions()) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(self, model: Reader, options: ReaderOptions = ReaderOptions()) -> None:
+        super().__init__(model)
         self.options = options
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -61,9 +61,6 @@ class ReaderTask(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             aim = targets(scenes, self.model.config, maps["heat"].shape[-1], self.options.spread)
             return losses(maps, {name: upload(value, image.device) for name, value in aim.items()})
-
-    def sample(self, batch: Batch) -> None:
-        """A reader draws nothing."""
 
     def metrics(self, batch: Batch) -> dict[str, float]:
         """Shares of held-out `objects` and of whole `pictures` that are read without a fault."""

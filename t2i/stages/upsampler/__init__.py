@@ -10,3 +10,30 @@ Out: eps, and with a learned variance as many channels again (B, 6, H, W).
     Upsampler(config)(x_t, t, upsampler.condition(low_res))     use it (`t2i.stages.upsampler.model`)
     convert(state, config, order)                               read published weights (`t2i.stages.upsampler.convert`)
 """
+
+from t2i.nn.older import renamed
+from t2i.stages.stage import Stage
+from t2i.stages.upsampler.convert import layouts
+from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
+from t2i.stages.upsampler.policy import check_tile, complete, draw, example, fits, rows
+from t2i.stages.upsampler.presets import PRESETS
+from t2i.stages.upsampler.task import UpsamplerOptions, UpsamplerTask
+
+STAGE = Stage(
+    name="upsampler",
+    config=UpsamplerConfig,
+    model=Upsampler,
+    options=UpsamplerOptions,
+    task=UpsamplerTask,
+    presets=PRESETS,
+    makes="pictures",
+    draw=draw,
+    rows=rows,
+    check_tile=check_tile,
+    example=example,
+    complete=complete,
+    fits=fits,
+    layouts=layouts,
+    renamed=renamed,
+    halved=True,
+)

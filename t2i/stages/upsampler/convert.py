@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from t2i.keymaps.flat import Entry, Layout, RowOrder, flat_text, flat_unet, prefixed, rekey
+from t2i.keymaps.flat import Entry, Layout, RowOrder, flat_ports, flat_unet, prefixed, rekey
 from t2i.keymaps.levels import DIFFUSERS, level_unet, unet_from
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 from t2i.stages.upsampler.presets import PRESETS
@@ -37,11 +37,7 @@ def layouts() -> Iterator[Layout]:
 def flat_entries(config: UpsamplerConfig, order: RowOrder) -> Iterator[Entry]:
     """Every module of an upsampler with its name in a flat list of OpenAI's."""
     yield from flat_unet(config.unet, order)
-    if config.num_classes is not None:
-        yield Entry("label_emb", "classes")
-    if config.text is not None:
-        yield from flat_text(config.text)
-        yield Entry("transformer_proj", "text_vector")
+    yield from flat_ports(config.ports)
 
 
 def karlo_layout(name: str, config: UpsamplerConfig) -> Layout:

@@ -11,20 +11,13 @@ from torch import Tensor
 from t2i.core.seed import Streams
 from t2i.core.types import Condition, StepCallback
 from t2i.diffusion.prediction import Model
-from t2i.diffusion.process import Process
-from t2i.diffusion.sampling import Sampling, Steering, draw
+from t2i.diffusion.sampling import Hooks, Sampling, draw
 from t2i.diffusion.tiles import Tiled
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 
 
-def process_of(model: Upsampler) -> Process:
-    """The diffusion process an upsampler was trained on."""
-    c = model.config
-    return Process.from_schedule(c.schedule, c.num_steps, c.rescale_timesteps)
-
-
 def quantised(model: Upsampler, low_res: Tensor) -> Tensor:
-    """Small pictures in [-1, 1] as `model` takes them (see `UpsamplerConfig.levels`), float32."""
+    """Small pictures (B, 3, h, w) in [-1, 1] at the `UpsamplerConfig.levels` that `model` takes, float32."""
     if model.config.levels == "exact":
         return low_res.float()
     levels = (low_res.float() + 1) * 127.5
@@ -39,7 +32,7 @@ def sample(
     streams: Streams,
     sampling: Sampling,
     *,
-    steering: Steering = Steering(),
+    hooks: Hooks = Hooks(),
     max_tile: int | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
@@ -47,29 +40,29 @@ def sample(
     U-Net folds.
 
     Args:
-        steering: as in the decoder.
+        hooks: as in the decoder.
         max_tile: pixels of a side that the network sees at once, at most; None for all. See `Tiled`.
     """
     assert condition.image is not None
     last = None if model.last is None else tiled(model.last, model.config, max_tile)
-    steering = steering if last is None else replace(steering, last=last)
+    hooks = hooks if last is None else replace(hooks, last=last)
     x_T = streams.normal(model.config.unet.in_channels, *condition.image.shape[-2:]).to(condition.image.device)
     return draw(
         tiled(model, model.config, max_tile),
+        model.config.diffusion,
         model.project(condition),
         None,
-        process_of(model),
-        model.config.parametrisation,
         sampling,
         x_T.contiguous(memory_format=torch.channels_last),
         streams,
-        steering=steering,
+        hooks=hooks,
         callback=callback,
     )
 
 
 def tiled(model: Model, config: UpsamplerConfig, max_tile: int | None) -> Model:
-    """`model` on tiles that its U-Net folds, or as it is. Raises ValueError where a place would be told for another."""
+    """`model` on tiles that its U-Net folds, or as it is. Raises ValueError for networks that know where in the
+    picture a pixel lies."""
     if max_tile is None:
         return model
     if config.unet.attention_positions:

@@ -5,72 +5,71 @@ B batch · H W pixels of a crop of the large picture · h w of the small one
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
 from t2i.core.config import Config
 from t2i.core.seed import Streams, upload
-from t2i.core.types import Batch, Condition, Encoder
+from t2i.core.types import Batch, Condition, Task
 from t2i.data.augment.bsr import bsr
 from t2i.data.augment.degrade import Degradation
 from t2i.data.augment.masks import random_masks
-from t2i.diffusion.losses import LossKind, Weighting, training_losses
+from t2i.diffusion.losses import LossKind, Weighting, diffusion_loss
 from t2i.diffusion.sampling import Sampling
-from t2i.diffusion.timesteps import LossSecondMoment, Timesteps, draw_steps
+from t2i.diffusion.timesteps import LossSecondMoment, Timesteps
+from t2i.nn.ports import Given
 from t2i.stages.upsampler.model import Upsampler
-from t2i.stages.upsampler.sample import process_of, sample
+from t2i.stages.upsampler.sample import sample
 from t2i.text.tokenizers import tokenize
 
 
 class UpsamplerOptions(Config):
-    """How an upsampler is trained.
+    """How an upsampler is trained."""
 
-    `degradation` is what happens to the small picture before the network sees it, so that it forgives the stage below;
-    `kind` and `weighting` as in `training_losses`; `timesteps` "loss_second_moment" draws steps by what they cost
-    (`LossSecondMoment`); `sampling` is how the sample grids are drawn.
-    """
-
-    degradation: Degradation = Degradation()
-    kind: LossKind = "hybrid"
-    weighting: Weighting = "uniform"
-    timesteps: Timesteps = "uniform"
-    sampling: Sampling = Sampling(steps=10)
+    degradation: Degradation = Field(
+        Degradation(),
+        description="what happens to the small picture before the network sees it, so that it forgives the stage below",
+    )
+    kind: LossKind = Field("hybrid", description="see `training_losses`")
+    weighting: Weighting = Field("uniform", description="see `training_losses`")
+    timesteps: Timesteps = Field("uniform", description="loss_second_moment draws steps by what they cost")
+    sampling: Sampling = Field(Sampling(steps=10), description="how the sample grids are drawn")
 
 
-class UpsamplerTask(nn.Module):
-    """Trains an `Upsampler` on the batch's own pictures, crops of the large ones; needs no encoder."""
+class UpsamplerTask(Task):
+    """Trains an `Upsampler` on the batch's own pictures, crops of the large ones."""
 
-    def __init__(
-        self, model: Upsampler, encoder: Encoder | None = None, options: UpsamplerOptions = UpsamplerOptions()
-    ) -> None:
-        super().__init__()
+    model: Upsampler
+
+    def __init__(self, model: Upsampler, options: UpsamplerOptions = UpsamplerOptions()) -> None:
+        super().__init__(model)
         c = model.config
-        if c.text is not None and c.tokenizer is None:
+        if c.ports.text is not None and c.ports.text.tokenizer is None:
             raise ValueError("text needs a tokenizer to read captions with, got None")
         if c.last_step:
             raise ValueError("last_step=True: the two networks are trained apart, each without it")
-        ports = {"caption": c.text is not None, "label": c.num_classes is not None}
-        self.keys: tuple[str, ...] = ("image", *(key for key, there in ports.items() if there))
         if options.sampling.guidance != 1:
             raise ValueError(f"nothing to guide: task.sampling.guidance must be 1, got {options.sampling.guidance}")
-        self.model = model
-        self.options = options
-        self.process = process_of(model)
+        reads = {"caption": c.ports.text is not None, "label": c.ports.classes is not None}
+        self.keys = ("image", *(key for key, there in reads.items() if there))
+        self.options, self.process = options, c.diffusion.process()
         self.process.respace(options.sampling.steps)  # refuses what it cannot do before the first grid needs it
-        self.memory = LossSecondMoment(self.process.num_steps) if options.timesteps == "loss_second_moment" else None
-        self.parametrisation = c.parametrisation
-        self.tokenizer = c.tokenizer.build() if c.tokenizer is not None else None
+        if options.timesteps == "loss_second_moment":
+            self.memory = LossSecondMoment(self.process.num_steps)
+        spelled = c.ports.text.tokenizer if c.ports.text is not None else None
+        self.tokenizer = spelled.build() if spelled is not None else None
 
     def condition(self, batch: Batch, low_res: Tensor) -> Condition:
         """The upsampler's condition for a batch and its small pictures (B, 3, h, w)."""
-        image, c = batch["image"], self.model.config
-        tokens = mask = labels = known = None
+        image, ports = batch["image"], self.model.config.ports
+        text = picture = None
         if self.tokenizer is not None:
             tokens, mask = (upload(x, image.device) for x in tokenize(self.tokenizer, batch["caption"]))
-        if c.num_classes is not None:
-            labels = batch["label"]
-        if c.inpaint:
-            known = image, upload(random_masks(Streams(batch["seed"], "mask"), image.shape[-1]), image.device)
-        return self.model.condition(low_res, tokens, mask, labels, known)
+            text = tokens, mask
+        if ports.masked is not None:
+            picture = image, upload(random_masks(Streams(batch["seed"], "mask"), image.shape[-1]), image.device)
+        labels = batch["label"] if ports.classes is not None else None
+        return self.model.condition(low_res, Given(len(image), text=text, classes=labels, masked=picture))
 
     def low_res(self, image: Tensor) -> Tensor:
         """Area average of a crop, (B, 3, H, W) → (B, 3, h, w)."""
@@ -85,18 +84,12 @@ class UpsamplerTask(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, `mse` and, with learned variance, `vb` in bits per dimension; each (B,)."""
-        x_0 = batch["image"]  # (B, 3, H, W)
-        streams = Streams(batch["seed"], "upsampler")
-        memory = self.memory if self.model.training else None
-        step = draw_steps(streams, self.process.num_steps, x_0.device, memory=memory)  # (B,)
-        noise = upload(streams.normal(*x_0.shape[1:]), x_0.device)  # (B, 3, H, W)
-        condition = self.condition(batch, self.degraded(x_0, streams))
-        x_t = self.process.q_sample(x_0, step, noise)
-        raw = self.model(x_t, self.process.time(step, x_t), condition)
-        losses = training_losses(
-            self.process, self.parametrisation, raw, x_0, x_t, noise, step, self.options.kind, self.options.weighting
-        )
-        return losses if memory is None else losses | {"loss": memory.weigh(step, losses["loss"])}
+        x_0, streams, o = batch["image"], Streams(batch["seed"], "upsampler"), self.options  # (B, 3, H, W)
+        return diffusion_loss(
+            self.model, self.model.config.diffusion, x_0,
+            lambda _: self.condition(batch, self.degraded(x_0, streams)), streams,
+            kind=o.kind, weighting=o.weighting, memory=self.memory if self.model.training else None,
+        )  # fmt: skip
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:

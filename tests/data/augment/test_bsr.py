@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from t2i.core.seed import Streams
-from t2i.data import bsr as chain
+from t2i.data.augment import bsr as chain
 from t2i.data.augment.bsr import (
     STEPS,
     Blur,

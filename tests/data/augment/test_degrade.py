@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from t2i.core.seed import Streams
-from t2i.data import degrade
+from t2i.data.augment import degrade
 from t2i.data.augment.degrade import Degradation, gaussian_blur, jpeg
 from t2i.io.images import to_pil
 

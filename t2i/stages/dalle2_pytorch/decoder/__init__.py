@@ -8,3 +8,27 @@ Out: eps, and with a learned variance as many channels again (B, 6, H, W).
 
 Its attention changed while its key names stayed, so a checkpoint must say from when it is: `era` in the config.
 """
+
+from t2i.stages.dalle2_pytorch.decoder.convert import layouts
+from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
+from t2i.stages.dalle2_pytorch.decoder.policy import clip_facts, complete, draw, inverted
+from t2i.stages.dalle2_pytorch.decoder.presets import PRESETS
+from t2i.stages.dalle2_pytorch.decoder.sample import check
+from t2i.stages.dalle2_pytorch.decoder.task import LaionDecoderOptions, LaionDecoderTask
+from t2i.stages.stage import Stage
+
+STAGE = Stage(
+    name="laion_decoder",
+    config=LaionDecoderConfig,
+    model=LaionDecoder,
+    options=LaionDecoderOptions,
+    task=LaionDecoderTask,
+    presets=PRESETS,
+    makes="pictures",
+    draw=draw,
+    invert=inverted,
+    check=check,
+    clip_facts=clip_facts,
+    complete=complete,
+    layouts=layouts,
+)

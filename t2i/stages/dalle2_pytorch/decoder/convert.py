@@ -3,6 +3,7 @@ shows in their keys and shapes."""
 
 from collections.abc import Iterator, Mapping
 
+from t2i.diffusion.config import Diffusion
 from t2i.keymaps.flat import Entry, Layout, Shape, prefixed
 from t2i.stages.dalle2_pytorch.decoder.model import KERNELS, LaionDecoder, LaionDecoderConfig
 from t2i.stages.dalle2_pytorch.decoder.parts import CROSS_HEADS, CROSS_WIDTH, Era
@@ -76,8 +77,10 @@ def read(name: str, shapes: Mapping[str, Shape], era: Era, image_size: int) -> L
         num_time_tokens=s["to_time_tokens.0.weight"][0] // context_dim,
         fold="downs.0.0.1.weight" in s,
         image_size=image_size,
-        variance="learned_range" if s["to_out.weight"][0] == 6 else "fixed_small",
-        num_steps=shapes.get("noise_schedulers.0.betas", (1000,))[0],
+        diffusion=Diffusion(
+            variance="learned_range" if s["to_out.weight"][0] == 6 else "fixed_small",
+            num_steps=shapes.get("noise_schedulers.0.betas", (1000,))[0],
+        ),
     )
     return layout(name, config, wrapped=wrapped)
 

@@ -3,16 +3,16 @@
 B batch · H W pixels · L tokens · D width of CLIP embeddings · W of CLIP's text states · S of the tokens · V of time
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.core.config import Config
+from t2i.core.config import Config, renamed
 from t2i.core.types import Condition, TextFeatures
-from t2i.diffusion.prediction import Parametrisation, Variance
+from t2i.diffusion.config import Diffusion, diffusion_section
 from t2i.nn.layers import timestep_embedding
 from t2i.stages.dalle2_pytorch.decoder.parts import GROUPS, Attention, Block, Down, Era, LinearAttention, Up
 
@@ -20,41 +20,35 @@ KERNELS = (3, 7, 15)  # of the first convolutions, half of the channels, a quart
 
 
 class LaionDecoderConfig(Config):
-    """Everything about such a decoder.
+    """Everything about such a decoder."""
 
-    Attributes:
-        era: of its attention, which no key shows.
-        channels, multipliers: level L has channels · multipliers[L] channels.
-        num_blocks: residual blocks per level, beside the first.
-        attention: levels that attend pixel to pixel; the others have a linear attention.
-        heads, head_width: of both.
-        context_dim: width S of the tokens.
-        clip_dim, clip_mark: as in `DecoderConfig`.
-        clip_text_width, context: width W of CLIP's text states, and how many are read, at the bottom alone; or None.
-        num_clip_tokens, num_time_tokens: made of an image embedding and of time.
-        fold: how levels going down halve the resolution, see `Down`.
-        image_size, variance, schedule, num_steps: as in `DecoderConfig`; the target is eps.
-    """
-
-    era: Era
+    era: Era = Field(description="of its attention, which no key shows")
     channels: int = Field(320, ge=1)
-    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 2, 3, 4), min_length=1)
-    num_blocks: int = Field(4, ge=1)
-    attention: tuple[int, ...] = (1, 2, 3)
-    heads: int = Field(8, ge=1)
+    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 2, 3, 4), min_length=1, description="level L has channels · multipliers[L] channels"
+    )
+    num_blocks: int = Field(4, ge=1, description="residual blocks per level, beside the first")
+    attention: tuple[int, ...] = Field(
+        (1, 2, 3), description="levels that attend pixel to pixel; the others have a linear attention"
+    )
+    heads: int = Field(8, ge=1, description="of both attentions")
     head_width: int = Field(64, ge=1)
-    context_dim: int = Field(512, ge=1)
-    clip_dim: int = Field(768, ge=1)
-    clip_mark: tuple[float, ...] = ()
-    clip_text_width: int | None = Field(default=768, ge=1)
-    context: int = Field(256, ge=1)
-    num_clip_tokens: int = Field(4, ge=1)
-    num_time_tokens: int = Field(2, ge=1)
-    fold: bool = False
+    context_dim: int = Field(512, ge=1, description="width S of the tokens")
+    clip_dim: int = Field(768, ge=1, description="width D of CLIP's embeddings")
+    clip_fingerprint: tuple[float, ...] = Field((), description="`ClipEncoder.fingerprint`, empty if unknown")
+    clip_text_width: int | None = Field(
+        768, ge=1, description="width W of CLIP's text states, which are read at the bottom alone; null for none"
+    )
+    context: int = Field(256, ge=1, description="how many of them")
+    num_clip_tokens: int = Field(4, ge=1, description="made of an image embedding")
+    num_time_tokens: int = Field(2, ge=1, description="made of time")
+    fold: bool = Field(False, description="how levels going down halve the resolution, see `Down`")
     image_size: int = Field(64, ge=1)
-    variance: Variance = "learned_range"
-    schedule: Literal["linear", "cosine"] = "cosine"
-    num_steps: int = Field(1000, ge=1)
+    diffusion: Diffusion = Field(Diffusion(), description="what it was trained on; the target is eps")
+
+    @classmethod
+    def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return renamed(diffusion_section(data), clip_mark="clip_fingerprint")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -63,17 +57,13 @@ class LaionDecoderConfig(Config):
                 f"channels={self.channels} must be a multiple of {2 * GROUPS}, image_size={self.image_size} of "
                 f"{2 ** len(self.multipliers)}"
             )
+        self.diffusion.num_outputs(3)
         return self
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of every level, finest first."""
         return tuple(self.channels * m for m in self.multipliers)
-
-    @property
-    def parametrisation(self) -> Parametrisation:
-        """What the network's output means."""
-        return Parametrisation("eps", self.variance)
 
 
 class Level(nn.Module):
@@ -121,7 +111,7 @@ class LaionDecoder(nn.Module):
         self.mid_attention = Attention(width, c.heads, c.head_width, c.era)
         self.mid2 = Block(width, width, time_dim, c.context_dim)
         self.block_out = Block(2 * c.channels, c.channels, time_dim)
-        self.conv_out = nn.Conv2d(c.channels, c.parametrisation.num_outputs(3), 1)
+        self.conv_out = nn.Conv2d(c.channels, c.diffusion.num_outputs(3), 1)
 
     def _attention(self, level: int) -> nn.Module:
         c = self.config

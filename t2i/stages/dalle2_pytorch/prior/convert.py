@@ -6,15 +6,16 @@ Versions 1.1.0 (era C) and 1.15.6 (era D) give the reference's numbers; others f
 
 from collections.abc import Iterator, Mapping
 
+from t2i.diffusion.config import Diffusion
 from t2i.keymaps.flat import Entry, Layout, Shape
-from t2i.stages.dalle2_pytorch.prior.model import Era, LaionPrior, LaionPriorConfig, Unsaid
+from t2i.stages.dalle2_pytorch.prior.model import Era, LaionPrior, LaionPriorConfig, NullMode
 from t2i.stages.dalle2_pytorch.prior.presets import PRESETS
 
 _TABLES = r"noise_scheduler\..*|betas|\w*alphas_cumprod\w*|posterior_\w+|p2_loss_weight"
 _IGNORED = rf"clip\..*|{_TABLES}|.*\.rotary_emb\.freqs|.*\.beta"  # a beta was a buffer of zeros
 _CONTEXT = 77
 _LAYER = "net.causal_transformer.layers"
-_PADDING: dict[Unsaid, str] = {"nulls": "net.null_text_encodings", "learned": "net.null_text_embed"}
+_PADDING: dict[NullMode, str] = {"nulls": "net.null_text_encodings", "learned": "net.null_text_embed"}
 
 
 def layouts() -> Iterator[Layout]:
@@ -50,19 +51,19 @@ def eras_of(keys: Mapping[str, object]) -> tuple[Era, ...]:
 
 def config_from(shapes: Mapping[str, Shape], era: Era) -> LaionPriorConfig:
     """The config of a prior. Raises KeyError for a shape that is missing."""
-    first, unsaid = f"{_LAYER}.0", next((u for u, key in _PADDING.items() if key in shapes), "masked")
+    first, null = f"{_LAYER}.0", next((u for u, key in _PADDING.items() if key in shapes), "masked")
     num_steps, width = shapes["net.to_time_embeds.0.weight"]
     return LaionPriorConfig(
         era=era,
-        unsaid=unsaid,
+        null_mode=null,
         clip_dim=width,
-        context=shapes[_PADDING[unsaid]][1] if unsaid in _PADDING else _CONTEXT,
+        context=shapes[_PADDING[null]][1] if null in _PADDING else _CONTEXT,
         layers=1 + max(int(key.split(".")[3]) for key in shapes if key.startswith(f"{_LAYER}.")),
         heads=shapes["net.causal_transformer.rel_pos_bias.relative_attention_bias.weight"][1],
         head_width=shapes[f"{first}.0.null_kv"][1],
         mlp_ratio=shapes[f"{first}.1.5.weight"][1] // width,
         mlp_norm=f"{first}.1.3.{'gamma' if _is_old(shapes) else 'g'}" in shapes,
-        num_steps=num_steps,
+        diffusion=Diffusion(target="x0", variance="fixed_small", space="vector", num_steps=num_steps),
     )
 
 
@@ -75,11 +76,11 @@ def _entries(config: LaionPriorConfig, gain: str) -> Iterator[Entry]:
         return Entry(f"{theirs}.{gain}", f"{ours}.weight", bare=True)
 
     yield Entry("net.learned_query", "answer", bare=True)
-    if config.unsaid == "nulls":
+    if config.null_mode == "nulls":
         yield Entry("net.null_text_embeds", "null_text", bare=True)
         yield Entry("net.null_image_embed", "null_image", bare=True)
-    if config.unsaid in _PADDING:
-        yield Entry(_PADDING[config.unsaid], "padding", bare=True)
+    if config.null_mode in _PADDING:
+        yield Entry(_PADDING[config.null_mode], "padding", bare=True)
     yield Entry("net.to_time_embeds.0", "times")
     yield Entry("net.causal_transformer.rel_pos_bias.relative_attention_bias", "bias")
     for i in range(config.layers):

@@ -12,9 +12,10 @@ from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.core.config import Config
+from t2i.core.config import Config, renamed
 from t2i.core.errors import UsageError
 from t2i.core.types import Condition, TextFeatures
+from t2i.diffusion.config import Diffusion, diffusion_section
 
 Era = Literal["A", "B", "C", "D"]
 """How it attends and norms, by the version of the library that trained it.
@@ -23,11 +24,11 @@ A, to 0.16.0: softmax(q·k / √d + bias). B, to 0.23.2: with 1024 · bias, and 
 first. C, to 1.4.2: with 128 · bias, and so does the last norm alone. D, from 1.4.3: softmax(16 · q̂·k̂ + bias) with q̂, k̂
 of unit norm, and the last norm as in C.
 """
-Unsaid = Literal["masked", "learned", "nulls"]
-"""What stands where nothing is said. "masked", before 0.23.1: nothing; places without a word are hidden, and for
-guidance the whole sentence, which is of use only if training hid it now and then. "learned": a row for each place, and
-no guidance. "nulls", from 1.9.0: for guidance a learned sentence, and a picture beside it, as well."""
-_UNSAID: dict[Era, tuple[Unsaid, ...]] = {
+NullMode = Literal["masked", "learned", "nulls"]
+"""What stands where a caption is dropped or ends. "masked", before 0.23.1: nothing; places without a word are hidden,
+and for guidance the whole sentence, which is of use only if training hid it now and then. "learned": a row for each
+place, and no guidance. "nulls", from 1.9.0: for guidance a learned sentence, and a picture beside it, as well."""
+_NULLS: dict[Era, tuple[NullMode, ...]] = {
     "A": ("masked",),
     "B": ("masked", "learned"),
     "C": ("learned",),
@@ -40,35 +41,42 @@ COSINE_SCALE = 16.0  # era D
 
 
 class LaionPriorConfig(Config):
-    """`clip_dim` is CLIP's, of embeddings and of text states; `clip_mark` as in `PriorConfig`; `mlp_ratio` is the
-    hidden width of the MLP over `clip_dim`, `mlp_norm` a norm in the middle of it; `unsaid` follows from the
-    era unless given."""
+    """Everything about such a prior."""
 
     era: Era
-    unsaid: Unsaid = "learned"
-    clip_dim: int = Field(768, ge=1)
-    clip_mark: tuple[float, ...] = ()
+    null_mode: NullMode = Field(
+        "learned", description="what stands where nothing is said; follows from the era unless given"
+    )
+    clip_dim: int = Field(768, ge=1, description="width of CLIP's embeddings, and of its text states")
+    clip_fingerprint: tuple[float, ...] = Field((), description="`ClipEncoder.fingerprint`, empty if unknown")
     context: int = Field(77, ge=1)
     layers: int = Field(12, ge=1)
     heads: int = Field(12, ge=1)
     head_width: int = Field(64, ge=2)
-    mlp_ratio: int = Field(4, ge=1)
-    mlp_norm: bool = True
-    schedule: Literal["linear", "cosine"] = "cosine"
-    num_steps: int = Field(1000, ge=1)
+    mlp_ratio: int = Field(4, ge=1, description="hidden width of the MLP over clip_dim")
+    mlp_norm: bool = Field(True, description="a norm in the middle of the MLP")
+    diffusion: Diffusion = Field(
+        Diffusion(target="x0", variance="fixed_small", space="vector"), description="what it was trained on"
+    )
+
+    @classmethod
+    def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return renamed(diffusion_section(data), clip_mark="clip_fingerprint", unsaid="null_mode")
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given  # pydantic says what is wrong with that
-        usual = [unsaid[0] for era, unsaid in _UNSAID.items() if era == given.get("era")]
-        return {"unsaid": usual[0], **given} if usual else given
+        usual = [null[0] for era, null in _NULLS.items() if era == given.get("era")]
+        return {"null_mode": usual[0], **renamed(given, unsaid="null_mode")} if usual else given
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.unsaid not in _UNSAID[self.era]:
-            raise ValueError(f"unsaid={self.unsaid}, but in era {self.era} it was {' or '.join(_UNSAID[self.era])}")
+        if self.null_mode not in _NULLS[self.era]:
+            raise ValueError(
+                f"null_mode={self.null_mode}, but in era {self.era} it was {' or '.join(_NULLS[self.era])}"
+            )
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width} is odd, but its dimensions are turned in pairs")
         return self
@@ -143,7 +151,7 @@ class MLP(nn.Module):
 class LaionPrior(nn.Module):
     """caption · CLIP text embedding · time · noised z_i · one learned place to answer, each of width D.
 
-    The network works on embeddings of unit norm times √D. Captions are as long as the context; see `Unsaid` for what
+    The network works on embeddings of unit norm times √D. Captions are as long as the context; see `NullMode` for what
     stands where they end.
     """
 
@@ -152,12 +160,12 @@ class LaionPrior(nn.Module):
         self.config = config
         width = config.clip_dim
         self.answer = nn.Parameter(torch.randn(width) * 0.02)
-        if config.unsaid != "masked":
+        if config.null_mode != "masked":
             self.padding = nn.Parameter(torch.randn(1, config.context, width) * 0.02)
-        if config.unsaid == "nulls":  # no sentence, and no picture beside it
+        if config.null_mode == "nulls":  # no sentence, and no picture beside it
             self.null_text = nn.Parameter(torch.randn(1, 1, width) * 0.02)
             self.null_image = nn.Parameter(torch.randn(1, width) * 0.02)
-        self.times = nn.Embedding(config.num_steps, width)
+        self.times = nn.Embedding(config.diffusion.num_steps, width)
         self.bias = nn.Embedding(BUCKETS, config.heads)
         self.attentions = nn.ModuleList(Attention(config) for _ in range(config.layers))
         self.mlps = nn.ModuleList(MLP(config) for _ in range(config.layers))
@@ -172,7 +180,7 @@ class LaionPrior(nn.Module):
     def condition(self, text: TextFeatures) -> Condition:
         """Captions filled up, and z_t after them: `sequence` (B, L + 1, D), `mask` where places are hidden."""
         words = text.padded(self.config.context)
-        if self.config.unsaid == "masked":
+        if self.config.null_mode == "masked":
             shown = words.sequence.masked_fill(~words.mask[..., None], 1.0)  # zeros have no largest value to divide by
             sequence = torch.cat([shown, words.pooled[:, None]], dim=1)
             return Condition(sequence=sequence, mask=F.pad(words.mask, (0, 1), value=True))
@@ -184,9 +192,9 @@ class LaionPrior(nn.Module):
 
         Raises UsageError where there is none: guidance was out of order from 0.23.1 to 1.8.4.
         """
-        if self.config.unsaid == "learned":
+        if self.config.null_mode == "learned":
             raise UsageError("this prior was trained without an unconditional branch: its guidance must be 1")
-        if self.config.unsaid == "masked":
+        if self.config.null_mode == "masked":
             places = self.config.context + 1
             hidden = torch.zeros(num, places, dtype=torch.bool, device=self.answer.device)
             return Condition(sequence=self.answer.new_ones(num, places, self.config.clip_dim), mask=hidden)

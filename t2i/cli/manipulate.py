@@ -1,14 +1,17 @@
 """The commands that begin with a picture: `t2i variations | interpolate | text-diff` (`pipelines/manipulations.py`) and
-`t2i upsample` (`pipelines/upsampling.py`)."""
+`t2i upsample` (`pipelines/upsample.py`)."""
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, by_stage, int_or_text
+from t2i.cli.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, draw_options
 from t2i.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from t2i.pipeline.arguments import Draw
 
 STRIPS = (".png", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -38,7 +41,7 @@ def variations(
     offload: Offload = False,
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
-    chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
+    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
@@ -64,7 +67,7 @@ def interpolate(
     offload: Offload = False,
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
-    chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
+    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
     is_picture = os.path.isfile(b) or b.lower().endswith(PICTURES)
     if not is_picture:
         _check(b)
@@ -92,7 +95,7 @@ def text_diff(
     offload: Offload = False,
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
-    chosen = _chosen(out, seed, steps, guidance, stop_after, STRIPS)
+    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
     _check(*([from_text] if from_text != "" else []), to_text)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
@@ -116,36 +119,27 @@ def upsample(
     offload: Offload = False,
 ) -> None:
     """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
-    chosen = _chosen(out, seed, steps, None, stop_after) | ({"max_tile": max_tile} if max_tile is not None else {})
+    chosen = _chosen(out, (".png",), seed, steps, None, sampler, stop_after, max_tile)
     source = _opened(image)
     pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
-    result = pipe.upsample(source, start_at=start_at, sampler=by_stage("sampler", sampler, str), **chosen)
+    result = pipe.upsample(source, start_at=start_at, **chosen)
     (path,) = result.save(out)
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 
 
-def _chosen(
-    out: Path,
-    seed: int | None,
-    steps: str | None,
-    guidance: str | None,
-    stop_after: str | None,
-    kinds: tuple[str, ...] = (".png",),
-) -> dict[str, Any]:
+def _chosen(out: Path, kinds: tuple[str, ...], *given: Any) -> "Draw":
     """Settings of a call that were given; UsageError for a file of other `kinds`, or one that cannot be written."""
     from t2i.io.files import writable_file
 
     if out.suffix.lower() not in kinds:
         raise UsageError(f"--out must end in {' or '.join(kinds)}, got {out}")
     writable_file(out, "--out")
-    scale = by_stage("guidance", guidance, float)
-    given = {"seed": seed, "steps": by_stage("steps", steps, int_or_text), "guidance": scale, "stop_after": stop_after}
-    return {key: value for key, value in given.items() if value is not None}
+    return draw_options(*given)
 
 
 def _check(*texts: str) -> None:
     """Say of a sentence what needs no model, before one is downloaded."""
-    from t2i.pipeline.request import check_text
+    from t2i.pipeline.arguments import check_text
 
     for text in texts:
         check_text("prompt", text)
@@ -162,10 +156,11 @@ def _manipulating(
 ) -> Any:
     """A model that takes pictures apart, if the disk has room for what it draws."""
     from t2i.io.files import room_for
+    from t2i.pipeline.cost import bytes_of
 
-    lacks = "does nothing with pictures; models whose decoder is told CLIP embeddings do"
+    lacks = "does nothing with pictures; models whose decoder reads CLIP embeddings do"
     pipe = _pipe(model, device, dtype, offload, "encode", lacks)
-    room_for(out.parent, pipe.bytes_of(num, stop_after))
+    room_for(out.parent, bytes_of(pipe, num, stop_after))
     return pipe
 
 

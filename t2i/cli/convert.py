@@ -1,0 +1,31 @@
+"""`t2i convert`: weights of others become a stage folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2i.core.errors import UsageError
+
+
+def convert(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="A .pt, .ckpt or .safetensors file, or a diffusers folder.")
+    ],
+    out: Annotated[Path, typer.Option(help="Stage folder to write.")],
+    network: Annotated[str | None, typer.Option(help="Name of the network that it must be, such as adm-64.")] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="What weights of an unknown network do not show."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the written weights; as in the file if not given.")] = None,
+) -> None:
+    """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run."""
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UsageError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
+    import torch
+
+    from t2i.convert.convert import convert_files
+
+    done = convert_files(files, out, network=network, given=given or (), dtype=getattr(torch, dtype) if dtype else None)
+    typer.echo(f"{out}: a {done.stage}, {done.name}, {done.parameters / 1e6:.1f} M parameters")

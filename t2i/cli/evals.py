@@ -1,0 +1,88 @@
+"""`t2i eval`: numbers about models."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from t2i.cli.options import Device, Model, draw_options, int_or_text, read_num_things
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
+
+
+@app.command()
+def compose(
+    model: Model = "shapes",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results, with every picture's reading.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    steps: Annotated[str | None, typer.Option(help="As in generate.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="As in generate.")] = None,
+    stop_after: Annotated[str, typer.Option(help="Stage whose pictures are read.")] = "decoder",
+    device: Device = "auto",
+) -> None:
+    """Share of pictures that show what GenEval's six tasks ask for, judged by the bundled reader of scenes."""
+    _writable(out)
+    from t2i.evals.compose import compose as run
+
+    chosen = draw_options(None, steps, guidance, stop_after=stop_after)
+    _tell(run(model, num=num, seed=seed, device=device, call=chosen), out)
+
+
+@app.command()
+def bpd(
+    model: Annotated[str, typer.Option(help="A model by name or folder, or the folder of a decoder.")] = "shapes",
+    data: Annotated[str, typer.Option(help="shapes, a folder of pictures, or shards.")] = "shapes",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results, with the terms of every step.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Pictures, at most.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 8,
+    steps: Annotated[str | None, typer.Option(help="Such as 100, quicker and looser; all if not given.")] = None,
+    num_things: Annotated[
+        str | None, typer.Option(help="For shapes, weights of scenes with 1 to 4 things, such as 1=1.")
+    ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Also pictures that training does not hold out.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the order of pictures and of their noise.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Bits per dimension of pictures under a model's decoder: an upper bound of what they cost to store."""
+    _writable(out)
+    from t2i.evals.bpd import bpd as run
+
+    chosen = None if steps is None else int_or_text(steps)
+    things = read_num_things(num_things)
+    report = run(
+        model, data=data, num=num, batch=batch, steps=chosen, num_things=things, whole=whole, seed=seed, device=device
+    )
+    _tell(report, out)
+
+
+@app.command()
+def prior(
+    model: Model = "shapes",
+    data: Annotated[str, typer.Option(help="shapes, a folder of captioned pictures, or shards.")] = "shapes",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+    num: Annotated[int, typer.Option(min=2, help="Captions, at most.")] = 512,
+    steps: Annotated[str, typer.Option(help="Such as 8.")] = "8",
+    seed: Annotated[int, typer.Option(help="Of the order of pictures and of the noise.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Embeddings that a prior draws with fixed and with analytic variances, beside the true ones."""
+    _writable(out)
+    from t2i.evals.prior import prior as run
+
+    _tell(run(model, data=data, num=num, steps=int_or_text(steps), seed=seed, device=device), out)
+
+
+def _writable(out: Path | None) -> None:
+    """Say before the work that a file cannot be written after it."""
+    if out is not None:
+        from t2i.io.files import writable_file
+
+        writable_file(out, "--out")
+
+
+def _tell(report: Any, out: Path | None) -> None:
+    """Print what was measured, then write it: a disk that has become full costs the file alone."""
+    typer.echo(report.text)
+    if out is not None:
+        report.save(out)

@@ -1,0 +1,125 @@
+"""`t2i generate`: sentences or classes become pictures; others are inpainted, edited, or drawn again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from t2i.cli.options import FirstSeed, MaxTile, Offload, Steps, StopAfter, draw_options
+from t2i.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from t2i.pipeline.base import Pipeline
+    from t2i.pipeline.output import Output
+
+
+def generate(
+    subjects: Annotated[
+        list[str] | None, typer.Argument(metavar="WHAT...", help="Sentences, or classes by number or name.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="PNG to write; several pictures get a number each.")] = Path("out.png"),
+    model: Annotated[
+        str | None, typer.Option(help="A model by name (t2i info lists them), or a folder; shapes if not given.")
+    ] = None,
+    seed: FirstSeed = None,
+    num: Annotated[int, typer.Option(min=1, help="Pictures per sentence or class.")] = 1,
+    steps: Steps = None,
+    guidance: Annotated[str | None, typer.Option(help="S for all guided stages, or stage=S,stage=S.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm_solver_pp_2m, or stage=NAME.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What to move away from.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture to change (models that inpaint and edit).")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where --image is drawn anew; the rest stays.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much --image may change without --mask, 0 to 1.")] = None,
+    stop_after: StopAfter = None,
+    max_tile: MaxTile = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", help="Repeat the picture in this PNG, with its own model, device and dtype."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto if not given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")] = None,
+    offload: Offload = False,
+    preset: Annotated[
+        str | None, typer.Option(help="Sample DALL-E 2's chain as karlo, diffusers, laion or the paper do.")
+    ] = None,
+) -> None:
+    """Draw pictures and write them as PNGs that know how they were made."""
+    from t2i.io.files import room_for, writable_file
+
+    draw = draw_options(seed, steps, guidance, sampler, stop_after, max_tile)
+    recipe = None
+    if from_ is not None:
+        if subjects or draw or num != 1 or any(x is not None for x in (negative, image, mask, strength, preset)):
+            raise UsageError("--from repeats a picture exactly; give no prompt and no other setting of it")
+        from t2i.pipeline.output import recipe_in
+
+        recipe = recipe_in(from_)
+        model, device, dtype = model or recipe["model"], device or recipe["device"], dtype or recipe["dtype"]
+        preset = recipe.get("preset")
+        if not model:
+            raise UsageError(f"{from_}: its pipeline was never saved; name the folder of its model with --model")
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out must end in .png, got {out}")
+    writable_file(out, "--out")
+    task, pictures = _task(image, mask, strength)
+    from t2i.pipeline.arguments import check_text
+    from t2i.pipeline.base import Pipeline
+    from t2i.pipeline.cost import bytes_of, check_pictures
+    from t2i.train.log import to_stderr
+
+    for text in subjects or ():  # what needs no model is told before one is downloaded
+        check_text("prompt", text)
+    check_text("negative prompt", negative or "", may_be_empty=True)
+    to_stderr()  # a model that is not here yet says that it is downloaded
+    pipe = Pipeline.from_pretrained(
+        model or "shapes", device=device or "auto", dtype=dtype or "auto", offload=offload, preset=preset
+    )
+    if recipe is not None:
+        result, which = _repeated(pipe, recipe, from_), [recipe["picture"]]
+    else:
+        if pipe.subject == "prompt" and not subjects:
+            raise UsageError('no prompt given; try: t2i generate "a red cube"')
+        if negative is not None and pipe.subject != "prompt":
+            raise UsageError("--negative is for models that read sentences")
+        call = _method(pipe, task)
+        check_pictures(pipe, stop_after)
+        room_for(out.parent, bytes_of(pipe, num * max(len(subjects or ()), 1), stop_after))
+        words = {} if negative is None else {"negative_prompt": negative}
+        result = call(**pictures, **draw, **words, **{pipe.number: num, pipe.subject: subjects or None})
+        which = list(range(len(result)))
+    for i, path in zip(which, result.save(out, which), strict=True):
+        typer.echo(f"{path}  seed {result.seeds[i]}")
+
+
+def _task(image: Path | None, mask: Path | None, strength: float | None) -> tuple[str, dict[str, Any]]:
+    """The method of a pipeline that is asked for, and the pictures that it is given."""
+    if image is None:
+        if mask is not None or strength is not None:
+            raise UsageError("--mask and --strength are for an --image")
+        return "__call__", {}
+    if mask is not None and strength is not None:
+        raise UsageError("give --mask, to draw a part anew, or --strength, to change the whole")
+    from t2i.io.images import open_image, open_mask
+
+    if mask is not None:
+        return "inpaint", {"image": open_image(image), "mask": open_mask(mask)}
+    return "edit", {"image": open_image(image)} | ({} if strength is None else {"strength": strength})
+
+
+def _method(pipe: "Pipeline", task: str) -> "Callable[..., Output]":
+    """What a pipeline does for a task; UsageError if it cannot."""
+    call: Callable[..., Output] | None = getattr(pipe, task, None)
+    if call is None:
+        raise UsageError(f"this model cannot {task}; those that read sentences can")
+    return call
+
+
+def _repeated(pipe: "Pipeline", recipe: dict[str, Any], path: Path | None) -> "Output":
+    """The pictures of a recipe, with warnings where they may be others."""
+    from t2i.pipeline.arguments import Sentences
+    from t2i.pipeline.output import check_repeatable
+
+    takes = {*Sentences.__annotations__, pipe.subject, pipe.number}
+    check_repeatable(recipe, takes, pipe.weights, path)
+    return pipe(**recipe["arguments"])

@@ -1,0 +1,69 @@
+"""`t2i train`, `t2i calibrate`, `t2i assemble`: stages, on their own and chained."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from t2i.cli.options import Device, draw_options
+from t2i.core.errors import UsageError
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, such as configs/shapes/decoder.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Such as train.steps=1000.")
+    ] = None,
+) -> None:
+    """Train one stage. Running the same command again continues where it stopped."""
+    from t2i.run import train as run
+
+    run(config, overrides or [])
+
+
+def calibrate(
+    prior: Annotated[str, typer.Argument(help="Folder of a trained prior.")],
+    clip: Annotated[str, typer.Option(help="Folder of the CLIP that it was trained with.")],
+    out: Annotated[Path, typer.Option(help="Stage folder to write; that of the prior, to change it in place.")],
+    num: Annotated[int, typer.Option(min=1, help="Pictures, at most.")] = 256,
+    data: Annotated[str, typer.Option(help="shapes, a folder of captioned pictures, or shards.")] = "shapes",
+    seed: Annotated[int, typer.Option(help="Of the order of pictures and of their noise.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Measure a prior's analytic variances, the most likely ones for the network as it is, however few the steps."""
+    from t2i.evals.calibrate import calibrate as run
+
+    count = run(prior, clip, out, data=data, num=num, seed=seed, device=device)
+    typer.echo(f"{out}: a prior with analytic variances, of {count} pictures")
+
+
+def assemble(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    stages: Annotated[
+        list[str], typer.Argument(metavar="STAGE=FOLDER...", help="Such as clip=runs/clip prior=runs/prior.")
+    ],
+    kind: Annotated[str, typer.Option(help="Of the pipeline: dalle2, ddpm, adm or glide.")] = "dalle2",
+    dtype: Annotated[str, typer.Option(help="Of the written weights: float32, bfloat16 or float16.")] = "bfloat16",
+    steps: Annotated[str | None, typer.Option(help="The model's own, stage=N,stage=N.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="The model's own, stage=S,stage=S.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="The model's own, stage=NAME,stage=NAME.")] = None,
+) -> None:
+    """Chain stages that were trained on their own into a pipeline folder."""
+    pairs = dict(part.split("=", 1) for part in stages if "=" in part)
+    if len(pairs) != len(stages):
+        raise UsageError(f"expected stage=folder, got {' '.join(stages)}")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UsageError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
+    settings: dict[str, Any] = dict(draw_options(None, steps, guidance, sampler))
+    for what, value in settings.items():
+        if not isinstance(value, dict):
+            raise UsageError(f"--{what}: say of which stage, such as decoder={value}")
+    from t2i.io.files import output_folder
+
+    with output_folder(out):
+        import torch
+
+        from t2i.pipeline.loading import pipeline_class
+
+        pipeline_class(kind).assemble(pairs, settings).save_pretrained(out, getattr(torch, dtype))
+    typer.echo(f"{out}: {', '.join(pairs)}")

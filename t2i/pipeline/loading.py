@@ -1,0 +1,53 @@
+"""From a name or a folder to a pipeline."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TypeVar
+
+from t2i.core.errors import DataError, UsageError, did_you_mean
+from t2i.hub.hub import presets, resolve
+from t2i.io.files import read_json
+from t2i.io.weights import fingerprint, stage_folders
+from t2i.pipeline.base import Pipeline
+
+KINDS = {"dalle2": "DALLE2", "ddpm": "DDPM", "adm": "ADM", "glide": "GLIDE"}
+"""Pipelines by the name in `model_index.json`: module of `t2i.pipelines` → class."""
+UNCLIP = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
+"""Pipelines of diffusers whose folders are opened as they are; the second has no prior."""
+
+P = TypeVar("P", bound=Pipeline)
+
+
+def pipeline_class(kind: str) -> type[Pipeline]:
+    """The class of a kind of pipeline; UsageError for an unknown one."""
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind of pipeline {kind!r}; known: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+    cls: type[Pipeline] = getattr(import_module(f"t2i.pipelines.{kind}"), KINDS[kind])
+    return cls
+
+
+def open_pipeline(name_or_folder: str | Path, expect: type[P]) -> P:
+    """See `Pipeline.from_pretrained`; on the CPU. UsageError for a pipeline that is none of the class `expect`."""
+    folder = resolve(name_or_folder)
+    path = folder / "model_index.json"
+    index = read_json(path)
+    kind = str(index.get("_class_name")) if isinstance(index, dict) else f"a {type(index).__name__}"
+    if kind not in (*KINDS, *UNCLIP):
+        raise DataError(f"{path}: unknown kind of pipeline {kind!r}; known: {', '.join((*KINDS, *UNCLIP))}")
+    cls = pipeline_class("dalle2" if kind in UNCLIP else kind)
+    if not issubclass(cls, expect):
+        raise UsageError(f"{name_or_folder} is a {cls.__name__}, not a {expect.__name__}; Pipeline opens any")
+    settings = index.pop("settings", None)
+    stages = stage_folders(folder, index)
+    try:
+        if kind in UNCLIP:
+            from t2i.convert.unclip import read_unclip
+
+            pipe = cls(read_unclip(folder, index), presets()["diffusers"]["settings"])
+        else:
+            pipe = cls.assemble(stages, settings)
+    except UsageError as error:  # here the folder is to blame, not who opens it
+        raise DataError(f"{path}: {error}") from error
+    pipe.source = str(folder.resolve() if folder == Path(name_or_folder) else name_or_folder)
+    pipe.weights = fingerprint(stages)
+    return pipe

@@ -1,0 +1,25 @@
+"""What a classifier to be trained takes from its data."""
+
+from collections.abc import Callable
+from typing import Any
+
+from t2i.core.errors import UsageError
+from t2i.data.loader import DataConfig
+from t2i.stages.classifier.model import Classifier, ClassifierConfig
+from t2i.stages.follow import check_side
+from t2i.stages.stage import Neighbours
+
+
+def complete(
+    config: ClassifierConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]
+) -> ClassifierConfig:
+    """The config with the names of the data's classes; UsageError if they are not as many."""
+    names = class_names()
+    if names and len(names) != config.num_classes:
+        raise UsageError(f"model.num_classes={config.num_classes}, but the data has {len(names)} classes")
+    return config.model_copy(update={"class_names": names})
+
+
+def fits(model: Classifier, data: DataConfig, options: Any, neighbours: Neighbours) -> None:
+    """UsageError for pictures of another side."""
+    check_side(data, model.config.image_size)

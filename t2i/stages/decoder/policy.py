@@ -1,0 +1,196 @@
+"""The decoder in a chain and in a training: what it is conditioned on there, and what follows from its neighbours.
+
+B pictures of a batch · L tokens
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2i.core.errors import UsageError
+from t2i.core.types import StepCallback, TextFeatures, Tokenizer
+from t2i.data.loader import DataConfig
+from t2i.nn.ports import ClipImageConfig, Given, PortsConfig
+from t2i.stages.decoder.model import Decoder, DecoderConfig
+from t2i.stages.decoder.sample import invert, sample
+from t2i.stages.follow import check_side, class_port, follow, text_port
+from t2i.stages.stage import ClipFacts, Example, How, Inputs, Neighbours
+from t2i.text.tokenizers import tokenize
+
+_CLIP_CONTEXT = 77  # tokens of OpenAI's CLIP; networks that read its states have no limit of their own
+
+
+def draw(model: Decoder, inputs: Inputs, how: How) -> Tensor:
+    """Pictures (B, 3, S, S) of what the network has ports for; guidance moves away from the negative sentence, the null
+    embedding and the absent class."""
+    guided, ports = how.sampling.guidance != 1, model.config.ports
+    labels = inputs.classes if ports.classes is not None else None
+    masked = inputs.masked(model.config.image_size) if inputs.masked and ports.masked is not None else None
+    said, unsaid = _states(model, inputs, [inputs.prompts, inputs.negatives] if guided else [inputs.prompts, None])
+    condition = model.condition(
+        Given(
+            inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, clip_text=said,
+            classes=labels, masked=masked,
+        )
+    )  # fmt: skip
+    null = None
+    if guided:
+        absent = None
+        if ports.classes is not None:
+            absent = torch.full((inputs.num,), ports.classes.num, device=model.unet.conv_in.weight.device)
+        null = model.condition(
+            Given(
+                inputs.num, text=_tokens(model, inputs.negatives), clip_text=unsaid, classes=absent, masked=masked,
+            )
+        )  # fmt: skip
+    return sample(
+        model, condition, how.streams, how.sampling, null=null, hooks=how.hooks, x_T=how.x_T, callback=how.callback
+    )
+
+
+def inverted(
+    model: Decoder,
+    inputs: Inputs,
+    x_0: Tensor,
+    steps: int | str,
+    *,
+    corrections: int = 0,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """See `Invert`."""
+    (said,) = _states(model, inputs, [inputs.prompts])
+    given = Given(inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, clip_text=said)
+    return invert(model, model.condition(given), x_0, steps, corrections=corrections, callback=callback)
+
+
+def _tokens(model: Decoder, texts: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+    """Tokens and mask (B, L) for the network's own text path, if it has one with a tokeniser."""
+    text = model.config.ports.text
+    if text is None or text.tokenizer is None:
+        return None
+    tokens, mask = tokenize(text.tokenizer.build(), texts)
+    device = model.unet.conv_in.weight.device
+    return tokens.to(device), mask.to(device)
+
+
+def _states(model: Decoder, inputs: Inputs, texts: Sequence[Sequence[str] | None]) -> list[TextFeatures | None]:
+    """What CLIP says of sentences, all of one length, if the network reads that."""
+    if model.config.ports.clip_text is None:
+        return [None] * len(texts)
+    assert inputs.encode is not None
+    read = [inputs.encode(sentences) if sentences is not None else None for sentences in texts]
+    length = max(f.mask.shape[1] for f in read if f is not None)
+    return [None if features is None else features.padded(length) for features in read]
+
+
+def rows(config: DecoderConfig, max_batch: int, max_tile: int | None) -> int:
+    """`max_batch`, or fewer where the U-Net works on more than 64 × 64 places."""
+    places = config.image_size // config.unet.patch_size
+    return max_batch * 64**2 // places**2
+
+
+def clip_facts(config: DecoderConfig) -> ClipFacts:
+    """See `ClipFacts`."""
+    image, text = config.ports.clip_image, config.ports.clip_text
+    return ClipFacts(
+        dim=image.dim if image is not None else None,
+        text_width=text.width if text is not None else None,
+        fingerprint=image.fingerprint if image is not None else (),
+    )
+
+
+def readers(model: Decoder) -> list[Tokenizer]:
+    """That of its text path."""
+    text = model.config.ports.text
+    return [text.tokenizer.build()] if text is not None and text.tokenizer is not None else []
+
+
+def example(model: Decoder) -> Example:
+    """All ports are given as much as they take."""
+    c, device = model.config, "cpu"
+    ports = c.ports
+
+    def once() -> Any:
+        if not ports.names or ports.names == ("masked",):
+            return model.null_condition(1)
+        text = classes = z_i = states = None
+        if ports.text is not None:
+            text = torch.zeros(1, ports.text.context, dtype=torch.long), None
+        if ports.classes is not None:
+            classes = torch.zeros(1, dtype=torch.long)
+        if ports.clip_image is not None:
+            z_i = torch.zeros(1, ports.clip_image.dim or 1)
+        if ports.clip_text is not None:
+            mask = torch.ones(1, _CLIP_CONTEXT, dtype=torch.bool, device=device)
+            width, dim = ports.clip_text.width or 1, ports.clip_text.dim or 1
+            states = TextFeatures(torch.zeros(1, dim), torch.zeros(1, _CLIP_CONTEXT, width), mask)
+        return model.project(model.condition(Given(1, text=text, clip_image=z_i, clip_text=states, classes=classes)))
+
+    def step(condition: Any) -> None:
+        x_t = torch.zeros(1, c.unet.in_channels, c.image_size, c.image_size)
+        model(x_t, torch.zeros(1, dtype=torch.long), condition)
+
+    return Example(once, step)
+
+
+def complete(
+    config: DecoderConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]
+) -> DecoderConfig:
+    """The config with what follows from its CLIP, its tokeniser and the classes of the data.
+
+    A decoder that is given a CLIP and says nothing of ports reads its image embeddings. Raises UsageError for a CLIP
+    that is missing, or of no use, and for values that are not those of the CLIP.
+    """
+    clip: Any = neighbours.get("clip")
+    ports = config.ports
+    if clip is not None and "ports" not in config.model_fields_set:
+        ports = PortsConfig(clip_image=ClipImageConfig())
+    reads = [name for name in ("clip_image", "clip_text") if name in ports.names]
+    if reads and clip is None:
+        raise UsageError(
+            f"a decoder with model.ports.{reads[0]} learns from a trained CLIP: name its folder, clip=FOLDER, or leave "
+            "that port out"
+        )
+    if clip is not None and not reads and ports.text is None:
+        raise UsageError("clip=…: this decoder has no port for anything of a CLIP; leave it out")
+    found: dict[str, Any] = {}
+    if ports.clip_image is not None:
+        facts = {"dim": clip.dim, "fingerprint": clip.fingerprint()}
+        found["clip_image"] = follow(ports.clip_image, "model.ports.clip_image.", "the CLIP", **facts)
+    if ports.clip_text is not None:
+        sizes = {"width": clip.text_width, "dim": clip.dim}
+        found["clip_text"] = follow(ports.clip_text, "model.ports.clip_text.", "the CLIP", **sizes)
+    if ports.text is not None:
+        found["text"] = text_port(ports.text, clip)
+    if ports.classes is not None:
+        found["classes"] = class_port(ports.classes, class_names())
+    return config.model_copy(update={"ports": ports.model_copy(update=found)})
+
+
+def fits(model: Decoder, data: DataConfig, options: Any, neighbours: Neighbours) -> None:
+    """UsageError for pictures of another side."""
+    check_side(data, model.config.image_size)
+
+
+def start(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
+    """Weights to start from, and what `model` has beyond them and that starts as nothing: channels of a masked picture
+    after those of x_t (GLIDE, section 3.2), and `Fine` blocks, anew where those of `state` are others; without the port
+    for CLIP if `model` has none, but with what the null embedding adds to the vector."""
+    wanted, unet = model.state_dict(), model.config.unet
+    fine, before = ({key: w[key] for key in w if key.startswith("unet.fine.")} for w in (wanted, state))
+    anew = fine and {key: len(fine[key]) for key in fine} != {key: len(before[key]) for key in before}
+    out = {key: state[key] for key in state if key not in before} | fine if anew else dict(state)
+    nothing, bias = "ports.clip_image.nothing", "ports.text.vector.bias"
+    if nothing in out and nothing not in wanted and bias in out:
+        weight, shift = (out[f"ports.clip_image.vector.{name}"].float() for name in ("weight", "bias"))
+        out[bias] = out[bias] + weight @ out[nothing].float() + shift
+    out = {key: value for key, value in out.items() if key in wanted or not key.startswith("ports.clip_")}
+    for key, pixels in (("unet.conv_in.weight", unet.patch_size), ("unet.fine.conv_in.weight", unet.fine_patch)):
+        missing = wanted[key].shape[1] - out[key].shape[1] if key in wanted and key in out else 0
+        if missing > 0:
+            seen = unet.in_channels * pixels**2  # channels of x_t
+            zeros = out[key].new_zeros(out[key].shape[0], missing, *out[key].shape[2:])
+            out[key] = torch.cat([out[key][:, :seen], zeros, out[key][:, seen:]], dim=1)
+    return out

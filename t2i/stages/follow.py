@@ -1,0 +1,66 @@
+"""What in a stage's config follows from its neighbours, its tokeniser or its data, filled in or checked."""
+
+from typing import Any, TypeVar
+
+from t2i.core.config import Config
+from t2i.core.errors import UsageError
+from t2i.data.loader import DataConfig
+from t2i.data.shapes import WORDS
+from t2i.nn.ports import ClassesConfig, TextPortConfig
+from t2i.text.tokenizers import TokenizerConfig
+
+C = TypeVar("C", bound=Config)
+
+
+def follow(config: C, prefix: str, where: str, **facts: Any) -> C:
+    """The config with facts that follow from elsewhere.
+
+    Args:
+        prefix: the keys of `config` in a file, such as "model.".
+        where: what the facts are of, for errors.
+
+    Raises UsageError for a key that was given another value.
+    """
+    for key, value in facts.items():
+        given = getattr(config, key)
+        if key in config.model_fields_set and given is not None and given != value:
+            raise UsageError(f"{prefix}{key}={given} is {value} in {where}; leave it out")
+    return config.model_copy(update=facts)
+
+
+def with_words(tokenizer: TokenizerConfig) -> TokenizerConfig:
+    """A tokeniser of whole words, of those of the shapes world unless it has its own."""
+    if tokenizer.kind == "words" and not tokenizer.words:
+        return tokenizer.model_copy(update={"words": tuple(WORDS)})
+    return tokenizer
+
+
+def text_port(text: TextPortConfig, clip: Any, prefix: str = "model.ports.text.") -> TextPortConfig:
+    """A text transformer with its tokeniser, that of a CLIP if there is one, and the sizes that follow from it."""
+    tokenizer = text.tokenizer or TokenizerConfig()
+    if clip is not None:
+        theirs: TokenizerConfig = clip.config.tokenizer
+        tokenizer = follow(tokenizer, f"{prefix}tokenizer.", "the CLIP", **theirs.model_dump())
+    tokenizer = with_words(tokenizer)
+    sizes = {"vocab_size": tokenizer.vocab_size, "context": tokenizer.context}
+    return follow(text, prefix, "the tokenizer", **sizes).model_copy(update={"tokenizer": tokenizer})
+
+
+def class_port(classes: ClassesConfig, names: tuple[str, ...]) -> ClassesConfig:
+    """A table of labels with the names that the data has for them; UsageError if they are not as many."""
+    if names and len(names) != classes.num:
+        raise UsageError(f"model.ports.classes.num={classes.num}, but the data has {len(names)} classes")
+    return classes.model_copy(update={"names": names})
+
+
+def need_clip(clip: Any, who: str) -> Any:
+    """A CLIP to learn from, or UsageError."""
+    if clip is None:
+        raise UsageError(f"{who} learns from a trained CLIP: name its folder, clip=FOLDER")
+    return clip
+
+
+def check_side(data: DataConfig, side: int, key: str = "model.image_size") -> None:
+    """UsageError for pictures of another side than the network's."""
+    if data.side != side:
+        raise UsageError(f"{data.side_key}={data.side} must equal {key}={side}")
