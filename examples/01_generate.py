@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 import t2i
-from t2i.io.images import read_recipe
+from t2i.io.provenance import read_recipe
 
 
 def main() -> None:

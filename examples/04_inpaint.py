@@ -57,7 +57,7 @@ def main() -> None:
         result.save(args.out / f"{name}.png")
 
     size = result.images[0].width
-    known, anew = square(image, size), square_mask(mask, image, size)  # (3, S, S) and (1, S, S)
+    known, anew = square(image, size), to_mask_tensor(mask, image, size)  # (3, S, S) and (1, S, S)
     pictures = {name: from_pil(result.images[0]) for name, result in drawn.items()}
     for name, picture in pictures.items():
         change = ((picture - from_pil(to_pil(known[None])[0])).abs() * (1 - anew)).max()

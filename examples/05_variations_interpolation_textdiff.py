@@ -18,7 +18,7 @@ from PIL import Image
 import t2i
 from t2i.data import shapes
 from t2i.io.images import open_image, save_gif, sheet, to_pil
-from t2i.pipeline.request import Output
+from t2i.pipeline.output import Output
 
 
 def scene(colour: str, shape: str, seed: int) -> Image.Image:

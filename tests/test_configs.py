@@ -86,7 +86,7 @@ def test_what_learns_from_the_clip_of_dalle2_fits_it(name: str) -> None:
     assert isinstance(clip, ClipConfig)
     encoder: Any = SimpleNamespace(config=clip, dim=clip.embed_dim, text_width=clip.text.width, mark=lambda: (0.5,))
     config: Any = complete(run, stage(run.stage), encoder)
-    assert (config.clip_dim, config.clip_mark) == (1024, (0.5,))
+    assert (config.clip_dim, config.clip_fingerprint) == (1024, (0.5,))
     context = config.text.context if name == "decoder" else config.context
     assert context == clip.tokenizer.context == 256
 

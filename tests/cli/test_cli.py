@@ -19,7 +19,8 @@ from torch import Tensor
 from t2i.cli.main import by_stage, main
 from t2i.core.errors import DataError
 from t2i.core.types import Batch
-from t2i.io.images import read_recipe, save_png
+from t2i.io.images import save_png
+from t2i.io.provenance import read_recipe
 from t2i.pipeline.base import Pipeline
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.version import __version__

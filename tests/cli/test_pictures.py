@@ -9,7 +9,7 @@ from PIL import Image
 from small import ddpm
 
 from t2i.cli.main import main
-from t2i.io.images import read_recipe
+from t2i.io.provenance import read_recipe
 from t2i.pipelines.dalle2 import DALLE2
 
 QUICK = ["--steps", "decoder=3", "--stop-after", "decoder", "--seed", "4"]

@@ -49,7 +49,7 @@ def exact(process: Process, variance: Variance | str, v: Tensor | None = None) -
         step = step_of[int(t[0])]
         return slope[step] * (x - alpha_bar[step].sqrt() * MEAN)
 
-    return ModelDenoiser(eps, NOTHING, process, Parametrisation("eps", variance, v), clip=False)  # type: ignore[arg-type]
+    return ModelDenoiser(eps, NOTHING, process, Parametrisation("eps", variance, v), clamp=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("process", SCHEDULES, ids=["cosine", "linear"])

@@ -13,7 +13,7 @@ from t2i.diffusion.guidance import ClassifierFree, input_gradient, score_guided
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation, x_0_from_eps
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim, ddpm
-from t2i.diffusion.sampling import Steering
+from t2i.diffusion.sampling import Hooks
 
 PROCESS = Process.from_schedule("cosine").respace(10)
 IDDPM = Parametrisation("eps", "learned_range")
@@ -37,12 +37,12 @@ class Network:
 def guide(scale: float, **changes: object) -> tuple[ClassifierFree, Network]:
     network = Network()
     given, null = Condition(vector=torch.full((2, 1), 0.3)), Condition(vector=torch.full((2, 1), -0.1))
-    denoise = ClassifierFree(network, given, null, PROCESS, IDDPM, scale, clip=False)
+    denoise = ClassifierFree(network, given, null, PROCESS, IDDPM, scale, clamp=None)
     return replace(denoise, **changes), network  # type: ignore[arg-type]
 
 
 def plain(network: Network, vector: float) -> ModelDenoiser:
-    return ModelDenoiser(network, Condition(vector=torch.full((2, 1), vector)), PROCESS, IDDPM, clip=False)
+    return ModelDenoiser(network, Condition(vector=torch.full((2, 1), vector)), PROCESS, IDDPM, clamp=None)
 
 
 def same(a: Prediction, b: Prediction) -> None:
@@ -90,7 +90,7 @@ def test_rescale_restores_the_conditional_deviation() -> None:
 
     form = Parametrisation("eps", "fixed_small")
     ones = torch.ones(2, 1)
-    denoise = ClassifierFree(network, Condition(0.8 * ones), Condition(0.5 * ones), PROCESS, form, 5.0, clip=False)
+    denoise = ClassifierFree(network, Condition(0.8 * ones), Condition(0.5 * ones), PROCESS, form, 5.0, clamp=None)
     stds = [replace(denoise, rescale=phi)(X, 9).eps.std(dim=(1, 2, 3)) for phi in (0.0, 0.5, 1.0)]
     conditional = 0.8 * X.std(dim=(1, 2, 3))
     torch.testing.assert_close(stds[2], conditional, rtol=1e-3, atol=1e-4)
@@ -107,7 +107,7 @@ def test_embeddings_are_guided_like_pictures() -> None:
     given, null = Condition(vector=torch.ones(3, 16)), Condition(vector=torch.zeros(3, 16))
     form = Parametrisation("x0", "fixed_small")
     for scale in (0.5, 2.0, 7.0):
-        guided = ClassifierFree(network, given, null, PROCESS, form, scale, clip=False, rescale=0.0)
+        guided = ClassifierFree(network, given, null, PROCESS, form, scale, clamp=None, rescale=0.0)
         torch.testing.assert_close(guided(x, 4).x_0, x + scale)
 
 
@@ -134,7 +134,7 @@ def test_score_guidance_multiplies_the_data_by_the_likelihood(form: str) -> None
     def network(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return full.at("sqrt_alpha_bar", t, x) * x
 
-    denoise = ModelDenoiser(network, Condition(), process, Parametrisation("x0", "fixed_large"), clip=False)
+    denoise = ModelDenoiser(network, Condition(), process, Parametrisation("x0", "fixed_large"), clamp=None)
 
     def gradient(x: Tensor, t: Tensor) -> Tensor:
         return 0.25 * full.at("sqrt_alpha_bar", t, x).expand_as(x)
@@ -194,7 +194,7 @@ def test_a_gradient_steers_ddim_from_pure_noise(target: Literal["x0", "v", "eps"
         return torch.zeros_like(x)
 
     denoise = ClassifierFree(network, Condition(), None, process, Parametrisation(target, "fixed_large"), 1.0)
-    guided = Steering(gradient=lambda x, t: torch.ones_like(x)).around(denoise, process, "ddim")
+    guided = Hooks(gradient=lambda x, t: torch.ones_like(x)).around(denoise, process, "ddim")
     torch.testing.assert_close(guided(X, 9).x_0, denoise(X, 9).x_0)
     by_hand = score_guided(denoise, lambda x, t: torch.ones_like(x), 1.0, process, "ddim")(X, 8)
     assert by_hand.x_0.max() > 1

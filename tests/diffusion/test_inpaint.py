@@ -49,7 +49,7 @@ class Watched:
     """A denoiser that remembers what it saw."""
 
     def __init__(self, process: Process) -> None:
-        self.inner = ModelDenoiser(flat, NOTHING, process, FORM, clip=False)
+        self.inner = ModelDenoiser(flat, NOTHING, process, FORM, clamp=None)
         self.seen: dict[int, Tensor] = {}
 
     def __call__(self, x_t: Tensor, step: int) -> Prediction:
@@ -77,7 +77,7 @@ def test_imputation_lets_the_rest_follow_what_is_known() -> None:
     """Pictures of one colour, half of which is known to be 0.6 in every channel."""
     process, known = FULL.respace(100), torch.full((8, 3, 8, 8), 0.6)
     mask = MASK[:1].expand(8, -1, -1, -1)
-    denoise: Denoiser = ModelDenoiser(flat, NOTHING, process, FORM, clip=False)
+    denoise: Denoiser = ModelDenoiser(flat, NOTHING, process, FORM, clamp=None)
     x_T = Streams(range(8)).normal(3, 8, 8)
     alone = ddpm(denoise, x_T, process, noise=Streams(range(8), "a"))
     given = ddpm(replaced(denoise, known, mask, process, Streams(range(8), "b")), x_T, process,

@@ -106,14 +106,14 @@ def test_the_total_is_the_sum_of_its_terms_and_noise_is_drawn_from_the_last_step
         raw = untrained(x_t, process.time(step, x_t), NOTHING)
         p = form.predict(process, raw, x_t, step)
         torch.testing.assert_close(
-            bits.vb[:, step], variational_bound(process, form, raw, x_0, x_t, torch.full((3,), step), clip=True)
+            bits.vb[:, step], variational_bound(process, form, raw, x_0, x_t, torch.full((3,), step), clamp=1.0)
         )
         torch.testing.assert_close(bits.eps_mse[:, step], (p.eps - noise).square().mean((1, 2, 3)))
         torch.testing.assert_close(bits.x_0_mse[:, step], (p.x_0 - x_0).square().mean((1, 2, 3)))
     alone = bits_per_dim(untrained, NOTHING, process, form, x_0[1:2], Streams([2]))
     torch.testing.assert_close(alone.total, bits.total[1:2])
     assert (
-        bits_per_dim(untrained, NOTHING, process, form, x_0, Streams([1, 2, 3]), clip=False).total[0] != bits.total[0]
+        bits_per_dim(untrained, NOTHING, process, form, x_0, Streams([1, 2, 3]), clamp=None).total[0] != bits.total[0]
     )
 
 

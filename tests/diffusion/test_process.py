@@ -98,11 +98,11 @@ def test_a_perfect_network_gives_back_x_0_and_eps(target: Target, shape: tuple[i
 def test_processing_comes_before_clipping_and_eps_follows() -> None:
     process, parametrisation = Process.from_schedule("linear"), Parametrisation("x0", "fixed_small")
     x_t, raw = torch.zeros(1, 1, 1, 3), torch.tensor([[[[0.2, 0.6, -7.0]]]])
-    p = parametrisation.predict(process, raw, x_t, 300, clip=True, processed=lambda x: 2 * x)
+    p = parametrisation.predict(process, raw, x_t, 300, clamp=1.0, processed=lambda x: 2 * x)
     assert p.x_0.flatten().tolist() == pytest.approx([0.4, 1.0, -1.0])
     torch.testing.assert_close(process.q_sample(p.x_0, 300, p.eps), x_t)
-    assert parametrisation.predict(process, raw, x_t, 300, clip=5).x_0.min().item() == -5
-    assert parametrisation.predict(process, raw, x_t, 300, clip=False).x_0.min().item() == -7
+    assert parametrisation.predict(process, raw, x_t, 300, clamp=5).x_0.min().item() == -5
+    assert parametrisation.predict(process, raw, x_t, 300, clamp=None).x_0.min().item() == -7
 
 
 def test_learned_variance_spans_the_posteriors_and_beta() -> None:

@@ -103,7 +103,7 @@ def test_training_losses(name: str) -> None:
 def test_evaluation_bound() -> None:
     process, step = Process.from_schedule("linear"), torch.tensor([0, 500])
     raw, x_0, x_t, _ = noised(process, step)
-    bound = variational_bound(process, IDDPM, raw, x_0, x_t, step, clip=True)
+    bound = variational_bound(process, IDDPM, raw, x_0, x_t, step, clamp=1.0)
     check(LOSSES["outputs"]["vb_clipped_linear1000_t0_t500"], bound)
     check(LOSSES["outputs"]["prior_bpd_linear1000"], prior_bits(process, x_0))
     check(LOSSES["outputs"]["prior_bpd_cosine4000"], prior_bits(Process.from_schedule("cosine", 4000), x_0))
@@ -218,7 +218,7 @@ def test_inversion_reconstruction_and_variation() -> None:
         return best + kappa * (alpha_bar * (1 - alpha_bar)).sqrt() * torch.sin(2 * x)
 
     process = full.respace(INVERSION["config"]["respacing"])
-    denoise = ModelDenoiser(network, NOTHING, process, Parametrisation("eps", "fixed_small"), clip=False)
+    denoise = ModelDenoiser(network, NOTHING, process, Parametrisation("eps", "fixed_small"), clamp=None)
     x_T = ddim_invert(denoise, x_0, process)
     check(INVERSION["outputs"]["x_T"], x_T, "x_T")
     back = ddim(denoise, x_T, process)

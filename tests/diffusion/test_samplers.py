@@ -29,7 +29,7 @@ def gaussian(spec: str | int, schedule: str = "cosine", target: Target = "eps") 
 
     process = full.respace(spec)
     form = Parametrisation(target, "fixed_small")
-    return ModelDenoiser(model, Condition(), process, form, clip=False), process
+    return ModelDenoiser(model, Condition(), process, form, clamp=None), process
 
 
 def flow(process: Process, x_T: Tensor) -> Tensor:

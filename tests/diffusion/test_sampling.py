@@ -13,7 +13,7 @@ from t2i.diffusion.inpaint import keep_known, replaced
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim
-from t2i.diffusion.sampling import Sampling, Steering, draw
+from t2i.diffusion.sampling import Hooks, Sampling, draw
 
 TOY = load_case("openai_process.json", "P-toy-process")
 FORM = Parametrisation("x0", "learned_range")
@@ -41,11 +41,11 @@ def gradient(x: Tensor, t: Tensor) -> Tensor:
     return 0.5 * torch.cos(3 * x) * column(t) / 1000
 
 
-def run(sampling: Sampling, steering: Steering = Steering(), **changes: object) -> Tensor:
+def run(sampling: Sampling, steering: Hooks = Hooks(), **changes: object) -> Tensor:
     """Two pictures with a condition of 0.3 and a null of -0.1."""
     given, null = Condition(vector=torch.full((2, 1), 0.3)), Condition(vector=torch.full((2, 1), -0.1))
     x_T, noise = Streams([3, 4]).normal(3, 8, 8), Streams([5, 6])
-    return draw(soft, given, null, COSINE, FORM, sampling, x_T, noise, steering=replace(steering, **changes))  # type: ignore[arg-type]
+    return draw(soft, given, null, COSINE, FORM, sampling, x_T, noise, hooks=replace(steering, **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def run(sampling: Sampling, steering: Steering = Steering(), **changes: object) 
 def test_released_chains(name: str, schedule: str, sampling: Sampling) -> None:
     """The form of classifier guidance follows the sampler."""
     process, noise = Process.from_schedule(schedule), make_input(TOY["inputs"]["step_noise"]).of(2)
-    steering = Steering(clip="noclip" not in name, gradient=gradient if "cond" in name else None)
+    steering = Hooks(clip="noclip" not in name, gradient=gradient if "cond" in name else None)
     x, form = make_input(TOY["inputs"]["x"]), Parametrisation("eps", "learned_range")
-    check(TOY["outputs"][name], draw(toy, Condition(), None, process, form, sampling, x, noise, steering=steering))
+    check(TOY["outputs"][name], draw(toy, Condition(), None, process, form, sampling, x, noise, hooks=steering))
 
 
 def test_the_scale_multiplies_the_gradient() -> None:
@@ -90,9 +90,9 @@ def test_strength_0_returns_the_picture_and_1_goes_through_all_steps() -> None:
     def edited(strength: float, sampling: Sampling = Sampling(8)) -> Tensor:
         steps.clear()
         x_T = Streams([3, 4]).normal(3, 8, 8)
-        steering = Steering(start=PICTURE, strength=strength)
+        steering = Hooks(start=PICTURE, strength=strength)
         return draw(
-            soft, Condition(), None, COSINE, FORM, sampling, x_T, Streams([5, 6]), steering=steering, callback=count
+            soft, Condition(), None, COSINE, FORM, sampling, x_T, Streams([5, 6]), hooks=steering, callback=count
         )  # fmt: skip
 
     assert torch.equal(edited(0.0), PICTURE)
@@ -113,7 +113,7 @@ def test_strength_0_returns_the_picture_and_1_goes_through_all_steps() -> None:
 
 
 def test_an_edit_can_keep_a_part_and_follow_a_gradient() -> None:
-    steering = Steering(start=PICTURE, strength=0.6, gradient=gradient, processed=keep_known(PICTURE, MASK))
+    steering = Hooks(start=PICTURE, strength=0.6, gradient=gradient, processed=keep_known(PICTURE, MASK))
     guided = Sampling(10, guidance=2.0)
     out = run(guided, steering)
     torch.testing.assert_close(out[:, :, 3:], PICTURE[:, :, 3:])  # but for rounding: this gradient ends at 0
@@ -137,6 +137,6 @@ def test_a_wrapper_sees_the_kept_steps_and_stands_outside_of_everything() -> Non
 
 
 def test_without_steering_nothing_changes() -> None:
-    assert torch.equal(run(Sampling(6, "ddpm", guidance=3.0)), run(Sampling(6, "ddpm", guidance=3.0), Steering(True)))
+    assert torch.equal(run(Sampling(6, "ddpm", guidance=3.0)), run(Sampling(6, "ddpm", guidance=3.0), Hooks(True)))
     with pytest.raises(ValueError, match=r"lies in 0…1, got 2"):
         run(Sampling(4), start=PICTURE, strength=2.0)

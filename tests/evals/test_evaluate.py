@@ -14,7 +14,8 @@ from t2i.data import shapes
 from t2i.evals import report as evaluate
 from t2i.evals.compose import TASKS, prompts
 from t2i.io.images import to_pil
-from t2i.pipeline.base import Output, Pipeline
+from t2i.pipeline.base import Pipeline
+from t2i.pipeline.output import Output
 
 
 class Drawer:

@@ -23,7 +23,7 @@ from t2i.convert.convert import layouts
 from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.hub import hub
 from t2i.io.weights import save_folder
-from t2i.pipeline.base import KINDS
+from t2i.pipeline.loading import KINDS
 
 MODELS, ROWS = hub._tables()["models"], hub._tables()["checkpoints"]
 PUBLISHED = [name for name, entry in MODELS.items() if "parts" in entry]
@@ -85,7 +85,7 @@ def test_a_published_model_fits_its_pipeline(name: str, monkeypatch: pytest.Monk
     assert licences - {"MIT"} == {entry["licence"]} - {"MIT"}, "MIT forbids nothing that others allow"
     files = [PurePosixPath(source(row)).name for rows in hub.parts(name).values() for row in rows if "url" in row]
     assert len(set(files)) == len(files), "they lie in one folder while they wait for their conversion"
-    monkeypatch.setattr("t2i.stages.clip.model.ClipEncoder.mark", lambda _: (1.0,))
+    monkeypatch.setattr("t2i.stages.clip.model.ClipEncoder.fingerprint", lambda _: (1.0,))
     networks = {place: network(rows[0]["config"]) for place, rows in hub.parts(name).items()}
     settings = cls(networks, entry["settings"]).settings  # which checks that they fit each other
     for what, values in entry["settings"].items():

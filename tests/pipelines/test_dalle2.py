@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from t2i.core.errors import DataError, NonFiniteError, UsageError
-from t2i.io.images import read_recipe
+from t2i.io.provenance import read_recipe
 from t2i.pipeline.base import Pipeline
 from t2i.pipeline.request import chunks
 from t2i.pipelines.dalle2 import DALLE2
@@ -164,13 +164,13 @@ def test_the_recipe_names_the_weights(pipe: DALLE2, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["prior", "decoder"])
 def test_a_stage_of_another_clip_is_refused(pipe: DALLE2, name: str) -> None:
     parts = copy.deepcopy(pipe.parts)
-    mark = parts["clip"].mark()
+    mark = parts["clip"].fingerprint()
     config = parts[name].config
     parts[name].config = config.model_copy(
-        update={"clip_mark": tuple(x + 0.002 * (-1) ** i for i, x in enumerate(mark))}
+        update={"clip_fingerprint": tuple(x + 0.002 * (-1) ** i for i, x in enumerate(mark))}
     )
     DALLE2(parts, pipe.settings)
-    parts[name].config = config.model_copy(update={"clip_mark": mark[::-1]})
+    parts[name].config = config.model_copy(update={"clip_fingerprint": mark[::-1]})
     with pytest.raises(DataError, match=f"{name} was trained with another CLIP"):
         DALLE2(parts, pipe.settings)
 
@@ -261,7 +261,7 @@ def test_a_preset_says_nothing_of_stages_it_lacks(pipe: DALLE2) -> None:
     own = copy.copy(pipe)
     own.settings = {**pipe.settings, "steps": {**pipe.settings["steps"], "up1024": 5}}
     own.parts = pipe.parts | {"prior": copy.deepcopy(pipe.parts["prior"])}
-    own.follow("karlo")
+    own.use_preset("karlo")
     assert own.settings["steps"] == {"prior": 25, "decoder": 50, "up256": 7, "up1024": 5}
 
 
@@ -301,11 +301,11 @@ def test_only_the_clamp_tells_two_presets_apart(pipe: DALLE2, tmp_path: Path) ->
 def test_presets_that_cannot_be_are_one_clear_line(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
     before = pipe.settings
     with pytest.raises(UsageError, match=r"unknown preset 'papers'.*did you mean 'paper'"):
-        pipe.follow("papers")
+        pipe.use_preset("papers")
     short = {"paper": {"prior": {}, "settings": {"steps": {"decoder": 5000}}}}
     monkeypatch.setattr("t2i.pipelines.dalle2.presets", lambda: short)
     with pytest.raises(UsageError, match=r"'paper' is not for this model.*5000"):
-        pipe.follow("paper")
+        pipe.use_preset("paper")
     assert pipe.settings == before
     assert pipe.preset == ""
 

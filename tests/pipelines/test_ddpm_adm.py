@@ -11,7 +11,7 @@ from small import adm, classifier, ddpm, decoder, of, upsampler
 
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
-from t2i.io.images import read_recipe
+from t2i.io.provenance import read_recipe
 from t2i.pipeline.base import Pipeline
 from t2i.pipelines.adm import ADM
 from t2i.pipelines.ddpm import DDPM

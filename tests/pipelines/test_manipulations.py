@@ -14,7 +14,7 @@ from PIL import Image
 
 from t2i.core.errors import UsageError
 from t2i.pipeline.inputs import Latent
-from t2i.pipeline.request import recipe_in
+from t2i.pipeline.output import recipe_in
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.sample import process_of

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from t2i.core.errors import UsageError
-from t2i.pipeline.request import check_repeatable, recipe_in
+from t2i.pipeline.output import check_repeatable, recipe_in
 from t2i.pipelines.dalle2 import DALLE2
 
 

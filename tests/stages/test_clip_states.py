@@ -9,7 +9,7 @@ from conftest import shaken, small_clip
 from t2i.core.errors import UsageError
 from t2i.core.seed import Streams
 from t2i.core.types import TextFeatures
-from t2i.diffusion.sampling import Sampling, Steering, draw
+from t2i.diffusion.sampling import Hooks, Sampling, draw
 from t2i.nn.unet import UNetConfig
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.decoder.model import Decoder, DecoderConfig
@@ -106,7 +106,7 @@ def test_the_last_network_takes_the_last_step_alone() -> None:
     assert not torch.equal(x, y)
     first = draw(
         model, condition, None, process_of(model), config.parametrisation, sampling,
-        Streams([1, 2]).normal(3, 16, 16), Streams([1, 2]), steering=Steering(),
+        Streams([1, 2]).normal(3, 16, 16), Streams([1, 2]), hooks=Hooks(),
     )  # fmt: skip
     assert not torch.equal(first, x)
 

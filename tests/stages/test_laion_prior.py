@@ -202,7 +202,7 @@ def test_older_files_tell_their_era_or_ask_for_it(gain: str, eras: str, want: tu
             convert_files([tmp_path / "prior.pth"], tmp_path / "out")
     convert_files([tmp_path / "prior.pth"], tmp_path / "out", given=[f"era={want[0]}"] if eras else [])
     config: Any = load_stage(tmp_path / "out").config
-    assert (config.era, config.unsaid) == want
+    assert (config.era, config.null_mode) == want
     version = {"A": "0.15.4", "B": "0.23.0", "C": "1.4.2", "D": "1.8.4"}[want[0]]
     torch.save({"model": state, "version": version}, tmp_path / "told.pth")
     convert_files([tmp_path / "told.pth"], tmp_path / "told")
@@ -210,7 +210,7 @@ def test_older_files_tell_their_era_or_ask_for_it(gain: str, eras: str, want: tu
 
 
 def test_an_era_knows_only_its_own_ways_of_saying_nothing() -> None:
-    usual = {era: LaionPriorConfig(era=era).unsaid for era in ("A", "B", "C", "D")}  # type: ignore[arg-type]
+    usual = {era: LaionPriorConfig(era=era).null_mode for era in ("A", "B", "C", "D")}  # type: ignore[arg-type]
     assert usual == {"A": "masked", "B": "masked", "C": "learned", "D": "nulls"}
-    with pytest.raises(ValueError, match="unsaid=nulls, but in era A it was masked"):
-        LaionPriorConfig(era="A", unsaid="nulls")
+    with pytest.raises(ValueError, match="null_mode=nulls, but in era A it was masked"):
+        LaionPriorConfig(era="A", null_mode="nulls")

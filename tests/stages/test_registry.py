@@ -72,7 +72,7 @@ def batch(count: int = 4) -> dict:
 def test_contract_of_a_task(name: str) -> None:
     encoder = small_clip(embed_dim=32 if name == "laion_prior" else 16).requires_grad_(False)
     model = SMALL[name]()
-    task = STAGES[name].task_class(model, encoder, STAGES[name].options_class())
+    task = stage(name).task(model, encoder, stage(name).options())
     data = shapes.batch(range(4), 32) if name == "reader" else batch()  # what stands in its pictures must be known
     losses = task.loss(data)
     assert "loss" in losses

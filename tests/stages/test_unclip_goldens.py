@@ -13,7 +13,7 @@ from t2i.diffusion.guidance import ClassifierFree
 from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddpm
-from t2i.diffusion.sampling import Sampling, Steering, draw
+from t2i.diffusion.sampling import Hooks, Sampling, draw
 from t2i.keymaps.flat import Layout
 from t2i.stages.decoder import convert as decoders
 from t2i.stages.decoder.model import Decoder, DecoderConfig
@@ -171,10 +171,10 @@ def test_karlo_decoder() -> None:
 def enlarged(model: Upsampler, low_res: Tensor, x_T: Tensor, noise: Any) -> Seen:
     seen, c = Seen(), model.config
     process = Process.from_schedule(c.schedule)
-    steering, sampling = Steering(last=model.last), Sampling(steps=7, sampler="ddpm")
+    steering, sampling = Hooks(last=model.last), Sampling(steps=7, sampler="ddpm")
     condition = model.condition(low_res)
     draw(
-        model, condition, None, process, c.parametrisation, sampling, x_T, noise, steering=steering, callback=seen
+        model, condition, None, process, c.parametrisation, sampling, x_T, noise, hooks=steering, callback=seen
     )  # fmt: skip
     return seen
 
@@ -224,7 +224,7 @@ def test_diffusers_unclip() -> None:
         Sampling(steps=5, sampler="ddpm", guidance=4.0),
         i["prior_latents"],
         noise,
-        steering=Steering(clip=5.0),
+        hooks=Hooks(clip=5.0),
         callback=seen,
     )
     check(want["image_embedding"], model.restore(seen.states[-1]), "image_embedding")
