@@ -15,7 +15,7 @@ from t2i.core.assets import asset
 from t2i.core.config import AtHome, Config, load, over, parse
 from t2i.core.errors import UsageError, did_you_mean, explain
 from t2i.core.types import Batch
-from t2i.data.loader import DataConfig, Loader, class_names
+from t2i.data.loader import DataConfig, Loader
 from t2i.io.files import output_folder
 from t2i.stages.registry import load_stage, save_stage, stage
 from t2i.stages.stage import Neighbours, Stage
@@ -111,6 +111,7 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
         model: Any = spec.model(config)
         task: Any = spec.task(model, run.task, **neighbours)  # type: ignore[call-arg]
     spec.fits(model, run.data, run.task, neighbours)
+    warn_enlarged(run.data, neighbours)
     fresh = find(run.train.out / "checkpoints", run.train.resume) is None
     num_classes = count_classes(config)
     loader = partial(Loader, run.data, captioned="caption" in task.keys, num_classes=num_classes)
@@ -153,8 +154,16 @@ def load_neighbours(run: Run, spec: Stage) -> dict[str, nn.Module]:
 def complete(run: Run, spec: Stage, neighbours: Neighbours) -> Config:
     """The stage's config with everything filled in that follows from its neighbours, its words or its data; see
     `Stage.complete`."""
-    filled = spec.complete(run.model, neighbours, partial(class_names, run.data))
+    filled = spec.complete(run.model, neighbours, run.data)
     return parse(filled.model_dump(), spec.config, source="model")
+
+
+def warn_enlarged(data: DataConfig, neighbours: Neighbours) -> None:
+    """A warning for each neighbour that looks at larger pictures than the data has."""
+    for name, neighbour in neighbours.items():
+        if data.side < (side := getattr(neighbour, "image_size", None) or 0):
+            enlarged = "so pictures are enlarged for it; train all that learns from it on equal sizes"
+            log.warning("%s=%d: %s sees %d pixels, %s", data.side_key, data.side, name, side, enlarged)
 
 
 def check_contrast(train: TrainConfig) -> None:

@@ -1,11 +1,13 @@
 """Small stages and a small pipeline that the tests share; nothing here is trained."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 from t2i.nn.encoder import EncoderConfig
+from t2i.nn.ports import Given
 from t2i.nn.transformer import TextConfig
 from t2i.nn.unet import UNetConfig
 from t2i.pipelines.dalle2 import DALLE2
@@ -32,6 +34,25 @@ def _new_accelerator() -> None:
     """accelerate keeps the first device that a process asks for; every test may ask for its own."""
     if state := sys.modules.get("accelerate.state"):
         state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def given(
+    tokens: Any = None, mask: Any = None, embedding: Any = None, *, num: int | None = None, clip_text: Any = None,
+    labels: Any = None, known: Any = None, image_embedding: Any = None, text_keep: Any = None, clip_keep: Any = None,
+) -> Given:  # fmt: skip
+    """`Given` for as many pictures as there are rows."""
+    embedding = image_embedding if embedding is None else embedding
+    rows = [
+        tokens,
+        embedding,
+        labels,
+        None if known is None else known[0],
+        None if clip_text is None else clip_text.mask,
+    ]
+    num = num if num is not None else next((len(r) for r in rows if r is not None), 1)
+    dropped = {port: ~keep for port, keep in (("text", text_keep), ("clip_image", clip_keep)) if keep is not None}
+    text = None if tokens is None else (tokens, mask)
+    return Given(num, text, embedding, clip_text, classes=labels, masked=known, dropped=dropped)
 
 
 def captioned(captions: list[str], n: int) -> dict:
@@ -111,6 +132,12 @@ def small_noised_clip() -> NoisedClip:
         embed_dim=16, image_size=32, patch_size=8, vision=tower, text=tower, tokenizer=tokenizer, scale=20.0
     )
     return NoisedClip(config).eval()
+
+
+def with_diffusion(config: Any, **changes: Any) -> Any:
+    """A stage's config with other facts of its diffusion."""
+    data = config.model_dump()
+    return type(config).model_validate(data | {"diffusion": data["diffusion"] | changes})
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:

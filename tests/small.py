@@ -63,6 +63,11 @@ def ar_prior(**changes: Any) -> ArPrior:
     return shaken(model)
 
 
+def with_ports(config: Any, **ports: Any) -> Any:
+    """A config with other ports, unchecked; None takes one away."""
+    return config.model_copy(update={"ports": config.ports.model_copy(update=ports)})
+
+
 def settings(pipe: type, parts: dict) -> dict:
     return {"steps": {name: value for name, value in STEPS["steps"].items() if name in parts}}
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import given
 
 from t2i.core.assets import asset
 from t2i.core.errors import UsageError
-from t2i.run import complete, fitted, load_run, train
+from t2i.run import complete, load_run, train
 from t2i.stages.ar_prior.model import ArPrior
 from t2i.stages.clip.model import ClipConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
+from t2i.stages.decoder.policy import start as fitted
 from t2i.stages.registry import load_stage, stage
 
 CONFIGS = sorted(asset("configs").rglob("*.yaml"))
@@ -44,7 +46,7 @@ def test_paper_configs_are_the_published_networks(path: Path) -> None:
     spec = stage(run.stage)
     assert run.preset is not None
     with torch.device("meta"):
-        ours, theirs = spec.model_class(run.model), spec.model_class(spec.presets[run.preset])
+        ours, theirs = spec.model(run.model), spec.model(spec.presets[run.preset])
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
     side = run.data.size if run.stage == "upsampler" else run.data.crop or run.data.size  # upsamplers learn from crops
     assert side == run.model.image_size  # type: ignore[attr-defined]
@@ -64,7 +66,7 @@ DALLE2 = {  # parameters; batch, steps, learning rate, beta 2, epsilon, weight d
 def test_dalle2_is_table_3(name: str) -> None:
     run = load_run(f"configs/dalle2/{name}.yaml", [])
     with torch.device("meta"):
-        model = stage(run.stage).model_class(run.model)
+        model = stage(run.stage).model(run.model)
     o, t = run.optim, run.train
     found = (t.batch_size, t.steps, o.lr, o.betas[1], o.eps, o.weight_decay, t.ema[0])
     assert (sum(p.numel() for p in model.parameters()), *found) == DALLE2[name]
@@ -73,7 +75,7 @@ def test_dalle2_is_table_3(name: str) -> None:
         parts = (model.text_encoder, model.transformer)
         assert [sum(p.numel() for p in part.parameters()) for part in parts] == [1_208_598_528, 797_961_216]
     if name == "decoder":  # the U-Net with its ports for CLIP, and the text transformer without its table of words
-        text = model.text
+        text = model.ports["text"].encoder
         words, ends = text.tokens.weight.numel(), text.positions.numel() + text.padding.numel()
         assert sum(p.numel() for p in text.transformer.parameters()) == 1_208_598_528
         assert sum(p.numel() for p in model.parameters()) - words - ends == pytest.approx(3.46e9, rel=1e-3)
@@ -84,10 +86,14 @@ def test_dalle2_is_table_3(name: str) -> None:
 def test_what_learns_from_the_clip_of_dalle2_fits_it(name: str) -> None:
     run, clip = load_run(f"configs/dalle2/{name}.yaml", []), load_run("configs/dalle2/clip.yaml", []).model
     assert isinstance(clip, ClipConfig)
-    encoder: Any = SimpleNamespace(config=clip, dim=clip.embed_dim, text_width=clip.text.width, mark=lambda: (0.5,))
-    config: Any = complete(run, stage(run.stage), encoder)
-    assert (config.clip_dim, config.clip_fingerprint) == (1024, (0.5,))
-    context = config.text.context if name == "decoder" else config.context
+    encoder: Any = SimpleNamespace(
+        config=clip, dim=clip.embed_dim, text_width=clip.text.width, fingerprint=lambda: (0.5,)
+    )
+    spec = stage(run.stage)
+    config: Any = complete(run, spec, {"clip": encoder})
+    facts = spec.clip_facts(config)
+    assert (facts.dim, facts.fingerprint) == (1024, (0.5,))
+    context = config.ports.text.context if name == "decoder" else facts.context
     assert context == clip.tokenizer.context == 256
 
 
@@ -95,7 +101,7 @@ def test_a_preset_is_changed_key_by_key(tmp_path: Path) -> None:
     run = load_run("configs/adm/imagenet64.yaml", ["model.unet.dropout=0.3", "model.num_classes=7"])
     config = run.model
     assert isinstance(config, DecoderConfig)
-    assert (config.unet.dropout, config.unet.channels, config.num_classes) == (0.3, 192, 7)
+    assert (config.unet.dropout, config.unet.channels, config.ports.classes.num) == (0.3, 192, 7)
     with pytest.raises(UsageError, match=r"unknown preset 'adm-65'; .*, did you mean 'adm-64'"):
         load_run("configs/adm/imagenet64.yaml", ["preset=adm-65"])
 
@@ -111,7 +117,10 @@ def test_a_step_of_every_family_trains(tmp_path: Path, name: str) -> None:
     model = load_stage(tmp_path)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     if name in ("adm", "adm-classifier"):
-        assert model.config.class_names[:2] == ("red cube", "orange cube")
+        assert (model.config.ports.classes.names if name == "adm" else model.config.class_names)[:2] == (
+            "red cube",
+            "orange cube",
+        )
     grids = list((tmp_path / "samples").glob("step-*.png"))
     assert len(grids) == (0 if name in ("adm-classifier", "noised-clip") else 2)
 
@@ -144,7 +153,7 @@ def test_inpainting_starts_as_the_network_that_it_is_tuned_from(tmp_path: Path) 
     )
     tokens = torch.randint(4, 20, (2, 64))
     with torch.no_grad():
-        a, b = base(x, t, base.condition(tokens)), tuned(x, t, tuned.condition(tokens, known=known))
+        a, b = base(x, t, base.condition(given(tokens))), tuned(x, t, tuned.condition(given(tokens, known=known)))
     torch.testing.assert_close(a, b)
 
 
@@ -184,12 +193,12 @@ def test_glide_may_start_from_a_decoder_with_a_port_for_clip() -> None:
         Decoder(DecoderConfig.model_validate({"unet": unet, "text": text, "image_size": 16, "clip_dim": dim}))
         for dim in (8, None)
     )
-    dalle.clip_null.data.normal_()
+    dalle.ports["clip_image"].nothing.data.normal_()
     glide.load_state_dict(fitted(dalle.state_dict(), glide))
     for key, value in glide.state_dict().items():
-        if key != "text_vector.bias":
+        if key != "ports.text.vector.bias":
             torch.testing.assert_close(value, dalle.state_dict()[key])
-    tokens = torch.randint(0, 20, (2, glide.config.text.context))  # type: ignore[union-attr]
+    tokens = torch.randint(0, 20, (2, glide.config.ports.text.context))  # type: ignore[union-attr]
     with torch.no_grad():
-        before, after = (model.condition(tokens) for model in (dalle, glide))
+        before, after = (model.condition(given(tokens)) for model in (dalle, glide))
     torch.testing.assert_close(after.vector, before.vector)

@@ -37,7 +37,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             "decoder",
             ["clip=null"],
-            "a decoder learns from a trained CLIP: name its folder, clip=FOLDER, or model.clip_dim",
+            "learns from a trained CLIP: name its folder, clip=FOLDER, or leave that port out",
         ),
         ("decoder", ["task.sampling.steps=5000"], "5000"),
         ("decoder", ["model.text.heads=3"], "decoder.yaml: "),
@@ -56,8 +56,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("clip", ["model.text.heads=3"], "width=128 is not a multiple of heads=3"),
         ("clip", ["model.vision.layers=2", "model.vision.head_width=64"], "clip.yaml: "),
         ("clip", ["model.architecture=ViT-L-14"], "kind: clip"),
-        ("clip", ["clip=CLIP"], "this clip learns nothing from a CLIP; leave it away"),
-        ("up256", ["clip=CLIP"], "this upsampler learns nothing from a CLIP; leave it away"),
+        ("clip", ["clip=CLIP"], "this clip learns nothing from a clip; leave it out"),
+        ("up256", ["clip=CLIP"], "this upsampler learns nothing from a clip; leave it out"),
         ("up256", ["task.degradation.kernel=33"], "kernel=33 is too wide for small pictures of 16 pixels"),
         ("up1024", ["task.degradation={kind: bsr_light, jpeg: 0.5}"], "kind='bsr_light' draws all by laws of its own"),
         ("up1024", ["task.degradation.kind=bsr"], "leave blur, jpeg, noise, quality, sigma away"),
@@ -65,11 +65,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("up256", ["task.sampling.eta=7"], "eta and rescale lie in 0…1"),
         ("up256", ["optim.lr=.nan"], "optim.lr: .*finite"),
         ("up256", ["data.num_things={1: .nan}"], "data.num_things"),
-        ("decoder", ["model.clip_dim=999"], r"model.clip_dim=999 is 16 in .*; leave it away"),
-        ("decoder", ["model.text.context=99"], r"model.text.context=99 is 12 in the tokenizer"),
-        ("prior", ["model.text_width=7"], r"model.text_width=7 is 32 in .*; leave it away"),
-        ("decoder", ["model.tokenizer={kind: clip, context: 77}"], "model.tokenizer.kind=clip is words in"),
-        ("decoder", ["model.tokenizer.context=32"], r"model.tokenizer.context=32 is 12 in .*; leave it away"),
+        ("decoder", ["model.clip_dim=999"], r"model.ports.clip_image.dim=999 is 16 in .*; leave it out"),
+        ("decoder", ["model.text.context=99"], r"model.ports.text.context=99 is 12 in the tokenizer"),
+        ("prior", ["model.text_width=7"], r"model.text_width=7 is 32 in .*; leave it out"),
+        ("decoder", ["model.tokenizer={kind: clip, context: 77}"], "model.ports.text.tokenizer.kind=clip is words in"),
+        ("decoder", ["model.tokenizer.context=32"], r"model.ports.text.tokenizer.context=32 is 12 in .*; leave it out"),
         ("decoder", ["model.text=null", "model.tokenizer.context=12"], "a tokenizer needs a text transformer"),
         ("decoder", ["task.sampling.guidence=3"], r"'task.sampling.guidence', did you mean 'task.sampling.guidance'\?"),
         ("reader", ["data.crop=32"], "data.crop=32: a reader learns the places of things in whole pictures"),
@@ -122,7 +122,7 @@ def test_a_tilde_is_the_home_in_every_path(monkeypatch: pytest.MonkeyPatch) -> N
     changes = ["train.out=~/out", "train.resume=~/run", "data.source=~/pictures", "clip=~/clip", "init=~/start"]
     run = recipe.load_run("configs/shapes/decoder.yaml", changes)
     assert run.train.out == Path("/home/me/out")
-    found = [run.train.resume, run.data.source, run.clip, run.init]
+    found = [run.train.resume, run.data.source, run.needs["clip"], run.init]
     assert found == [f"/home/me/{name}" for name in ("run", "pictures", "clip", "start")]
     run = recipe.load_run("configs/shapes/decoder.yaml", ["data.source=[{src: shapes}, {src: '~/*.tar'}]"])
     assert [source.src for source in run.data.sources] == ["shapes", "/home/me/*.tar"]
@@ -141,7 +141,7 @@ def test_pictures_that_clip_sees_enlarged_are_told(
 ) -> None:
     small = [f"clip={clip}", "data.size=8", "task.measured_on=64", "model.width=32", "model.layers=1", "model.heads=2"]
     short_run(tmp_path, "configs/shapes/prior.yaml", *small)
-    assert "data.size=8: CLIP sees 32 pixels, so pictures are enlarged for it" in caplog.text
+    assert "data.size=8: clip sees 32 pixels, so pictures are enlarged for it" in caplog.text
 
 
 def test_upsamplers_need_no_captions_and_others_say_so(clip: Path, tmp_path: Path) -> None:
@@ -257,5 +257,5 @@ def test_a_decoder_without_a_clip_is_asked_for_by_name(tmp_path: Path) -> None:
     alone = ["clip=null", "model.clip_dim=null", f"model.unet={unet}", "model.text={width: 32, layers: 1, heads: 2}"]
     short_run(tmp_path, "configs/shapes/decoder.yaml", *alone, "save_dtype=float32")
     decoder = load_stage(tmp_path, expect="decoder")
-    assert decoder.config.clip_dim is None
+    assert decoder.config.ports.clip_image is None
     assert {p.dtype for p in decoder.parameters()} == {torch.float32}

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from t2i.core.seed import Streams, mix
+from t2i.core.types import Task
 from t2i.data.loader import DataConfig, Loader
 from t2i.diffusion.timesteps import LossSecondMoment, draw_steps
 from t2i.io import weights
@@ -35,15 +36,15 @@ class Net(nn.Module):
         return self.last(self.frozen(self.drop(nn.functional.silu(self.norm(self.first(x * self.scale))))))
 
 
-class TinyTask:
+class TinyTask(Task):
     """Denoises pictures; the noise comes from the sample's stream."""
 
     keys = ("image", "seed")
 
     def __init__(self, dropout: float = 0.1, nan_at: int | None = None, memory: bool = False) -> None:
         torch.manual_seed(0)
+        super().__init__(Net())
         self.memory = LossSecondMoment(2) if memory else None  # of two levels of noise: none, and the usual
-        self.model = Net()
         self.model.drop.p = dropout
         self.nan_at, self.calls = nan_at, 0
         self.seen: list[int] = []

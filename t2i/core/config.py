@@ -66,13 +66,27 @@ def renamed(data: dict[str, Any], **names: str) -> dict[str, Any]:
 
 
 def nested(data: dict[str, Any], section: str, keys: Iterable[str]) -> dict[str, Any]:
-    """`data` with those of `keys` that stand in it moved into a section, where that does not have them."""
+    """`data` with those of `keys` that stand in it moved into a section; ValueError where that says otherwise."""
     moved = {key: data[key] for key in keys if key in data}
     if not moved:
         return data
     rest = {key: value for key, value in data.items() if key not in moved}
-    today = data.get(section) or {}
-    return rest | {section: moved | (today if isinstance(today, dict) else _section(today))}
+    return rest | {section: agreed(moved, data.get(section), section)}
+
+
+def agreed(earlier: Any, today: Any, place: str) -> Any:
+    """A section that was given by names of an earlier version, by those of today, or by both, in part.
+
+    Raises ValueError for a key that says one thing there and another here.
+    """
+    today = _section(today) if isinstance(today, BaseModel) else today
+    if isinstance(earlier, dict) and isinstance(today, dict | None):
+        today = today or {}
+        both = earlier.keys() & today.keys()
+        return {**earlier, **today, **{k: agreed(earlier[k], today[k], f"{place}.{k}") for k in both}}
+    if earlier != today and not (isinstance(earlier, list | tuple) and tuple(earlier) == tuple(today or ())):
+        raise ValueError(f"{place} is {today!r}, but {earlier!r} by its earlier name; give it once, as {place}")
+    return today
 
 
 def load(path: str | Path | None, overrides: Sequence[str], model: type[Model]) -> Model:

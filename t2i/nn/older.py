@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from t2i.core.config import over
+from t2i.core.config import agreed
 
 FLAT = {
     "clip_dim": ("clip_image", "dim"),
@@ -28,33 +28,29 @@ _PREFIXES = {
 
 
 def ports_section(data: dict[str, Any]) -> dict[str, Any]:
-    """A network's config with its flat keys moved into `ports`.
-
-    Where a key stands in both places, today's counts.
-    """
+    """A network's config with its flat keys moved into `ports`; ValueError where `ports` says otherwise."""
     flat = {key: value for key, value in data.items() if key in FLAT or key in ("text", "tokenizer", "inpaint")}
     if not flat:
         return data
+    if flat.get("null_class") and flat.get("num_classes") is None:
+        raise ValueError("null_class=True needs num_classes, got None")
     ports: dict[str, Any] = {}
     for key, (port, name) in FLAT.items():
         if key in flat:
             ports.setdefault(port, {})[name] = flat[key]
-    dim = flat.get("clip_dim")
-    if "clip_dim" in flat and dim is None:
-        ports["clip_image"] = None
-    if flat.get("clip_text_width") is None:
-        ports["clip_text"] = None
-    elif dim is not None:
-        ports["clip_text"]["dim"] = dim
-    if flat.get("num_classes") is None:
-        if flat.get("null_class"):
-            raise ValueError("null_class=True needs num_classes, got None")
-        ports["classes"] = None
-    if flat.get("inpaint"):
-        ports["masked"] = {}
-    ports["text"] = _text(flat.get("text"), flat.get("tokenizer"))
+    for port, key in (("clip_image", "clip_dim"), ("clip_text", "clip_text_width"), ("classes", "num_classes")):
+        if key in flat and flat[key] is None:
+            ports[port] = None
+        elif key not in flat and port == "classes":
+            ports.pop(port, None)  # what is said of classes that there are none of
+    if ports.get("clip_text") and flat.get("clip_dim") is not None:
+        ports["clip_text"]["dim"] = flat["clip_dim"]
+    if "inpaint" in flat:
+        ports["masked"] = {} if flat["inpaint"] else None
+    if "text" in flat or "tokenizer" in flat:
+        ports["text"] = _text(flat.get("text"), flat.get("tokenizer"))
     rest = {key: value for key, value in data.items() if key not in flat}
-    return rest | {"ports": over(ports, data.get("ports") or {})}
+    return rest | {"ports": agreed(ports, data.get("ports"), "ports")}
 
 
 def renamed(key: str) -> str:

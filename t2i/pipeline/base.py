@@ -46,7 +46,7 @@ class Pipeline:
         self, parts: Mapping[str, nn.Module], settings: Mapping[str, Mapping[str, Any]] | None = None, source: str = ""
     ) -> None:
         self.parts: dict[str, Any] = {name: parts[name] for name in chain(self.slots, parts)}
-        self.settings = complete_settings(self.slots, self.parts, settings or {})
+        self.settings = complete_settings(self.slots, self.parts, {} if settings is None else settings)
         self.source, self.weights, self.preset = source, "", ""
         self.device, self.dtype, self.offload = torch.device("cpu"), torch.float32, False
         self.check_fit()
@@ -140,8 +140,8 @@ class Pipeline:
     def check_fit(self) -> None:
         """DataError if a stage was trained beside another one than its neighbour in this chain."""
 
-    def encode_text(self, captions: Sequence[str]) -> TextFeatures:
-        """What the chain's frozen encoder says of sentences; only some chains have one."""
+    def encode_texts(self, *texts: Sequence[str]) -> list[TextFeatures]:
+        """What the chain's frozen encoder says of lists of sentences; only some chains have one."""
         raise TypeError(f"{type(self).__name__} has no encoder of sentences")
 
     def guided(self, request: Request, rows: slice, hooks: Hooks) -> Hooks:

@@ -3,6 +3,7 @@
 N pictures · B of a batch
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
@@ -62,6 +63,8 @@ class Request:
         check_names(draw)
         self.pipe, self.texts, self.classes, self.source, self.task = pipe, texts, classes, source, task
         self.sampling, self.scales = pipe.planner.plan(draw, sampled)
+        if texts is not None and any(texts.negatives) and all(s.guidance == 1 for s in self.sampling.values()):
+            warnings.warn("a negative prompt says nothing where guidance is 1", stacklevel=4)
         pictures = [name for name in self.sampling if pipe.planner.stages[name].makes == "pictures"]
         self.first = pictures[0] if pictures else None
         if eta and self.first is not None:
@@ -114,7 +117,7 @@ class Request:
             num,
             prompts=texts.prompts[rows],
             negatives=texts.negatives[rows],
-            encode=self.pipe.encode_text,
+            encode=self.pipe.encode_texts,
             classes=classes,
             masked=None if shown is None else lambda side: shown.at(side, num),
             **given,

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from t2i.core.config import Config
 from t2i.core.errors import UsageError
-from t2i.data.loader import DataConfig
+from t2i.data.loader import DataConfig, class_names
 from t2i.data.shapes import WORDS
 from t2i.nn.ports import ClassesConfig, TextPortConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -46,10 +46,11 @@ def text_port(text: TextPortConfig, clip: Any, prefix: str = "model.ports.text."
     return follow(text, prefix, "the tokenizer", **sizes).model_copy(update={"tokenizer": tokenizer})
 
 
-def class_port(classes: ClassesConfig, names: tuple[str, ...]) -> ClassesConfig:
+def class_port(classes: ClassesConfig, data: DataConfig) -> ClassesConfig:
     """A table of labels with the names that the data has for them; UsageError if they are not as many."""
+    names = class_names(data)
     if names and len(names) != classes.num:
-        raise UsageError(f"model.ports.classes.num={classes.num}, but the data has {len(names)} classes")
+        raise UsageError(f"model.ports.classes.num={classes.num}, but {data.source} has {len(names)} classes")
     return classes.model_copy(update={"names": names})
 
 

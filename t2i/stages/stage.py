@@ -28,7 +28,7 @@ class Inputs:
 
     Attributes:
         prompts, negatives: B sentences; what guidance moves away from is "" where nothing is said.
-        encode: what the chain's frozen CLIP says of sentences.
+        encode: what the chain's frozen CLIP says of one list of sentences or several, B rows each.
         z_i: (B, D) CLIP image embeddings.
         classes: (B,) int64.
         masked: from a side S to a picture (B, 3, S, S) and a mask (B, 1, S, S), 1 where it is known.
@@ -38,7 +38,7 @@ class Inputs:
     num: int
     prompts: Sequence[str] = ()
     negatives: Sequence[str] = ()
-    encode: Callable[[Sequence[str]], TextFeatures] | None = None
+    encode: Callable[..., list[TextFeatures]] | None = None
     z_i: Tensor | None = None
     classes: Tensor | None = None
     masked: Callable[[int], tuple[Tensor, Tensor]] | None = None
@@ -116,7 +116,7 @@ def _all(config: Any, max_batch: int, max_tile: int | None) -> int:
     return max_batch
 
 
-def _as_given(config: Any, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]) -> Any:
+def _as_given(config: Any, neighbours: Neighbours, data: DataConfig) -> Any:
     return config
 
 
@@ -160,7 +160,7 @@ class Stage:
         readers: (model) → tokenisers of its own that read prompts.
         rough_norm: whether embeddings that it draws are only nearly as long as CLIP's.
         example: (model) → `Example`; None where nothing is counted.
-        complete: (config, neighbours, class names of the data) → the config with all that follows from them.
+        complete: (config, neighbours, data) → the config with all that follows from them.
         fits: (model, data, options, neighbours); UsageError for pictures that it would trip over.
         start: (weights of an earlier stage, model) → weights for this model, what is new at its own values.
         layouts: published files that it reads.
@@ -187,7 +187,7 @@ class Stage:
     readers: Callable[[Any], list[Tokenizer]] = _no_readers
     rough_norm: bool = False
     example: Callable[[Any], Example] | None = None
-    complete: Callable[[Any, Neighbours, Callable[[], tuple[str, ...]]], Any] = _as_given
+    complete: Callable[[Any, Neighbours, DataConfig], Any] = _as_given
     fits: Callable[[Any, DataConfig, Any, Neighbours], None] = _any_data
     start: Callable[[dict[str, Tensor], Any], dict[str, Tensor]] = _whole
     layouts: Callable[[], Iterable[Layout]] = tuple

@@ -60,12 +60,12 @@ SMALL = ["train.steps=1", "train.batch_size=2", "train.sample_every=0", "train.v
 
 def test_a_network_knows_what_its_classes_are_called(pets: Path, tmp_path: Path) -> None:
     data = [f"data.source={pets}", f"train.out={tmp_path / 'out'}", *SMALL]
-    with pytest.raises(UsageError, match=r"model\.num_classes=60, but .*pets has 2 classes"):
+    with pytest.raises(UsageError, match=r"model\.ports\.classes\.num=60, but .*pets has 2 classes"):
         train("configs/shapes/adm.yaml", data)
     train("configs/shapes/adm.yaml", [*data, "model.num_classes=2"])
     model = load_stage(tmp_path / "out")
     assert isinstance(model, Decoder)
-    assert model.config.class_names == ("cat", "dog")
+    assert model.config.ports.classes.names == ("cat", "dog")
 
 
 def test_sources_must_mean_the_same_classes(pets: Path, tmp_path: Path) -> None:

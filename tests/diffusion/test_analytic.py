@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_clip, small_prior
+from conftest import small_clip, small_prior, with_diffusion
 from golden_tools import check, load_case
 from torch import Tensor
 
@@ -17,8 +17,7 @@ from t2i.diffusion.prediction import ModelDenoiser, Parametrisation, Variance
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddpm
 from t2i.diffusion.sampling import Sampling
-from t2i.evals import embeddings
-from t2i.evals import report as evaluate
+from t2i.evals import prior as embeddings
 from t2i.evals.calibrate import calibrate
 from t2i.io.weights import load_tensors
 from t2i.pipelines.dalle2 import DALLE2
@@ -184,7 +183,7 @@ def folders(tmp_path: Path) -> Path:
     """A CLIP and a prior of 20 steps."""
     save_stage(tmp_path / "clip", "clip", small_clip())
     prior = small_prior()
-    short = Prior(prior.config.model_copy(update={"num_steps": 20}))
+    short = Prior(with_diffusion(prior.config, num_steps=20))
     short.load_state_dict(prior.state_dict())
     save_stage(tmp_path / "prior", "prior", short, dtype=torch.bfloat16)
     return tmp_path
@@ -217,7 +216,7 @@ def test_a_prior_is_calibrated_and_draws_by_what_was_measured(
     text, sampling = small_clip().encode_text(["a red cube", "a cube"]), Sampling(4, "ddpm")
     drawn = sample(prior, text, Streams([1, 2]), sampling)
     assert not torch.allclose(drawn, sample(plain, text, Streams([1, 2]), sampling))
-    small = sample(prior, text, Streams([1, 2]), sampling, variance="fixed_small")
+    small = sample(prior, text, Streams([1, 2]), Sampling(4, "ddpm", variance="fixed_small"))
     torch.testing.assert_close(small, sample(plain, text, Streams([1, 2]), sampling))
 
     assert run(monkeypatch, "calibrate", folders / "prior", *chosen, "--out", folders / "prior") == 0  # in place
@@ -225,24 +224,24 @@ def test_a_prior_is_calibrated_and_draws_by_what_was_measured(
 
 
 def test_a_prior_is_refused_until_it_is_calibrated_and_after_it_has_learned_on() -> None:
-    config = small_prior().config.model_copy(update={"variance": "analytic", "num_steps": 25})
+    config = with_diffusion(small_prior().config, variance="analytic", num_steps=25)
     prior, clip = Prior(config), small_clip()
     prior.calibrate(torch.randn(9, 16))
     text = clip.encode_text(["a red cube"])
     with pytest.raises(UsageError, match="analytic variances were never measured; do so with t2i calibrate"):
         sample(prior, text, Streams([1]), Sampling(4, "ddpm"))
     batch = {"image": torch.zeros(1, 3, 32, 32), "caption": ["a red cube"], "seed": [1]}
-    task = PriorTask(prior, clip)
+    task = PriorTask(prior, clip=clip)
     assert task.sample(batch).isfinite().all(), "grids are drawn while it is trained"
     assert prior.x_0_variance is not None
     prior.x_0_variance.fill_(0.5)
     assert sample(prior, text, Streams([1]), Sampling(4, "ddpm")).isfinite().all()
-    task.prepare([])
+    task.prepare([], anew=False)
     assert prior.x_0_variance.isnan().all()
 
 
 def test_priors_of_fixed_variance_are_as_they_were() -> None:
-    assert PriorConfig().variance == "fixed_small"
+    assert PriorConfig().diffusion.variance == "fixed_small"
     assert "x_0_variance" not in small_prior().state_dict()
 
 
@@ -283,7 +282,7 @@ def test_variances_are_compared_on_held_out_captions(
 ) -> None:
     stages, settings = {"clip": folders / "clip", "prior": folders / "prior"}, {"steps": {"prior": 3}}
     DALLE2.assemble(stages, settings).save_pretrained(folders / "fixed")
-    report = evaluate.prior(str(folders / "fixed"), num=4, steps=3, device="cpu")
+    report = embeddings.prior(str(folders / "fixed"), num=4, steps=3, device="cpu")
     assert report.facts["steps"] == [0, 10, 19]
     assert list(report.facts["rows"]) == ["other pictures", "fixed_small", "fixed_large"]
     assert report.text.endswith("t2i calibrate does that")
@@ -312,7 +311,7 @@ def test_a_prior_of_analytic_variance_is_trained_and_then_calibrated(folders: Pa
     assert isinstance(prior, Prior)
     assert prior.calibrated
     with pytest.raises(UsageError, match="never measured"):
-        prior.parametrisation()
+        prior.diffusion()
     where = str(folders / "run")
     assert calibrate(where, str(folders / "clip"), where, num=3, device="cpu") == 3
-    assert load_stage(where).parametrisation().variance == "analytic"  # type: ignore[operator, union-attr]
+    assert load_stage(where).diffusion()[0].variance == "analytic"  # type: ignore[operator, union-attr]

@@ -46,7 +46,7 @@ def test_one_step(t: int) -> None:
 
 
 CHAINS = {
-    # name: schedule, spec, sampler, clip, guided
+    # name: schedule, spec, sampler, bounded, guided
     "ddim25_linear": ("linear", "ddim25", "ddim", True, False),
     "ddim25_linear_noclip": ("linear", "ddim25", "ddim", False, False),
     "ddim_cosine100": ("cosine", "100", "ddim", True, False),
@@ -60,10 +60,10 @@ CHAINS = {
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_chain(name: str) -> None:
-    schedule, spec, sampler, clip, guided = CHAINS[name]
+    schedule, spec, sampler, bounded, guided = CHAINS[name]
     process = Process.from_schedule(schedule).respace(spec)
     x, noise = make_input(TOY["inputs"]["x"]), make_input(TOY["inputs"]["step_noise"]).of(2)
-    denoise: Denoiser = ModelDenoiser(toy, NOTHING, process, IDDPM, clip)
+    denoise: Denoiser = ModelDenoiser(toy, NOTHING, process, IDDPM, clamp=1.0 if bounded else None)
     if guided:
         denoise = score_guided(denoise, toy_gradient, 1.0, process, "ddpm" if sampler == "ddpm" else "ddim")
     if sampler == "ddpm":

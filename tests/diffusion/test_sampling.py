@@ -9,15 +9,15 @@ from torch import Tensor
 
 from t2i.core.seed import Streams
 from t2i.core.types import Condition
+from t2i.diffusion.config import Diffusion
 from t2i.diffusion.inpaint import keep_known, replaced
-from t2i.diffusion.prediction import ModelDenoiser, Parametrisation
-from t2i.diffusion.process import Process
+from t2i.diffusion.prediction import ModelDenoiser
 from t2i.diffusion.samplers import ddim
 from t2i.diffusion.sampling import Hooks, Sampling, draw
 
 TOY = load_case("openai_process.json", "P-toy-process")
-FORM = Parametrisation("x0", "learned_range")
-COSINE = Process.from_schedule("cosine")
+DIFFUSION = Diffusion(target="x0")
+FORM, COSINE = DIFFUSION.parametrisation(), DIFFUSION.process()
 PICTURE = Streams([1, 2], "picture").uniform(3, 8, 8) * 2 - 1
 MASK = torch.zeros(2, 1, 8, 8)
 MASK[:, :, 3:] = 1
@@ -41,11 +41,11 @@ def gradient(x: Tensor, t: Tensor) -> Tensor:
     return 0.5 * torch.cos(3 * x) * column(t) / 1000
 
 
-def run(sampling: Sampling, steering: Hooks = Hooks(), **changes: object) -> Tensor:
+def run(sampling: Sampling, hooks: Hooks = Hooks(), **changes: object) -> Tensor:
     """Two pictures with a condition of 0.3 and a null of -0.1."""
     given, null = Condition(vector=torch.full((2, 1), 0.3)), Condition(vector=torch.full((2, 1), -0.1))
     x_T, noise = Streams([3, 4]).normal(3, 8, 8), Streams([5, 6])
-    return draw(soft, given, null, COSINE, FORM, sampling, x_T, noise, hooks=replace(steering, **changes))  # type: ignore[arg-type]
+    return draw(soft, DIFFUSION, given, null, sampling, x_T, noise, hooks=replace(hooks, **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,15 @@ def run(sampling: Sampling, steering: Hooks = Hooks(), **changes: object) -> Ten
 )
 def test_released_chains(name: str, schedule: str, sampling: Sampling) -> None:
     """The form of classifier guidance follows the sampler."""
-    process, noise = Process.from_schedule(schedule), make_input(TOY["inputs"]["step_noise"]).of(2)
-    steering = Hooks(clip="noclip" not in name, gradient=gradient if "cond" in name else None)
-    x, form = make_input(TOY["inputs"]["x"]), Parametrisation("eps", "learned_range")
-    check(TOY["outputs"][name], draw(toy, Condition(), None, process, form, sampling, x, noise, hooks=steering))
+    space = "latents" if "noclip" in name else "pixels"  # which have no bound
+    diffusion = Diffusion(schedule=schedule, space=space)  # type: ignore[arg-type]
+    x, noise = (make_input(TOY["inputs"]["x"]), make_input(TOY["inputs"]["step_noise"]).of(2))
+    hooks = Hooks(gradient=gradient if "cond" in name else None)
+    check(TOY["outputs"][name], draw(toy, diffusion, Condition(), None, sampling, x, noise, hooks=hooks))
+    if space == "latents":
+        bound = replace(sampling, clamp=False)
+        pixels = Diffusion(schedule=schedule)  # type: ignore[arg-type]
+        check(TOY["outputs"][name], draw(toy, pixels, Condition(), None, bound, x, noise, hooks=hooks))
 
 
 def test_the_scale_multiplies_the_gradient() -> None:
@@ -90,10 +95,8 @@ def test_strength_0_returns_the_picture_and_1_goes_through_all_steps() -> None:
     def edited(strength: float, sampling: Sampling = Sampling(8)) -> Tensor:
         steps.clear()
         x_T = Streams([3, 4]).normal(3, 8, 8)
-        steering = Hooks(start=PICTURE, strength=strength)
-        return draw(
-            soft, Condition(), None, COSINE, FORM, sampling, x_T, Streams([5, 6]), hooks=steering, callback=count
-        )  # fmt: skip
+        hooks = Hooks(start=PICTURE, strength=strength)
+        return draw(soft, DIFFUSION, Condition(), None, sampling, x_T, Streams([5, 6]), hooks=hooks, callback=count)
 
     assert torch.equal(edited(0.0), PICTURE)
     assert steps == []
@@ -106,18 +109,18 @@ def test_strength_0_returns_the_picture_and_1_goes_through_all_steps() -> None:
     )
     whole = edited(1.0)
     assert steps == [8] * 8
-    fresh = draw(soft, Condition(), None, COSINE, FORM, Sampling(8), Streams([3, 4]).normal(3, 8, 8), Streams([5, 6]))
+    fresh = draw(soft, DIFFUSION, Condition(), None, Sampling(8), Streams([3, 4]).normal(3, 8, 8), Streams([5, 6]))
     torch.testing.assert_close(whole, fresh, atol=5e-3, rtol=0)
     cool = Sampling(8, temperature=0.0)
     assert not torch.allclose(edited(0.5, cool), half)
 
 
 def test_an_edit_can_keep_a_part_and_follow_a_gradient() -> None:
-    steering = Hooks(start=PICTURE, strength=0.6, gradient=gradient, processed=keep_known(PICTURE, MASK))
+    hooks = Hooks(start=PICTURE, strength=0.6, gradient=gradient, processed=keep_known(PICTURE, MASK))
     guided = Sampling(10, guidance=2.0)
-    out = run(guided, steering)
+    out = run(guided, hooks)
     torch.testing.assert_close(out[:, :, 3:], PICTURE[:, :, 3:])  # but for rounding: this gradient ends at 0
-    assert not torch.allclose(out[:, :, :3], run(guided, steering, gradient=None)[:, :, :3])
+    assert not torch.allclose(out[:, :, :3], run(guided, hooks, gradient=None)[:, :, :3])
 
 
 def test_a_wrapper_sees_the_kept_steps_and_stands_outside_of_everything() -> None:
@@ -136,7 +139,9 @@ def test_a_wrapper_sees_the_kept_steps_and_stands_outside_of_everything() -> Non
         assert torch.equal(x_t[:, :, 3:], process.q_sample(PICTURE, step, noise)[:, :, 3:])
 
 
-def test_without_steering_nothing_changes() -> None:
-    assert torch.equal(run(Sampling(6, "ddpm", guidance=3.0)), run(Sampling(6, "ddpm", guidance=3.0), Hooks(True)))
+def test_without_hooks_nothing_changes() -> None:
+    assert torch.equal(
+        run(Sampling(6, "ddpm", guidance=3.0)), run(Sampling(6, "ddpm", guidance=3.0), Hooks(strength=0.5))
+    )
     with pytest.raises(ValueError, match=r"lies in 0…1, got 2"):
         run(Sampling(4), start=PICTURE, strength=2.0)

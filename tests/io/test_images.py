@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from t2i.core.errors import DataError, NonFiniteError, UsageError
-from t2i.io import images
+from t2i.io import images, provenance
 
 
 def test_every_byte_survives_a_round_trip():
@@ -143,7 +143,7 @@ def test_grid():
 def test_recipe_round_trip(tmp_path):
     recipe = {"prompt": "a „red” cube 赤 <b>", "seed": 7, "steps": {"prior": 5}}
     images.save_png(Image.new("RGB", (3, 3)), tmp_path / "a.png", recipe)
-    assert images.read_recipe(tmp_path / "a.png") == recipe
+    assert provenance.read_recipe(tmp_path / "a.png") == recipe
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -158,7 +158,7 @@ def test_recipe_that_is_not_there(tmp_path):
         ("d", "exist"),
     ):
         with pytest.raises(DataError, match=message):
-            images.read_recipe(tmp_path / name)
+            provenance.read_recipe(tmp_path / name)
 
 
 def test_a_png_makes_its_folder_unless_a_file_is_in_the_way(tmp_path):

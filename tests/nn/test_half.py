@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import shaken, small_classifier
+from conftest import given, shaken, small_classifier
 from torch import Tensor, nn
 
 from t2i.nn.half import half_trunk
@@ -23,11 +23,12 @@ HALF = (
     # what were 1 × 1 convolutions in the published networks
     ".attention.qkv.", ".attention.proj.", ".attention.context.",
     # the text transformer
-    ".mlp.", "text.tokens.", "text_vector.",
+    ".mlp.", "text.encoder.tokens.", "text.vector.",
 )  # fmt: skip
 FLOAT = (
-    "unet.time.", ".time.weight", ".time.bias", "classes.", "clip_vector.", "clip_tokens.", "clip_null",
-    ".norm1.", ".norm2.", ".norm.", "norm_out.", "unet.conv_out.", "text.norm.", "text.positions", "text.padding",
+    "unet.time.", ".time.weight", ".time.bias", "classes.", "clip_image.",
+    ".norm1.", ".norm2.", ".norm.", "norm_out.", "unet.conv_out.", "text.encoder.norm.", "text.encoder.positions",
+    "text.encoder.padding",
     ".positions.",
 )  # fmt: skip
 
@@ -85,12 +86,12 @@ def said(model: nn.Module) -> Tensor:
     draw = torch.Generator().manual_seed(2)
     x, t = torch.randn(2, 3, 16, 16, generator=draw), torch.tensor([10, 900])
     if isinstance(model, Upsampler):
-        condition = model.condition(torch.randn(2, 3, 8, 8, generator=draw), labels=torch.tensor([0, 2]))
+        condition = model.condition(torch.randn(2, 3, 8, 8, generator=draw), given(labels=torch.tensor([0, 2])))
     else:
         assert isinstance(model, Decoder)
         tokens, mask = torch.arange(16).reshape(2, 8), torch.arange(8) < torch.tensor([[3], [8]])
-        embedding = torch.randn(2, 16, generator=draw) if model.config.clip_dim is not None else None
-        condition = model.condition(tokens, mask, embedding)
+        embedding = torch.randn(2, 16, generator=draw) if model.config.ports.clip_image is not None else None
+        condition = model.condition(given(tokens, mask, embedding))
     out: Tensor = model(x, t, model.project(condition))
     return out
 

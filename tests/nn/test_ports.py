@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import given
 
 from t2i.nn.transformer import TextConfig
 from t2i.nn.unet import UNetConfig
@@ -26,7 +27,7 @@ def user_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 def test_decoder_joins_text_and_clip() -> None:
     model = decoder()
-    condition = model.condition(*user_inputs())
+    condition = model.condition(given(*user_inputs()))
     assert condition.vector.shape == (2, 128)
     assert condition.sequence.shape == (2, 4 + 5, 16)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 999])
@@ -41,12 +42,12 @@ def test_padding_is_looked_at_only_if_asked(attended: bool) -> None:
     for p in model.parameters():  # zeroed last layers would hide everything
         p.add_(0.05 * torch.randn_like(p))
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 999])
-    before = model(x, t, model.condition(tokens, mask, embedding))
-    silent = model(x, t, model.condition(tokens, mask, embedding, text_keep=torch.tensor([False, True])))
+    before = model(x, t, model.condition(given(tokens, mask, embedding)))
+    silent = model(x, t, model.condition(given(tokens, mask, embedding, text_keep=torch.tensor([False, True]))))
     assert (silent - before)[0].abs().max() > 1e-4
     torch.testing.assert_close(silent[1], before[1])
-    model.text.padding[3:] += torch.randn(2, 16)  # where both sentences are over, or one of them
-    after = model(x, t, model.condition(tokens, mask, embedding))
+    model.ports.text.encoder.padding[3:] += torch.randn(2, 16)  # where both sentences are over, or one of them
+    after = model(x, t, model.condition(given(tokens, mask, embedding)))
     assert ((after - before).abs().max() > 1e-4) == attended
 
 
@@ -59,20 +60,23 @@ def test_padding_that_is_not_looked_at_may_be_left_away() -> None:
     for p in model.parameters():
         p.add_(0.05 * torch.randn_like(p))
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 999])
-    whole = model(x, t, model.condition(tokens, mask, embedding))
+    whole = model(x, t, model.condition(given(tokens, mask, embedding)))
     torch.testing.assert_close(
-        model(x, t, model.condition(tokens[:, :longest], mask[:, :longest], embedding)), whole, atol=1e-5, rtol=1e-5
+        model(x, t, model.condition(given(tokens[:, :longest], mask[:, :longest], embedding))),
+        whole,
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
 @torch.no_grad()
 def test_dropping_both_conditions_gives_the_null_condition() -> None:
     model = decoder()
-    torch.nn.init.normal_(model.clip_null)
+    torch.nn.init.normal_(model.ports.clip_image.nothing)
     tokens, mask, embedding = user_inputs()
     keep = torch.tensor([False, True])
-    dropped = model.condition(tokens, mask, embedding, text_keep=keep, clip_keep=keep)
-    full, null = model.condition(tokens, mask, embedding), model.null_condition(2)
+    dropped = model.condition(given(tokens, mask, embedding, text_keep=keep, clip_keep=keep))
+    full, null = model.condition(given(tokens, mask, embedding)), model.null_condition(2)
     for name in ("vector", "sequence"):
         got, kept, none = (getattr(c, name) for c in (dropped, full, null))
         torch.testing.assert_close(got[0], none[0])
@@ -85,18 +89,18 @@ def test_conditions_are_dropped_independently() -> None:
     model = decoder()
     tokens, mask, embedding = user_inputs()
     without = torch.zeros(2, dtype=torch.bool)
-    text_only = model.condition(tokens, mask, embedding, clip_keep=without)
-    torch.testing.assert_close(text_only.sequence, model.condition(tokens, mask).sequence)
-    clip_only = model.condition(tokens, mask, embedding, text_keep=without)
-    torch.testing.assert_close(clip_only.sequence, model.condition(image_embedding=embedding).sequence)
+    text_only = model.condition(given(tokens, mask, embedding, clip_keep=without))
+    torch.testing.assert_close(text_only.sequence, model.condition(given(tokens, mask)).sequence)
+    clip_only = model.condition(given(tokens, mask, embedding, text_keep=without))
+    torch.testing.assert_close(clip_only.sequence, model.condition(given(image_embedding=embedding)).sequence)
     assert not torch.allclose(text_only.sequence, clip_only.sequence, atol=1e-3)
 
 
 def test_null_embedding_starts_at_zero_and_learns() -> None:
     model = decoder(text=None)
-    assert (model.clip_null == 0).all()
+    assert (model.ports.clip_image.nothing == 0).all()
     model.null_condition(2).sequence.sum().backward()
-    assert model.clip_null.grad.abs().sum() > 0
+    assert model.ports.clip_image.nothing.grad.abs().sum() > 0
 
 
 @torch.no_grad()
@@ -104,8 +108,8 @@ def test_clip_scale_multiplies_embeddings_but_not_the_null_embedding() -> None:
     plain, scaled = decoder(text=None), decoder(text=None, clip_scale=3.0)
     scaled.load_state_dict(plain.state_dict())
     embedding = user_inputs()[2]
-    want = plain.condition(image_embedding=3 * embedding)
-    torch.testing.assert_close(scaled.condition(image_embedding=embedding).sequence, want.sequence)
+    want = plain.condition(given(image_embedding=3 * embedding))
+    torch.testing.assert_close(scaled.condition(given(image_embedding=embedding)).sequence, want.sequence)
     torch.testing.assert_close(scaled.null_condition(2).sequence, plain.null_condition(2).sequence)
 
 
@@ -114,18 +118,18 @@ def test_decoder_refuses_what_it_has_no_port_for() -> None:
     tokens, mask, embedding = user_inputs()
     free = UNET.model_copy(update={"context_dim": None})
     plain = decoder(unet=free, text=None, clip_dim=None)
-    assert plain.condition().vector is None
-    with pytest.raises(ValueError, match="takes no captions"):
-        plain.condition(tokens, mask)
-    with pytest.raises(ValueError, match="width 8, expected None"):
-        plain.condition(image_embedding=embedding)
+    assert plain.condition(given(num=1)).vector is None
+    with pytest.raises(ValueError, match="no port for text; its ports: none"):
+        plain.condition(given(tokens, mask))
+    with pytest.raises(ValueError, match="no port for clip_image; its ports: none"):
+        plain.condition(given(image_embedding=embedding))
     with pytest.raises(ValueError, match="width 7, expected 8"):
-        decoder().condition(tokens, mask, embedding[:, :7])
-    with pytest.raises(ValueError, match="null_condition"):
-        decoder().condition()
+        decoder().condition(given(tokens, mask, embedding[:, :7]))
+    nothing, null = decoder().condition(given(num=2)), decoder().null_condition(2)
+    torch.testing.assert_close(nothing.sequence, null.sequence)
     classes = decoder(unet=free, text=None, clip_dim=None, num_classes=10)
-    with pytest.raises(ValueError, match="labels missing, but num_classes=10"):
-        classes.condition()
+    with pytest.raises(ValueError, match="labels missing: this network is over 10 classes"):
+        classes.condition(given(num=1))
     with pytest.raises(ValueError, match="10 classes has no unconditional branch"):
         classes.null_condition(2)
 
@@ -134,8 +138,11 @@ def test_decoder_refuses_what_it_has_no_port_for() -> None:
     ("changes", "message"),
     [
         ({"variance": "fixed_small"}, "needs unet.out_channels=3, got 6"),
-        ({"text": TEXT.model_copy(update={"width": 32})}, "context_dim=16 must equal text.width=32"),
-        ({"unet": UNET.model_copy(update={"context_dim": None}), "text": None}, "clip_dim=8 needs a unet.context_dim"),
+        ({"text": TEXT.model_copy(update={"width": 32})}, "unet.context_dim=16 must equal ports.text.width=32"),
+        (
+            {"unet": UNET.model_copy(update={"context_dim": None}), "text": None},
+            "ports.clip_image needs a unet.context_dim for its tokens, got None",
+        ),
     ],
 )
 def test_decoder_configs_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
@@ -169,5 +176,7 @@ def test_upsampler_configs_and_inputs_that_do_not_fit_are_refused() -> None:
         UpsamplerConfig(unet=CONV, low_size=8, image_size=30)
     with pytest.raises(ValueError, match="image_channels"):
         UpsamplerConfig(unet=CONV.model_copy(update={"image_channels": 0}))
-    with pytest.raises(ValueError, match="tokens given"):
-        Upsampler(UpsamplerConfig(unet=CONV)).condition(torch.randn(1, 3, 8, 8), torch.zeros(1, 5, dtype=torch.long))
+    with pytest.raises(ValueError, match="no port for text"):
+        Upsampler(UpsamplerConfig(unet=CONV)).condition(
+            torch.randn(1, 3, 8, 8), given(torch.zeros(1, 5, dtype=torch.long))
+        )

@@ -215,7 +215,7 @@ def test_what_cannot_be_drawn_from_is_refused() -> None:
 
 
 def test_losses_belong_to_samples_and_not_to_batches() -> None:
-    task = ArPriorTask(ar_prior(), small_clip(), ArPriorOptions(text_drop=0.5))
+    task = ArPriorTask(ar_prior(), ArPriorOptions(text_drop=0.5), clip=small_clip())
     whole = task.loss(batch())
     assert {name: tuple(x.shape) for name, x in whole.items()} == {"loss": (4,), "dot": (4,)}
     half = {key: value[2:] for key, value in batch().items()}
@@ -224,7 +224,7 @@ def test_losses_belong_to_samples_and_not_to_batches() -> None:
 
 def test_a_dropped_caption_is_the_empty_one_and_keeps_its_dot_product() -> None:
     prior, clip = ar_prior(), small_clip()
-    loss = ArPriorTask(prior, clip, ArPriorOptions(text_drop=1.0)).loss(batch())["loss"]
+    loss = ArPriorTask(prior, ArPriorOptions(text_drop=1.0), clip=clip).loss(batch())["loss"]
     z_i, z_t = clip.encode_image(batch()["image"]), clip.encode_text(batch()["caption"]).pooled
     codes = prior.quantise(z_i, z_t)
     logits = prior(codes[:, :-1], prior.condition(clip.encode_text([""] * 4)))
@@ -233,18 +233,18 @@ def test_a_dropped_caption_is_the_empty_one_and_keeps_its_dot_product() -> None:
 
 
 def test_a_loss_without_buckets_is_not_a_number() -> None:
-    assert ArPriorTask(blank(), small_clip()).loss(batch())["loss"].isnan().all()
+    assert ArPriorTask(blank(), clip=small_clip()).loss(batch())["loss"].isnan().all()
 
 
 def test_a_training_step_asks_nothing_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = ArPriorTask(ar_prior(), small_clip())
+    task = ArPriorTask(ar_prior(), clip=small_clip())
     monkeypatch.setattr(ArPrior, "calibrated", property(lambda _: pytest.fail("looked at")))
     assert task.loss(batch())["loss"].isfinite().all()
 
 
 def test_statistics_are_measured_once_unless_asked_for_anew() -> None:
     prior = blank(num_components=4)
-    task = ArPriorTask(prior, small_clip())
+    task = ArPriorTask(prior, clip=small_clip())
     task.prepare([batch(6), batch(3)])
     assert prior.calibrated
     before = prior.low.clone()
@@ -261,7 +261,7 @@ def test_a_few_pairs_are_learned_by_heart() -> None:
     rows = batch(12)
     z_i = F.normalize(torch.randn(12, 16), dim=-1)  # an untrained CLIP sees all pictures alike
     clip.encode_image = lambda image: z_i[: len(image)]  # type: ignore[method-assign]
-    task = ArPriorTask(blank(width=32, heads=2, layers=2).train(), clip, ArPriorOptions(text_drop=0.0))
+    task = ArPriorTask(blank(width=32, heads=2, layers=2).train(), ArPriorOptions(text_drop=0.0), clip=clip)
     few = {key: value[:4] for key, value in rows.items()}
     task.prepare([rows])
     optimizer = torch.optim.Adam(task.model.parameters(), lr=3e-3)
@@ -301,4 +301,4 @@ def test_widths_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="num_components=17 of embeddings of width 16"):
         blank(num_components=17)
     with pytest.raises(ValueError, match="the prior is of width 24, CLIP of 16"):
-        ArPriorTask(blank(clip_dim=24), small_clip())
+        ArPriorTask(blank(clip_dim=24), clip=small_clip())

@@ -60,7 +60,7 @@ def test_published_key_lists_fit_strictly(size: int) -> None:
         model = Classifier(config)
     model.load_state_dict(convert(state(shapes(name)), config), assign=True)
     assert sum(p.numel() for p in model.parameters()) == manifests()[name]["n_params"]
-    assert (config.schedule == "cosine") == (size == 64)
+    assert (config.diffusion.schedule == "cosine") == (size == 64)
 
 
 def test_what_does_not_fit_is_named() -> None:

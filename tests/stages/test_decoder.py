@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_clip, small_decoder
+from conftest import given, small_clip, small_decoder, with_diffusion
 from small import decoder, of
 from torch import Tensor
 
@@ -48,11 +48,11 @@ class Blind(Colour):
 def losses(encoder: Any, captions: tuple[str, str], **options: Any) -> Tensor:
     batch = flat(4)
     batch["caption"] = [captions[i % 2] for i in range(4)]
-    return DecoderTask(small_decoder(), encoder, DecoderOptions(**options)).loss(batch)["loss"]
+    return DecoderTask(small_decoder(), DecoderOptions(**options), clip=encoder).loss(batch)["loss"]
 
 
 def test_an_empty_caption_is_no_caption() -> None:
-    task, batch = DecoderTask(small_decoder(), small_clip()), flat(2)
+    task, batch = DecoderTask(small_decoder(), clip=small_clip()), flat(2)
     empty = task.condition(batch | {"caption": ["", " "]})
     task.options = DecoderOptions(text_drop=1.0, clip_drop=0.0)
     dropped = task.condition(batch, Streams(batch["seed"], "drops"))
@@ -62,7 +62,7 @@ def test_an_empty_caption_is_no_caption() -> None:
 
 
 def test_losses_belong_to_samples_and_not_to_batches() -> None:
-    task = DecoderTask(small_decoder(), small_clip())
+    task = DecoderTask(small_decoder(), clip=small_clip())
     whole = task.loss(flat(4))
     assert {name: tuple(x.shape) for name, x in whole.items()} == {"loss": (4,), "mse": (4,), "vb": (4,)}
     half = {key: value[2:] for key, value in flat(4).items()}
@@ -83,7 +83,7 @@ def test_what_is_dropped_leaves_no_trace_and_what_is_kept_does() -> None:
 @pytest.mark.parametrize(("shift", "share"), [(1.0, 0.25), (9.0, 0.75)])
 @torch.no_grad()
 def test_time_shift_trains_noisy_steps_more_often(shift: float, share: float) -> None:
-    task = DecoderTask(small_decoder(), small_clip(), DecoderOptions(time_shift=shift))
+    task = DecoderTask(small_decoder(), DecoderOptions(time_shift=shift), clip=small_clip())
     times: list[Tensor] = []
     task.model.register_forward_pre_hook(lambda _, args: times.append(args[1]))
     task.loss(flat(400))
@@ -91,10 +91,10 @@ def test_time_shift_trains_noisy_steps_more_often(shift: float, share: float) ->
 
 
 def test_a_trained_decoder_listens_to_captions_and_to_embeddings() -> None:
-    config = small_decoder().config.model_copy(update={"target": "x0"})
+    config = with_diffusion(small_decoder().config, target="x0")
     torch.manual_seed(0)
     model = Decoder(config).train()
-    task = DecoderTask(model, Colour(), DecoderOptions(clip_drop=0.4, text_drop=0.4, vb_weight=0.001))
+    task = DecoderTask(model, DecoderOptions(clip_drop=0.4, text_drop=0.4, vb_weight=0.001), clip=Colour())
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for i in range(120):
         batch = flat(16) | {"seed": list(range(16 * i, 16 * i + 16))}
@@ -106,8 +106,8 @@ def test_a_trained_decoder_listens_to_captions_and_to_embeddings() -> None:
     two = flat(2)
     tokens, mask = task.tokenizer(two["caption"])
     for name, condition in (
-        ("captions", model.condition(tokens, mask)),
-        ("embeddings", model.condition(image_embedding=Colour().encode_image(two["image"]))),
+        ("captions", model.condition(given(tokens, mask))),
+        ("embeddings", model.condition(given(image_embedding=Colour().encode_image(two["image"])))),
     ):
         drawn = sample(model, condition, Streams([3, 3]), Sampling(steps=8, guidance=2.0))
         error = (drawn - two["image"]).abs().mean((1, 2, 3))
@@ -119,7 +119,9 @@ def test_what_is_known_of_a_picture_is_known_with_and_without_words() -> None:
     model = decoder(unet=of(image_channels=4), inpaint=True)
     known = torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16)
     drawn = [
-        sample(model, model.condition(known=known), Streams([1, 2], "s"), Sampling(steps=2, guidance=3.0), null=null)
+        sample(
+            model, model.condition(given(known=known)), Streams([1, 2], "s"), Sampling(steps=2, guidance=3.0), null=null
+        )
         for null in (None, model.null_condition(2, known))
     ]
     assert torch.equal(*drawn)

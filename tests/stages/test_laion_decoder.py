@@ -16,7 +16,8 @@ from t2i.core.types import Condition, Prediction, TextFeatures
 from t2i.diffusion.sampling import Sampling
 from t2i.stages.dalle2_pytorch.decoder.convert import read
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder
-from t2i.stages.dalle2_pytorch.decoder.sample import grid, process_of, sample
+from t2i.stages.dalle2_pytorch.decoder.sample import sample
+from t2i.stages.dalle2_pytorch.grid import grid
 from t2i.stages.registry import load_stage
 
 load = partial(load_case, "unclip_nets.json")
@@ -64,9 +65,11 @@ def test_decoder(name: str, era: str) -> None:
 
     every_step = case["facts"]["times"] == "all steps"
     if not every_step:
-        assert grid(process_of(model), 4) == case["facts"]["times"]
+        assert grid("decoder", 4, model.config.diffusion.num_steps)[::-1] == case["facts"]["times"]
     sampling = Sampling(
-        steps=model.config.num_steps if every_step else 4, sampler="ddpm" if every_step else "ddim", guidance=2.0
+        steps=model.config.diffusion.num_steps if every_step else 4,
+        sampler="ddpm" if every_step else "ddim",
+        guidance=2.0,
     )
     x = sample(model, said, null, i["noise"].of(2), sampling, callback=keep)
     check(want["state_after_1_steps"], states[0], "state_after_1_steps")

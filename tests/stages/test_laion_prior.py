@@ -15,9 +15,11 @@ from t2i.convert.convert import convert_files, recognise
 from t2i.core.errors import UsageError
 from t2i.core.types import Condition, TextFeatures
 from t2i.diffusion.sampling import Sampling
+from t2i.diffusion.sphere import best_of
+from t2i.stages.dalle2_pytorch.grid import grid
 from t2i.stages.dalle2_pytorch.prior.convert import config_from, layout
 from t2i.stages.dalle2_pytorch.prior.model import LaionPrior, LaionPriorConfig, LargestNorm
-from t2i.stages.dalle2_pytorch.prior.sample import chain, grid, nearest
+from t2i.stages.dalle2_pytorch.prior.sample import chain
 from t2i.stages.registry import load_stage
 
 load = partial(load_case, "unclip_nets.json")
@@ -45,14 +47,14 @@ def test_era_c() -> None:
     case = load("dev-d2p-prior-era-c")
     model, i, want = built(case, "C"), {k: make_input(r) for k, r in case["inputs"].items()}, case["outputs"]
     check(want["forward"], model(i["x"], i["t"], model.condition(text(i))), "forward")
-    assert grid(model, 5) == case["facts"]["times"]
+    assert grid("prior", 5, 1000)[::-1] == case["facts"]["times"]
     chained, sampling = text(i, "chain_"), Sampling(steps=5)
     z_i = chain(model, model.condition(chained), None, sampling, i["noise"].of(2))
     check(want["final_state"], z_i * model.scale, "final_state")
     check(want["image_embed"], z_i, "image_embed")
     doubled = TextFeatures(*(x.repeat_interleave(2, dim=0) for x in chained))
     four = chain(model, model.condition(doubled), None, sampling, i["best_of_noise"].of(4))
-    check(want["best_of_2"], nearest(four.view(2, 2, -1).transpose(0, 1), chained.pooled), "best_of_2")
+    check(want["best_of_2"], best_of(four.view(2, 2, -1).transpose(0, 1), chained.pooled, by="cosine"), "best_of_2")
     with pytest.raises(UsageError, match="guidance must be 1"):
         model.null_condition(2)
 
@@ -68,7 +70,7 @@ def test_era_d() -> None:
     words_only = type(null)(sequence=null.sequence)
     check(want["forward_text_dropped_only"], model(i["x"], i["t"], words_only), "forward_text_dropped_only")
     check(want["forward_guided"], without + 2.5 * (forward - without), "forward_guided")
-    assert grid(model, 5) == case["facts"]["times"]
+    assert grid("prior", 5, 1000, first=-1)[::-1] == case["facts"]["times"]
     condition = model.condition(text(i, "chain_"))
     z_i = chain(model, condition, model.null_condition(2), Sampling(steps=5, guidance=2.5), i["noise"].of(2))
     check(want["image_embed"], z_i, "image_embed")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import given
 from golden_tools import check, fill_state_dict, load_case, make_input
 from manifests import shapes
 from torch import Tensor, nn
@@ -49,21 +50,21 @@ def test_unconditional(name: str) -> None:
 def test_classes(name: str, order: RowOrder | None) -> None:
     case = load_case(FILE, name)
     model, i = published(case, order), inputs(case)
-    check(case["outputs"]["output"], model(i["x"], i["t"], model.condition(labels=i["y"])))
+    check(case["outputs"]["output"], model(i["x"], i["t"], model.condition(given(labels=i["y"]))))
 
 
 @torch.no_grad()
 def test_upsampler() -> None:
     case = load_case(FILE, "F-adm-64-256")
     model, i = published(case), inputs(case)
-    check(case["outputs"]["output"], model(i["x"], i["t"], model.condition(i["low_res"], labels=i["y"])))
+    check(case["outputs"]["output"], model(i["x"], i["t"], model.condition(i["low_res"], given(labels=i["y"]))))
 
 
 @torch.no_grad()
 def test_glide() -> None:
     case = load_case(FILE, "F-glide-base")
     model, i = published(case), inputs(case)
-    condition = model.condition(i["tokens"], i["mask"])
+    condition = model.condition(given(i["tokens"], i["mask"]))
     check(case["outputs"]["xf_proj"], condition.vector, "xf_proj")
     check(case["outputs"]["output"], model(i["x"].expand(2, -1, -1, -1), i["t"], condition))
 
@@ -73,5 +74,5 @@ def test_glide_upsampler_inpaint() -> None:
     case = load_case(FILE, "F-glide-upsample-inpaint")
     model, i = published(case), inputs(case)
     kept: Tensor = (torch.arange(64) < 20).float()[:, None].expand(1, 1, 64, 64)
-    condition = model.condition(i["low_res"], i["tokens"], i["mask"], known=(i["inpaint_image"], kept))
+    condition = model.condition(i["low_res"], given(i["tokens"], i["mask"], known=(i["inpaint_image"], kept)))
     check(case["outputs"]["output"], model(i["x"], i["t"], condition))

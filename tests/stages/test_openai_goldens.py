@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import given
 from golden_tools import Stream, check, fill_state_dict, load_case, make_input
 from torch import Tensor
 
@@ -92,7 +93,8 @@ def test_adm_classes(name: str, order: RowOrder, channels_last: bool) -> None:
     case = load_case(FILE, name)
     model, i = decoder(DecoderConfig(unet=ADM, num_classes=1000), weights(case), order), inputs(case)
     check(
-        case["outputs"]["output"], model(layout(model, i["x"], channels_last), i["t"], model.condition(labels=i["y"]))
+        case["outputs"]["output"],
+        model(layout(model, i["x"], channels_last), i["t"], model.condition(given(labels=i["y"]))),
     )
 
 
@@ -101,7 +103,7 @@ def test_adm_read_in_the_wrong_order_differs() -> None:
     case = load_case(FILE, "T1a")
     model, i = decoder(DecoderConfig(unet=ADM, num_classes=1000), weights(case), "legacy"), inputs(case)
     with pytest.raises(AssertionError, match="tolerance"):
-        check(case["outputs"]["output"], model(i["x"], i["t"], model.condition(labels=i["y"])))
+        check(case["outputs"]["output"], model(i["x"], i["t"], model.condition(given(labels=i["y"]))))
 
 
 @torch.no_grad()
@@ -126,7 +128,7 @@ def test_iddpm(name: str, scale_shift: bool) -> None:
 def test_glide(channels_last: bool) -> None:
     case = load_case(FILE, "T6")
     model, i = glide(weights(case)), inputs(case)
-    condition = model.condition(i["tokens"], i["mask"])
+    condition = model.condition(given(i["tokens"], i["mask"]))
     check(case["outputs"]["xf_proj"], condition.vector, "xf_proj")
     check(case["outputs"]["xf_out"], condition.sequence.transpose(1, 2), "xf_out")
     x = layout(model, i["x"], channels_last)
@@ -138,7 +140,9 @@ def test_glide(channels_last: bool) -> None:
 def test_glide_upsampler() -> None:
     case = load_case(FILE, "T7")
     model, i = glide_upsampler(weights(case), low_size=8), inputs(case)
-    check(case["outputs"]["output"], model(i["x"], i["t"], model.condition(i["low_res"], i["tokens"], i["mask"])))
+    check(
+        case["outputs"]["output"], model(i["x"], i["t"], model.condition(i["low_res"], given(i["tokens"], i["mask"])))
+    )
 
 
 @torch.no_grad()
@@ -146,9 +150,9 @@ def test_glide_inpaint() -> None:
     case = load_case(FILE, "T8")
     unet = ADM.model_copy(update={"context_dim": TEXT.width, "image_channels": 4})
     model, i = decoder(DecoderConfig(unet=unet, text=TEXT, inpaint=True, image_size=32), weights(case)), inputs(case)
-    condition = model.condition(i["tokens"], i["mask"], known=(i["inpaint_image"], known_rows(10)))
+    condition = model.condition(given(i["tokens"], i["mask"], known=(i["inpaint_image"], known_rows(10))))
     check(case["outputs"]["output"], model(i["x"], i["t"], condition))
-    nothing = model.condition(i["tokens"], i["mask"])
+    nothing = model.condition(given(i["tokens"], i["mask"]))
     check(case["outputs"]["output_without_image_and_mask"], model(i["x"], i["t"], nothing))
 
 
@@ -161,7 +165,7 @@ def test_glide_upsampler_inpaint() -> None:
     known = i["inpaint_image"], known_rows(10)
     check(
         case["outputs"]["output"],
-        model(i["x"], i["t"], model.condition(i["low_res"], i["tokens"], i["mask"], known=known)),
+        model(i["x"], i["t"], model.condition(i["low_res"], given(i["tokens"], i["mask"], known=known))),
     )
 
 
@@ -207,14 +211,14 @@ def test_glide_from_text_to_large_picture() -> None:
     i, parametrisation = inputs(case), Parametrisation("eps", "learned_range")
     base = glide(weights(case, 0))
     process = Process.from_schedule("cosine").respace("10")
-    conditions = [base.project(base.condition(i["tokens"][r : r + 1], i["mask"][r : r + 1])) for r in (0, 1)]
+    conditions = [base.project(base.condition(given(i["tokens"][r : r + 1], i["mask"][r : r + 1]))) for r in (0, 1)]
     guided = ClassifierFree(base, *conditions, process, parametrisation, scale=3.0)
     small = ddpm(guided, i["base_noise"][:1], process, noise=FirstRow(i["step_noise"]))
     check(case["outputs"]["base"], small, "base")
     large = glide_upsampler(weights(case, 1), low_size=16)
     process = Process.from_schedule("linear").respace("fast27")
     low_res = i["low_res_levels"].float() / 127.5 - 1
-    condition = large.project(large.condition(low_res, i["tokens"][:1], i["mask"][:1]))
+    condition = large.project(large.condition(low_res, given(i["tokens"][:1], i["mask"][:1])))
     check(
         case["outputs"]["upsampled"],
         ddim(ModelDenoiser(large, condition, process, parametrisation), i["upsampler_noise"], process),

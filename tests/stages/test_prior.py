@@ -65,7 +65,7 @@ def test_a_prior_without_statistics_is_refused() -> None:
 
 def test_a_training_step_asks_nothing_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the statistics are known is looked at once, before the first step: a look waits for the GPU."""
-    task = PriorTask(small_prior(), small_clip(), PriorOptions(num_draws=2))
+    task = PriorTask(small_prior(), PriorOptions(num_draws=2), clip=small_clip())
     monkeypatch.setattr(Prior, "calibrated", property(lambda _: pytest.fail("looked at")))
     assert task.loss(batch(2))["loss"].isfinite().all()
 
@@ -98,7 +98,7 @@ def test_guidance_one_is_no_guidance_and_others_need_a_null() -> None:
 
 
 def test_losses_belong_to_samples_and_not_to_batches() -> None:
-    task = PriorTask(small_prior(), small_clip(), PriorOptions(num_draws=3))
+    task = PriorTask(small_prior(), PriorOptions(num_draws=3), clip=small_clip())
     whole = task.loss(batch(4))
     assert {name: tuple(x.shape) for name, x in whole.items()} == {"loss": (4,), "cosine": (4,)}
     half = {key: value[2:] for key, value in batch(4).items()}
@@ -107,7 +107,7 @@ def test_losses_belong_to_samples_and_not_to_batches() -> None:
 
 def test_training_lowers_the_error() -> None:
     prior = small_prior().train()
-    task = PriorTask(prior, small_clip(), PriorOptions(text_drop=0.0))
+    task = PriorTask(prior, PriorOptions(text_drop=0.0), clip=small_clip())
     optimizer = torch.optim.Adam(prior.parameters(), lr=3e-3)
     task.prepare([batch(4)])
     first = task.loss(batch(4))["loss"].mean().item()
@@ -121,4 +121,4 @@ def test_training_lowers_the_error() -> None:
 def test_width_of_another_clip_is_refused() -> None:
     prior = Prior(PriorConfig(clip_dim=24, text_width=32, context=12, width=32, layers=1, heads=1))
     with pytest.raises(ValueError, match="24"):
-        PriorTask(prior, small_clip())
+        PriorTask(prior, clip=small_clip())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_classifier, small_clip, small_decoder, small_noised_clip, small_prior, small_upsampler
+from conftest import given, small_classifier, small_clip, small_decoder, small_noised_clip, small_prior, small_upsampler
 from small import ar_prior
 from torch import nn
 
@@ -72,7 +72,7 @@ def batch(count: int = 4) -> dict:
 def test_contract_of_a_task(name: str) -> None:
     encoder = small_clip(embed_dim=32 if name == "laion_prior" else 16).requires_grad_(False)
     model = SMALL[name]()
-    task = stage(name).task(model, encoder, stage(name).options())
+    task = stage(name).task(model, stage(name).options(), **dict.fromkeys(stage(name).task.needs, encoder))
     data = shapes.batch(range(4), 32) if name == "reader" else batch()  # what stands in its pictures must be known
     losses = task.loss(data)
     assert "loss" in losses
@@ -117,19 +117,19 @@ def test_another_stage_or_none_is_refused(tmp_path: Path) -> None:
 
 def test_the_decoder_hears_all_its_conditions() -> None:
     decoder: Decoder = small_decoder()
-    tokens, mask = decoder.config.tokenizer.build()(["a red cube", "a blue sphere"])
+    tokens, mask = decoder.config.ports.text.tokenizer.build()(["a red cube", "a blue sphere"])
     x_t, t, z = torch.randn(2, 3, 32, 32), torch.tensor([10, 500]), torch.randn(2, 16)
-    base = decoder(x_t, t, decoder.condition(tokens, mask, z))
+    base = decoder(x_t, t, decoder.condition(given(tokens, mask, z)))
     for changed in (
-        decoder.condition(tokens.flip(0), mask.flip(0), z),
-        decoder.condition(tokens, mask, z.flip(0)),
-        decoder.condition(tokens, mask, z, clip_keep=torch.tensor([False, False])),
-        decoder.condition(tokens, mask, z, text_keep=torch.tensor([False, False])),
+        decoder.condition(given(tokens.flip(0), mask.flip(0), z)),
+        decoder.condition(given(tokens, mask, z.flip(0))),
+        decoder.condition(given(tokens, mask, z, clip_keep=torch.tensor([False, False]))),
+        decoder.condition(given(tokens, mask, z, text_keep=torch.tensor([False, False]))),
     ):
         assert (decoder(x_t, t, changed) - base).abs().max() > 1e-4
     nothing = decoder(x_t, t, decoder.null_condition(2))
     drop = torch.zeros(2, dtype=torch.bool)
-    both = decoder(x_t, t, decoder.condition(tokens, mask, z, clip_keep=drop, text_keep=drop))
+    both = decoder(x_t, t, decoder.condition(given(tokens, mask, z, clip_keep=drop, text_keep=drop)))
     torch.testing.assert_close(nothing, both)
 
 
@@ -203,14 +203,20 @@ def test_conditions_of_sentences_of_other_lengths_do_not_join() -> None:
         Condition.cat([a, b])
 
 
-def test_assertions_of_other_libraries_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_of_ours_are_not_blamed_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_stage(tmp_path, "prior", small_prior())
 
-    def assertion(*_: object) -> None:
-        raise AssertionError
+    def wrong(error: Exception) -> Callable[..., None]:
+        def init(*_: object) -> None:
+            raise error
 
-    monkeypatch.setattr(Prior, "__init__", assertion)
-    with pytest.raises(DataError, match="does not fit this version of t2i: AssertionError"):
+        return init
+
+    monkeypatch.setattr(Prior, "__init__", wrong(AssertionError("ours")))
+    with pytest.raises(AssertionError, match="ours"):
+        load_stage(tmp_path)
+    monkeypatch.setattr(Prior, "__init__", wrong(ValueError("heads=3 do not divide width=32")))
+    with pytest.raises(DataError, match="does not fit this version of t2i: heads=3 do not divide width=32"):
         load_stage(tmp_path)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import given
 from golden_tools import check, fill_state_dict, load_case, make_input
 from torch import Tensor, nn
 
@@ -85,7 +86,7 @@ def drawn(model: Prior, case: dict[str, Any], null: str) -> tuple[Seen, Tensor]:
     process = Process.from_schedule("cosine").respace("5")
     conditions = [model.condition(text(i, "chain_")), model.condition(text(i, null, 2))]
     denoise = ClassifierFree(
-        model, *conditions, process, Parametrisation("x0", "fixed_small"), scale=4.0, clip=model.config.clamp or False
+        model, *conditions, process, Parametrisation("x0", "fixed_small"), scale=4.0, clamp=model.config.clamp
     )
     x_0 = ddpm(denoise, noise.normal(model.config.clip_dim), process, noise=noise, callback=seen)
     return seen, model.restore(x_0)
@@ -136,13 +137,12 @@ def karlo_decoder(case: dict[str, Any]) -> Decoder:
 
 def decoded(model: Decoder, i: dict[str, Any], prefix: str, z_i: Tensor, steps: int, x_T: Tensor, noise: Any) -> Seen:
     seen, num = Seen(), len(z_i)
-    condition = model.condition(image_embedding=z_i, clip_text=text(i, prefix))
+    condition = model.condition(given(image_embedding=z_i, clip_text=text(i, prefix)))
     draw(
         model,
+        model.config.diffusion,
         model.project(condition),
-        model.project(model.condition(clip_text=text(i, "uncond_", num))),
-        Process.from_schedule("cosine"),
-        model.config.parametrisation,
+        model.project(model.condition(given(clip_text=text(i, "uncond_", num)))),
         Sampling(steps=steps, sampler="ddpm", guidance=3.0),
         x_T,
         noise,
@@ -155,7 +155,7 @@ def decoded(model: Decoder, i: dict[str, Any], prefix: str, z_i: Tensor, steps: 
 def test_karlo_decoder() -> None:
     case = load("dev-karlo-decoder")
     model, i, want = karlo_decoder(case), inputs(case), case["outputs"]
-    condition = model.condition(image_embedding=i["image_emb"], clip_text=text(i))
+    condition = model.condition(given(image_embedding=i["image_emb"], clip_text=text(i)))
     check(want["forward"], model(i["x"], i["t"], condition), "forward")
     check(want["forward"], model(i["x"], i["t"], model.project(condition)), "with keys and values computed before")
     noise = i["noise"].of(2)
@@ -169,13 +169,9 @@ def test_karlo_decoder() -> None:
 
 
 def enlarged(model: Upsampler, low_res: Tensor, x_T: Tensor, noise: Any) -> Seen:
-    seen, c = Seen(), model.config
-    process = Process.from_schedule(c.schedule)
-    steering, sampling = Hooks(last=model.last), Sampling(steps=7, sampler="ddpm")
+    seen, hooks, sampling = Seen(), Hooks(last=model.last), Sampling(steps=7, sampler="ddpm")
     condition = model.condition(low_res)
-    draw(
-        model, condition, None, process, c.parametrisation, sampling, x_T, noise, hooks=steering, callback=seen
-    )  # fmt: skip
+    draw(model, model.config.diffusion, condition, None, sampling, x_T, noise, hooks=hooks, callback=seen)
     return seen
 
 
@@ -217,14 +213,13 @@ def test_diffusers_unclip() -> None:
     seen, noise = Seen(), i["prior_noise"].of(2)
     draw(
         model,
+        model.config.diffusion,
         model.condition(text(i)),
         model.condition(text(i, "uncond_", 2)),
-        Process.from_schedule("cosine"),
-        Parametrisation("x0", "fixed_small"),
         Sampling(steps=5, sampler="ddpm", guidance=4.0),
         i["prior_latents"],
         noise,
-        hooks=Hooks(clip=5.0),
+        clamp=5.0,
         callback=seen,
     )
     check(want["image_embedding"], model.restore(seen.states[-1]), "image_embedding")

@@ -17,7 +17,7 @@ from t2i.data.augment.degrade import Degradation
 from t2i.diffusion import tiles
 from t2i.diffusion.sampling import Sampling
 from t2i.stages.registry import load_stage
-from t2i.stages.upsampler.model import Upsampler
+from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 from t2i.stages.upsampler.sample import quantised, sample
 from t2i.stages.upsampler.task import UpsamplerOptions, UpsamplerTask, psnr
 
@@ -30,9 +30,10 @@ def edges(seeds: range) -> Batch:
 
 
 def upsampler(**changes: object) -> Upsampler:
-    config = small_upsampler(8, 32).config
+    config = small_upsampler(8, 32).config.model_dump()
+    config["diffusion"] |= {key: changes.pop(key) for key in ("target", "variance") if key in changes}
     torch.manual_seed(0)
-    return Upsampler(config.model_validate(config.model_dump() | changes))
+    return Upsampler(UpsamplerConfig.model_validate(config | changes))
 
 
 def error(a: Tensor, b: Tensor) -> float:
@@ -41,7 +42,7 @@ def error(a: Tensor, b: Tensor) -> float:
 
 def test_losses_belong_to_samples_and_not_to_batches() -> None:
     degradation = Degradation(blur=0.5, noise=0.1, jpeg=0.5)
-    task = UpsamplerTask(small_upsampler(8, 32), None, UpsamplerOptions(degradation=degradation))
+    task = UpsamplerTask(small_upsampler(8, 32), UpsamplerOptions(degradation=degradation))
     whole = task.loss(edges(range(4)))
     assert {name: tuple(x.shape) for name, x in whole.items()} == {"loss": (4,), "mse": (4,), "vb": (4,)}
     torch.testing.assert_close(task.loss(edges(range(2, 4)))["loss"], whole["loss"][2:], rtol=1e-4, atol=1e-5)
@@ -50,7 +51,7 @@ def test_losses_belong_to_samples_and_not_to_batches() -> None:
 @pytest.mark.parametrize("kind", ["bsr", "bsr_light"])
 def test_bsr_begins_at_the_large_picture(kind: str) -> None:
     degradation = Degradation.model_validate({"kind": kind})
-    task = UpsamplerTask(small_upsampler(8, 32), None, UpsamplerOptions(degradation=degradation))
+    task = UpsamplerTask(small_upsampler(8, 32), UpsamplerOptions(degradation=degradation))
     batch = edges(range(4))
     low_res = task.degraded(batch["image"], Streams(range(4)))
     assert torch.equal(low_res, bsr(batch["image"], 4, Streams(range(4)), light=kind == "bsr_light"))
@@ -102,7 +103,7 @@ def test_held_out_pictures_are_measured_in_decibels() -> None:
 def test_a_trained_upsampler_draws_sharp_edges_at_any_size() -> None:
     model = upsampler(target="x0", residual=True).train()
     options = UpsamplerOptions(degradation=Degradation(blur=0.0), kind="simple", weighting="clamped_snr")
-    task = UpsamplerTask(model, None, options)
+    task = UpsamplerTask(model, options)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for i in range(150):
         optimizer.zero_grad()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_decoder, small_upsampler
+from conftest import small_decoder, small_upsampler, with_diffusion
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -20,15 +20,15 @@ BY_LOSS: dict[str, Any] = {"timesteps": "loss_second_moment"}
 def tasks() -> list[DecoderTask | UpsamplerTask]:
     """Few steps, so that each is soon known."""
     config = small_decoder().config
-    config = DecoderConfig(**{**config.model_dump(), "text": None, "tokenizer": None, "clip_dim": None, "num_steps": 5,
-                              "unet": {**config.unet.model_dump(), "context_dim": None}})  # fmt: skip
+    few = with_diffusion(config, num_steps=5).diffusion
+    config = DecoderConfig(unet=config.unet.model_copy(update={"context_dim": None}), diffusion=few, image_size=32)
     torch.manual_seed(0)
     sampling = {"steps": 5, "guidance": 1}
     upsampler = small_upsampler(8, 16)
-    upsampler.config = upsampler.config.model_copy(update={"num_steps": 5})
+    upsampler.config = with_diffusion(upsampler.config, num_steps=5)
     return [
-        DecoderTask(Decoder(config), None, DecoderOptions(**BY_LOSS, sampling=sampling)),
-        UpsamplerTask(upsampler, None, UpsamplerOptions(**BY_LOSS, sampling=sampling)),
+        DecoderTask(Decoder(config), DecoderOptions(**BY_LOSS, sampling=sampling)),
+        UpsamplerTask(upsampler, UpsamplerOptions(**BY_LOSS, sampling=sampling)),
     ]
 
 
@@ -66,7 +66,7 @@ def test_losses_are_remembered_as_they_are_and_trained_with_their_weight(which: 
         torch.testing.assert_close(held_out["loss"], held_out["mse"] + 5 / 1000 * held_out["vb"])
         assert torch.equal(memory.seen, before)
         assert torch.equal(memory.history, history)
-        uniform = type(task)(task.model, None, task.options.model_copy(update={"timesteps": "uniform"}))  # type: ignore[arg-type]
+        uniform = type(task)(task.model, task.options.model_copy(update={"timesteps": "uniform"}))  # type: ignore[arg-type]
         assert torch.equal(uniform.loss(batch(seeds, side))["loss"], held_out["loss"])
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from tiny_run import Pictures, TinyTask, child, curve, export, run
 
 from t2i.core.errors import DataError, NonFiniteError, Stopped, UsageError
+from t2i.core.types import Task
 from t2i.data.loader import DataConfig, Loader
 from t2i.io.weights import load_folder, load_tensors
 from t2i.text.words import WordTokenizer
@@ -440,22 +441,16 @@ def test_training_in_a_thread_leaves_signals_alone(tmp_path):
 
 
 def test_frozen_parts_of_a_task_are_not_trained(tmp_path):
-    class ModuleTask(torch.nn.Module):
+    class ModuleTask(Task):
         keys = ("image", "seed")
 
         def __init__(self):
-            super().__init__()
             self.tiny = [TinyTask()]
-            self.model, self.encoder = self.tiny[0].model, torch.nn.Linear(2, 2)
+            super().__init__(self.tiny[0].model)
+            self.encoder = torch.nn.Linear(2, 2)
 
         def loss(self, batch):
             return self.tiny[0].loss(batch)
-
-        def sample(self, batch):
-            return None
-
-        def metrics(self, batch):
-            return {}
 
     config = TrainConfig(steps=2, batch_size=4, out=tmp_path, device="cpu", log_every=1)
     fit(ModuleTask(), Pictures, config, OptimConfig(), export=export)

@@ -1,11 +1,10 @@
 """The autoregressive prior in a chain and in a training."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from t2i.core.types import TextFeatures
+from t2i.data.loader import DataConfig
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
 from t2i.stages.ar_prior.sample import sample
 from t2i.stages.follow import follow, need_clip
@@ -15,15 +14,12 @@ from t2i.stages.stage import ClipFacts, Example, How, Inputs, Neighbours
 def draw(model: ArPrior, inputs: Inputs, how: How) -> Tensor:
     """Embeddings (B, D) of sentences, code by code; of the sampling only the guidance counts."""
     assert inputs.encode is not None
-    text = inputs.encode(inputs.prompts)
     guidance = how.sampling.guidance
-    null = inputs.encode(inputs.negatives) if guidance != 1 else None
-    return sample(model, text, how.streams, guidance, null=null, callback=how.callback)
+    text, *null = inputs.encode(inputs.prompts, *([inputs.negatives] if guidance != 1 else []))
+    return sample(model, text, how.streams, guidance, null=null[0] if null else None, callback=how.callback)
 
 
-def complete(
-    config: ArPriorConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]
-) -> ArPriorConfig:
+def complete(config: ArPriorConfig, neighbours: Neighbours, data: DataConfig) -> ArPriorConfig:
     """The config with the facts of its CLIP."""
     clip = need_clip(neighbours.get("clip"), "an ar_prior")
     facts = {

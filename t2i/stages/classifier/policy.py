@@ -1,22 +1,19 @@
 """What a classifier to be trained takes from its data."""
 
-from collections.abc import Callable
 from typing import Any
 
 from t2i.core.errors import UsageError
-from t2i.data.loader import DataConfig
+from t2i.data.loader import DataConfig, class_names
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.follow import check_side
 from t2i.stages.stage import Neighbours
 
 
-def complete(
-    config: ClassifierConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]
-) -> ClassifierConfig:
+def complete(config: ClassifierConfig, neighbours: Neighbours, data: DataConfig) -> ClassifierConfig:
     """The config with the names of the data's classes; UsageError if they are not as many."""
-    names = class_names()
+    names = class_names(data)
     if names and len(names) != config.num_classes:
-        raise UsageError(f"model.num_classes={config.num_classes}, but the data has {len(names)} classes")
+        raise UsageError(f"model.num_classes={config.num_classes}, but {data.source} has {len(names)} classes")
     return config.model_copy(update={"class_names": names})
 
 

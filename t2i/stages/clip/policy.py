@@ -1,6 +1,5 @@
 """What a CLIP to be trained takes from its data, and the pictures that it takes."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from t2i.stages.follow import with_words
 from t2i.stages.stage import Example, Neighbours
 
 
-def complete(config: ClipConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]) -> ClipConfig:
+def complete(config: ClipConfig, neighbours: Neighbours, data: DataConfig) -> ClipConfig:
     """The config with the words that its tokeniser knows."""
     return config.model_copy(update={"tokenizer": with_words(config.tokenizer)})
 

@@ -3,7 +3,7 @@
 B pictures of a batch · L tokens
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def draw(model: Decoder, inputs: Inputs, how: How) -> Tensor:
     guided, ports = how.sampling.guidance != 1, model.config.ports
     labels = inputs.classes if ports.classes is not None else None
     masked = inputs.masked(model.config.image_size) if inputs.masked and ports.masked is not None else None
-    said, unsaid = _states(model, inputs, [inputs.prompts, inputs.negatives] if guided else [inputs.prompts, None])
+    said, *unsaid = _states(model, inputs, inputs.prompts, *([inputs.negatives] if guided else []))
     condition = model.condition(
         Given(
             inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, clip_text=said,
@@ -42,7 +42,7 @@ def draw(model: Decoder, inputs: Inputs, how: How) -> Tensor:
             absent = torch.full((inputs.num,), ports.classes.num, device=model.unet.conv_in.weight.device)
         null = model.condition(
             Given(
-                inputs.num, text=_tokens(model, inputs.negatives), clip_text=unsaid, classes=absent, masked=masked,
+                inputs.num, text=_tokens(model, inputs.negatives), clip_text=unsaid[0], classes=absent, masked=masked,
             )
         )  # fmt: skip
     return sample(
@@ -60,7 +60,7 @@ def inverted(
     callback: StepCallback | None = None,
 ) -> Tensor:
     """See `Invert`."""
-    (said,) = _states(model, inputs, [inputs.prompts])
+    (said,) = _states(model, inputs, inputs.prompts)
     given = Given(inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, clip_text=said)
     return invert(model, model.condition(given), x_0, steps, corrections=corrections, callback=callback)
 
@@ -75,14 +75,13 @@ def _tokens(model: Decoder, texts: Sequence[str]) -> tuple[Tensor, Tensor] | Non
     return tokens.to(device), mask.to(device)
 
 
-def _states(model: Decoder, inputs: Inputs, texts: Sequence[Sequence[str] | None]) -> list[TextFeatures | None]:
+def _states(model: Decoder, inputs: Inputs, *texts: Sequence[str]) -> Sequence[TextFeatures | None]:
     """What CLIP says of sentences, all of one length, if the network reads that."""
     if model.config.ports.clip_text is None:
         return [None] * len(texts)
     assert inputs.encode is not None
-    read = [inputs.encode(sentences) if sentences is not None else None for sentences in texts]
-    length = max(f.mask.shape[1] for f in read if f is not None)
-    return [None if features is None else features.padded(length) for features in read]
+    read = inputs.encode(*texts)
+    return [features.padded(max(f.mask.shape[1] for f in read)) for features in read]
 
 
 def rows(config: DecoderConfig, max_batch: int, max_tile: int | None) -> int:
@@ -135,9 +134,7 @@ def example(model: Decoder) -> Example:
     return Example(once, step)
 
 
-def complete(
-    config: DecoderConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]
-) -> DecoderConfig:
+def complete(config: DecoderConfig, neighbours: Neighbours, data: DataConfig) -> DecoderConfig:
     """The config with what follows from its CLIP, its tokeniser and the classes of the data.
 
     A decoder that is given a CLIP and says nothing of ports reads its image embeddings. Raises UsageError for a CLIP
@@ -165,7 +162,7 @@ def complete(
     if ports.text is not None:
         found["text"] = text_port(ports.text, clip)
     if ports.classes is not None:
-        found["classes"] = class_port(ports.classes, class_names())
+        found["classes"] = class_port(ports.classes, data)
     return config.model_copy(update={"ports": ports.model_copy(update=found)})
 
 

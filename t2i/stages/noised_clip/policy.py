@@ -1,6 +1,5 @@
 """What a noised CLIP to be trained takes from its data."""
 
-from collections.abc import Callable
 from typing import Any
 
 from t2i.data.loader import DataConfig
@@ -9,9 +8,7 @@ from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig
 from t2i.stages.stage import Neighbours
 
 
-def complete(
-    config: NoisedClipConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]
-) -> NoisedClipConfig:
+def complete(config: NoisedClipConfig, neighbours: Neighbours, data: DataConfig) -> NoisedClipConfig:
     """The config with the words that its tokeniser knows."""
     return config.model_copy(update={"tokenizer": with_words(config.tokenizer)})
 

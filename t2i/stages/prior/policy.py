@@ -1,11 +1,10 @@
 """The prior in a chain and in a training: what it draws from, and what follows from its CLIP."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from t2i.core.types import TextFeatures
+from t2i.data.loader import DataConfig
 from t2i.stages.follow import follow, need_clip
 from t2i.stages.prior.model import Prior, PriorConfig
 from t2i.stages.prior.sample import sample
@@ -15,15 +14,15 @@ from t2i.stages.stage import ClipFacts, Example, How, Inputs, Neighbours
 def draw(model: Prior, inputs: Inputs, how: How) -> Tensor:
     """Embeddings (B, D) of sentences, guided away from the negative ones."""
     assert inputs.encode is not None
-    text = inputs.encode(inputs.prompts)
-    null = inputs.encode(inputs.negatives) if how.sampling.guidance != 1 else None
+    guided = [inputs.negatives] if how.sampling.guidance != 1 else []
+    text, *null = inputs.encode(inputs.prompts, *guided)
     return sample(
         model, text, how.streams, how.sampling,
-        null=null, num_candidates=how.num_candidates, callback=how.callback,
+        null=null[0] if null else None, num_candidates=how.num_candidates, callback=how.callback,
     )  # fmt: skip
 
 
-def complete(config: PriorConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]) -> PriorConfig:
+def complete(config: PriorConfig, neighbours: Neighbours, data: DataConfig) -> PriorConfig:
     """The config with the facts of its CLIP."""
     clip = need_clip(neighbours.get("clip"), "a prior")
     facts = {

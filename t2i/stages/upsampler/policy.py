@@ -1,6 +1,5 @@
 """The upsampler in a chain and in a training."""
 
-from collections.abc import Callable
 from math import lcm
 from typing import Any
 
@@ -75,15 +74,13 @@ def example(model: Upsampler) -> Example:
     return Example(once, step)
 
 
-def complete(
-    config: UpsamplerConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]
-) -> UpsamplerConfig:
+def complete(config: UpsamplerConfig, neighbours: Neighbours, data: DataConfig) -> UpsamplerConfig:
     """The config with what follows from its tokeniser and from the classes of the data."""
     found: dict[str, Any] = {}
     if config.ports.text is not None:
         found["text"] = text_port(config.ports.text, None)
     if config.ports.classes is not None:
-        found["classes"] = class_port(config.ports.classes, class_names())
+        found["classes"] = class_port(config.ports.classes, data)
     return config.model_copy(update={"ports": config.ports.model_copy(update=found)})
 
 

@@ -1,11 +1,10 @@
 """DALLE2-pytorch's decoder in a chain and in a training."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from t2i.core.errors import UsageError
 from t2i.core.types import Condition, StepCallback
+from t2i.data.loader import DataConfig
 from t2i.diffusion.sampling import Hooks
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.dalle2_pytorch.decoder.sample import invert, sample
@@ -38,9 +37,7 @@ def inverted(
     return invert(model, _condition(model, inputs), x_0, steps, corrections=corrections, callback=callback)
 
 
-def complete(
-    config: LaionDecoderConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]
-) -> LaionDecoderConfig:
+def complete(config: LaionDecoderConfig, neighbours: Neighbours, data: DataConfig) -> LaionDecoderConfig:
     """The config with the facts of its CLIP."""
     clip = need_clip(neighbours.get("clip"), "a laion_decoder")
     return follow(config, "model.", "the CLIP", clip_dim=clip.dim, clip_fingerprint=clip.fingerprint())
@@ -54,5 +51,5 @@ def clip_facts(config: LaionDecoderConfig) -> ClipFacts:
 def _condition(model: LaionDecoder, inputs: Inputs) -> Condition:
     assert inputs.z_i is not None
     said = model.config.clip_text_width is not None and any(inputs.prompts)
-    text = inputs.encode(inputs.prompts) if said and inputs.encode is not None else None
-    return model.condition(inputs.z_i, text)
+    text = inputs.encode(inputs.prompts) if said and inputs.encode is not None else [None]
+    return model.condition(inputs.z_i, text[0])

@@ -1,10 +1,9 @@
 """DALLE2-pytorch's prior in a chain and in a training."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from t2i.core.errors import UsageError
+from t2i.data.loader import DataConfig
 from t2i.stages.dalle2_pytorch.prior.model import LaionPrior, LaionPriorConfig
 from t2i.stages.dalle2_pytorch.prior.sample import sample
 from t2i.stages.follow import follow, need_clip
@@ -16,13 +15,11 @@ def draw(model: LaionPrior, inputs: Inputs, how: How) -> Tensor:
     if any(inputs.negatives):
         raise UsageError("LAION's prior knows no negative prompts")
     assert inputs.encode is not None
-    text = inputs.encode(inputs.prompts)
+    (text,) = inputs.encode(inputs.prompts)
     return sample(model, text, how.streams, how.sampling, num_candidates=how.num_candidates, callback=how.callback)
 
 
-def complete(
-    config: LaionPriorConfig, neighbours: Neighbours, class_names: Callable[[], tuple[str, ...]]
-) -> LaionPriorConfig:
+def complete(config: LaionPriorConfig, neighbours: Neighbours, data: DataConfig) -> LaionPriorConfig:
     """The config with the facts of its CLIP."""
     clip = need_clip(neighbours.get("clip"), "a laion_prior")
     return follow(config, "model.", "the CLIP", clip_dim=clip.dim, clip_fingerprint=clip.fingerprint())
