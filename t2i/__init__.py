@@ -1,9 +1,13 @@
 """t2i: OpenAI's text-to-image lineage, from DDPM to DALL-E 3, one readable stage at a time."""
 
 from pathlib import Path as _Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t2i.version import __version__
+
+if TYPE_CHECKING:
+    from t2i.pipeline.base import Pipeline
+    from t2i.stages.registry import load_stage
 
 __all__ = ["Pipeline", "__version__", "load_stage"]
 

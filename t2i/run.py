@@ -15,7 +15,8 @@ from t2i.core.assets import asset
 from t2i.core.config import AtHome, Config, load, over, parse
 from t2i.core.errors import UsageError, did_you_mean, explain
 from t2i.core.types import Batch
-from t2i.data.loader import DataConfig, Loader
+from t2i.data.config import DataConfig
+from t2i.data.loader import Loader
 from t2i.io.files import output_folder
 from t2i.stages.registry import load_stage, save_stage, stage
 from t2i.stages.stage import Neighbours, Stage
@@ -114,7 +115,7 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
     warn_enlarged(run.data, neighbours)
     fresh = find(run.train.out / "checkpoints", run.train.resume) is None
     num_classes = count_classes(config)
-    loader = partial(Loader, run.data, captioned="caption" in task.keys, num_classes=num_classes)
+    loader = partial(Loader, run.data, keys=task.keys, num_classes=num_classes)
     if fresh:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
         task.prepare(_batches(loader, run.train.seed), anew=others)

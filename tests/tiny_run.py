@@ -16,7 +16,8 @@ from torch import nn
 
 from t2i.core.seed import Streams, mix
 from t2i.core.types import Task
-from t2i.data.loader import DataConfig, Loader
+from t2i.data.config import DataConfig
+from t2i.data.loader import Loader
 from t2i.diffusion.timesteps import LossSecondMoment, draw_steps
 from t2i.io import weights
 from t2i.nn.contrastive import contrastive_loss

@@ -6,7 +6,7 @@ among their sorted names.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from t2i.core.errors import DataError
@@ -22,11 +22,12 @@ class FolderSource:
         size: short side after resizing, pixels.
         crop: side of a random window of that picture, or None for its centre square.
         captions: weights by kind, see `pick_caption`; `.txt` files are of the kind `text`.
-        captioned: pictures without a caption are bad samples; otherwise theirs is empty.
+        needs: what a sample must have, `image` and maybe `caption`; a caption that is not needed may be missing, and is
+            empty then.
 
     Raises:
-        DataError: no such folder, one below it that cannot be read, no pictures, or not a single caption where
-            `captioned`.
+        DataError: no such folder, one below it that cannot be read, no pictures, or not a single caption where they
+            are needed.
     """
 
     def __init__(
@@ -35,16 +36,16 @@ class FolderSource:
         size: int,
         crop: int | None = None,
         captions: Mapping[str, float] | None = None,
-        captioned: bool = True,
+        needs: Sequence[str] = ("image", "caption"),
     ):
         self.root, self.size, self.crop, self.captions = Path(root), size, crop, captions or {}
-        self.captioned = captioned
+        self.captioned = "caption" in needs
         if not self.root.is_dir():
             raise DataError(f"{root} is not a folder")
         found, texts = _scan(self.root)
         if not found:
             raise DataError(f"{root} holds no pictures ({', '.join(IMAGE_TYPES)})")
-        if captioned and not texts:
+        if self.captioned and not texts:
             raise DataError(
                 f"{root} holds {len(found)} pictures but no captions: expected {Path(found[0]).stem}.txt and so on"
             )

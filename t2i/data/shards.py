@@ -28,6 +28,7 @@ MAX_MEMBER = 64 * 2**20
 """Bytes; larger members are refused before they are read."""
 
 _OTHER_TYPES = ("txt", "json", "cls", "npy")
+_NO_ARRAYS = ("image", "caption", "label", "key", "seed")
 _MAX_OPEN = 256
 
 
@@ -43,11 +44,12 @@ class ShardSource:
         size: short side after resizing, pixels.
         crop: side of a random window of that picture, or None for its centre square.
         captions: weights by kind, see `pick_caption`; lines of `.txt` are of the kind `text`.
-        captioned: pictures without a caption are bad samples; otherwise theirs is empty.
+        needs: what a sample must have: `image`, `caption`, or arrays by name, such as `z` of `key.z.npy`. Pictures are
+            read only if they are needed; a caption that is not needed may be missing, and is empty then.
 
     Raises:
         UsageError: a compressed tar or a `pipe:` address.
-        DataError: no tar found, or no picture in any of them.
+        DataError: no tar found, or nothing that is needed in any of them.
     """
 
     def __init__(
@@ -56,20 +58,23 @@ class ShardSource:
         size: int,
         crop: int | None = None,
         captions: Mapping[str, float] | None = None,
-        captioned: bool = True,
+        needs: Sequence[str] = ("image", "caption"),
     ) -> None:
-        self.size, self.crop, self.captions, self.captioned = size, crop, captions or {}, captioned
+        self.size, self.crop, self.captions, self.needs = size, crop, captions or {}, tuple(needs)
+        arrays = {f"{name}.npy" for name in needs if name not in _NO_ARRAYS}
         self.tars = expand(src)
         self.keys: list[str] = []
         self._samples: list[tuple[int, dict[str, tuple[int, int]]]] = []  # (tar, {type: (offset, bytes)})
         self._open: dict[int, int] = {}
         for number, path in enumerate(self.tars):
             for key, members in index_tar(path).items():
-                if any(kind in members for kind in IMAGE_TYPES):
+                pictured = "image" not in needs or any(kind in members for kind in IMAGE_TYPES)
+                if pictured and arrays <= members.keys():
                     self.keys.append(key)
                     self._samples.append((number, members))
         if not self.keys:
-            raise DataError(f"no picture in the {len(self.tars)} tars of {src}")
+            wanted = " with ".join([*(["picture"] if "image" in needs else []), *sorted(arrays)]) or "sample"
+            raise DataError(f"no {wanted} in the {len(self.tars)} tars of {src}")
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -95,11 +100,12 @@ class ShardSource:
                     sample[kind.removesuffix(".npy")] = torch.from_numpy(array)
             except Exception as error:  # whatever a damaged member provokes in its parser costs one sample
                 raise BadSample(f"unreadable {kind}", f"{self.tars[tar]}: {sample['key']}: {error}") from None
-        if not self.captioned and not any(captions.values()):
+        if "caption" not in self.needs and not any(captions.values()):
             captions = {"text": [""]}
         sample["caption"] = pick_caption(captions, self.captions, rng)
-        picture = next(kind for kind in IMAGE_TYPES if kind in members)
-        sample |= decode(self._read(tar, members, picture), self.size, self.crop, rng)
+        if "image" in self.needs:
+            picture = next(kind for kind in IMAGE_TYPES if kind in members)
+            sample |= decode(self._read(tar, members, picture), self.size, self.crop, rng)
         return sample
 
     def _read(self, tar: int, members: Mapping[str, tuple[int, int]], kind: str) -> bytes:

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from t2i.core.config import Config
 from t2i.core.seed import Streams, upload
 from t2i.core.types import Condition, Prediction
 from t2i.diffusion.config import Diffusion
@@ -18,10 +20,35 @@ from t2i.diffusion.process import Process, Step
 from t2i.diffusion.timesteps import LossSecondMoment, draw_steps
 
 LossKind = Literal["simple", "hybrid", "mse", "rescaled_mse", "vlb", "kl", "rescaled_kl"]
-LOSS_KINDS: tuple[str, ...] = ("simple", "hybrid", "mse", "rescaled_mse", "vlb", "kl", "rescaled_kl")
 Weighting = Literal["uniform", "min_snr", "clamped_snr"]
-WEIGHTINGS: tuple[str, ...] = ("uniform", "min_snr", "clamped_snr")
 _GAMMA = 5.0  # Hang et al. 2023, section 3.4
+
+
+class Objective(Config):
+    """What is made smaller: the squared error of the target, mse; the term of the variational bound at a step, vb, in
+    bits per dimension; or both.
+
+    kind    "simple" mse (Ho et al. 2020, eq. 14);
+            "hybrid", also "rescaled_mse": mse + vb · T / 1000, of T steps (Nichol & Dhariwal 2021, eq. 16);
+            "mse": mse + vb, as ADM trains;
+            "vlb", also "kl": vb;
+            "rescaled_kl": vb · T, whose mean over steps is the whole bound.
+    Where mse is present, vb trains the learned variance only; with a fixed variance it is left out.
+    """
+
+    kind: LossKind = Field("hybrid", description="of the loss: simple, hybrid, mse, vlb, rescaled_kl")
+    weighting: Weighting = Field(
+        "uniform",
+        description="of mse, expressed for the target: min_snr weighs an error of x_0 by min(SNR, 5) (Hang et al. "
+        "2023), clamped_snr never by less than 1, so that noisy steps, which compose the picture, keep their weight "
+        "(the truncated SNR of Salimans & Ho 2022, section 4)",
+    )
+    vb_weight: float = Field(
+        1.0,
+        ge=0,
+        description="of vb beside mse; a network that predicts x_0 has a vb so large at the last steps that it would "
+        "drown mse in the gradient",
+    )
 
 
 def diffusion_loss(
@@ -30,10 +57,8 @@ def diffusion_loss(
     x_0: Tensor,
     condition: Condition | Callable[[Tensor], Condition],
     streams: Streams,
+    objective: Objective = Objective(),
     *,
-    kind: LossKind = "hybrid",
-    weighting: Weighting = "uniform",
-    vb_weight: float = 1.0,
     time_shift: float = 1.0,
     num_draws: int = 1,
     memory: LossSecondMoment | None = None,
@@ -45,7 +70,6 @@ def diffusion_loss(
         x_0: (B, C, …) data of the space that `diffusion` says.
         condition: of B rows, or what makes it of x_t.
         streams: one random stream per sample: first a step is drawn from each, then noise.
-        kind, weighting, vb_weight: see `training_losses`.
         time_shift, memory: which steps, see `draw_steps`.
         num_draws: steps and noises for every sample; of B · num_draws rows x_0 and condition must be, each sample's in
             a row, and the losses are their means.
@@ -65,7 +89,7 @@ def diffusion_loss(
     raw_output = model(x_t, process.time(step, x_t), condition(x_t) if callable(condition) else condition)
     levels = diffusion.space == "pixels"
     losses = training_losses(
-        process, parametrisation, raw_output, x_0, x_t, noise, step, kind, weighting, vb_weight, levels
+        process, parametrisation, raw_output, x_0, x_t, noise, step, objective=objective, levels=levels
     )
     if also is not None:
         with torch.no_grad():
@@ -83,9 +107,8 @@ def training_losses(
     x_t: Tensor,
     noise: Tensor,
     step: Step,
-    kind: LossKind = "hybrid",
-    weighting: Weighting = "uniform",
-    vb_weight: float = 1.0,
+    *,
+    objective: Objective = Objective(),
     levels: bool = True,
 ) -> dict[str, Tensor]:
     """Losses of one training step.
@@ -93,24 +116,11 @@ def training_losses(
     Args:
         raw_output: the network's output at x_t = `process.q_sample(x_0, step, noise)`.
         step: (B,) steps of `process`.
-        kind: with mse the squared error of the target and vb the term of the variational bound at `step`, T steps:
-            "simple" mse (Ho et al. 2020, eq. 14);
-            "hybrid", also "rescaled_mse": mse + vb · T / 1000 (Nichol & Dhariwal 2021, eq. 16);
-            "mse": mse + vb, as ADM trains;
-            "vlb", also "kl": vb;
-            "rescaled_kl": vb · T, whose mean over steps is the whole bound.
-            Where mse is present, vb trains the learned variance only; with a fixed variance it is left out.
-        weighting: of mse, expressed for the target: "min_snr" weighs an error of x_0 by min(SNR, 5) (Hang et al.
-            2023), "clamped_snr" never by less than 1, so that noisy steps, which compose the picture, keep their
-            weight (the truncated SNR of Salimans & Ho 2022, section 4); "uniform" not at all.
-        vb_weight: of vb beside mse, as a share of the weight above. A network that predicts x_0 has a vb so large at
-            the last steps that it would drown mse in the gradient.
         levels: see `variational_bound`.
 
-    Returns "loss" and, where present, "mse" (before weighting) and "vb". Raises ValueError for an unknown kind.
+    Returns "loss" and, where present, "mse" (before weighting) and "vb".
     """
-    if kind not in LOSS_KINDS or weighting not in WEIGHTINGS:
-        raise ValueError(f"unknown loss {kind!r} with weighting {weighting!r}; known: {LOSS_KINDS}, {WEIGHTINGS}")
+    kind, weighting = objective.kind, objective.weighting
     if kind in ("vlb", "kl", "rescaled_kl"):
         vb = variational_bound(process, parametrisation, raw_output, x_0, x_t, step, levels=levels)
         return {"loss": vb * process.num_steps if kind == "rescaled_kl" else vb, "vb": vb}
@@ -122,7 +132,7 @@ def training_losses(
         return {"loss": weight * mse, "mse": mse}
     frozen = torch.cat([target.detach(), variance], dim=1)
     vb = variational_bound(process, parametrisation, frozen, x_0, x_t, step, levels=levels)
-    scale = vb_weight * (1.0 if kind == "mse" else process.num_steps / 1000)
+    scale = objective.vb_weight * (1.0 if kind == "mse" else process.num_steps / 1000)
     return {"loss": weight * mse + scale * vb, "mse": mse, "vb": vb}
 
 

@@ -105,7 +105,6 @@ def draw(
     x_T: Tensor,
     noise: NoiseSource,
     *,
-    clamp: float | None = None,
     x_0_variance: Tensor | None = None,
     hooks: Hooks = Hooks(),
     callback: StepCallback | None = None,
@@ -115,7 +114,6 @@ def draw(
     Args:
         diffusion: what the network was trained on.
         noise: where the samplers that draw fresh noise take it from.
-        clamp: the network's own bound of x_0, where that is not the one of its space.
         x_0_variance: (T,), measured, for networks of analytic variance.
         hooks: what else there is to do; where they have a `start`, x_T is the noise added to that.
     """
@@ -134,7 +132,7 @@ def draw(
         process,
         diffusion.parametrisation(x_0_variance),
         sampling.guidance,
-        clamp=sampling.bound(diffusion.clamp if clamp is None else clamp),
+        clamp=sampling.bound(diffusion.clamp),
         processed=hooks.processed,
         interval=sampling.interval,
         rescale=sampling.rescale,

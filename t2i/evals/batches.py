@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from t2i.core.errors import UsageError
 from t2i.core.types import Batch
-from t2i.data.loader import Loader, ShapesSource
+from t2i.data.loader import Loader
+from t2i.data.scenes import ShapesSource
 
 
 def pictures(loader: Loader, num: int, keys: Sequence[str], device: torch.device) -> Iterator[Batch]:

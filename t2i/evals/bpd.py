@@ -13,7 +13,9 @@ from t2i.core.devices import device_of
 from t2i.core.errors import UsageError, explain
 from t2i.core.seed import Streams
 from t2i.core.types import Batch, Condition
-from t2i.data.loader import DataConfig, Loader, NothingHeldOutError, class_names
+from t2i.data.config import DataConfig
+from t2i.data.loader import Loader, NothingHeldOutError
+from t2i.data.opening import class_names
 from t2i.data.shapes.layout import check_num_things
 from t2i.diffusion.config import Diffusion
 from t2i.diffusion.likelihood import Bits, bits_per_dim
@@ -131,7 +133,7 @@ def bpd(
         config,
         seed=seed,
         batch_size=min(batch, num),
-        captioned=task.tokenizer is not None,
+        keys=task.keys,
         num_classes=count_classes(c),
     )
     try:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from t2i.core.errors import DataError, UsageError
-from t2i.data.loader import DataConfig, Loader
+from t2i.data.config import DataConfig
+from t2i.data.loader import Loader
 from t2i.diffusion import analytic
 from t2i.diffusion.sampling import Sampling
 from t2i.evals.batches import pictures

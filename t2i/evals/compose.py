@@ -18,7 +18,7 @@ from torch import Tensor
 from t2i.core.assets import asset
 from t2i.core.errors import UsageError
 from t2i.data import shapes
-from t2i.data.loader import VAL_SCENES
+from t2i.data.scenes import VAL_SCENES
 from t2i.data.shapes.scene import COLOURS, FLAT_TOPPED, SHAPES, Box
 from t2i.evals.report import Report
 from t2i.io.images import from_pil

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from t2i.core.errors import UsageError, explain
 from t2i.core.seed import Streams
-from t2i.data.loader import DataConfig, Loader
+from t2i.data.config import DataConfig
+from t2i.data.loader import Loader
 from t2i.diffusion.prediction import Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling

@@ -159,10 +159,8 @@ class ClipTextPort(Port):
     def read(self, given: Given) -> Condition:
         said: TextFeatures | None = getattr(given, self.reads)
         if said is None:
-            raise ValueError(
-                f"{self.reads} is missing: this network reads what a frozen encoder says of a sentence, of the empty "
-                "sentence too"
-            )
+            what = "this network reads what a frozen encoder says of a sentence, of the empty sentence too"
+            raise ValueError(f"{self.reads} is missing: {what}")
         sequence = self.states(fit(said.sequence, self.vector.weight))  # (B, L, S)
         return Condition(vector=self.vector(fit(said.pooled, self.vector.weight)), sequence=sequence, mask=said.mask)
 

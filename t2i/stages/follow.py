@@ -4,7 +4,8 @@ from typing import Any, TypeVar
 
 from t2i.core.config import Config
 from t2i.core.errors import UsageError
-from t2i.data.loader import DataConfig, class_names
+from t2i.data.config import DataConfig
+from t2i.data.opening import class_names
 from t2i.data.shapes import WORDS
 from t2i.nn.ports import ClassesConfig, TextPortConfig
 from t2i.text.tokenizers import TokenizerConfig

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from t2i.core.config import Config
 from t2i.core.seed import Streams
 from t2i.core.types import StepCallback, Task, TextFeatures, Tokenizer
-from t2i.data.loader import DataConfig
+from t2i.data.config import DataConfig
 from t2i.diffusion.sampling import Hooks, Sampling
 from t2i.diffusion.schedules import respaced_steps
 from t2i.keymaps.flat import Layout

@@ -19,8 +19,9 @@ from t2i.core.config import load
 from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.core.seed import Streams, mix
 from t2i.data import shapes
+from t2i.data.config import DataConfig
 from t2i.data.folder import FolderSource
-from t2i.data.loader import DataConfig, Loader, NothingHeldOutError
+from t2i.data.loader import Loader, NothingHeldOutError
 from t2i.data.order import Mixture, permute
 from t2i.data.shapes.write import write_shards
 from t2i.data.shards import ShardSource, expand

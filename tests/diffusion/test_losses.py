@@ -1,13 +1,15 @@
 """Losses in closed form: bounds of known Gaussians, where gradients go, weights."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from t2i.diffusion.losses import (
-    LOSS_KINDS,
+    LossKind,
+    Objective,
     Weighting,
     discretised_log_likelihood,
     gaussian_kl,
@@ -70,8 +72,8 @@ def test_kinds_combine_the_same_two_terms() -> None:
     x_0, x_t, noise = batch()
     raw = 0.5 * torch.randn(4, 6, 4, 4, generator=torch.Generator().manual_seed(1))
     got = {
-        kind: training_losses(PROCESS, IDDPM, raw, x_0, x_t, noise, STEP, kind)  # type: ignore[arg-type]
-        for kind in LOSS_KINDS
+        kind: training_losses(PROCESS, IDDPM, raw, x_0, x_t, noise, STEP, objective=Objective(kind=kind))  # type: ignore[arg-type]
+        for kind in get_args(LossKind)
     }
     mse, vb = got["mse"]["mse"], got["kl"]["vb"]
     torch.testing.assert_close(mse, (raw[:, :3] - noise).square().mean((1, 2, 3)))
@@ -94,14 +96,14 @@ def test_kinds_combine_the_same_two_terms() -> None:
 def test_the_bound_does_not_train_the_mean(kind: str) -> None:
     x_0, x_t, noise = batch()
     raw = torch.randn(4, 6, 4, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    losses = training_losses(PROCESS, IDDPM, raw, x_0, x_t, noise, STEP, kind)  # type: ignore[arg-type]
+    losses = training_losses(PROCESS, IDDPM, raw, x_0, x_t, noise, STEP, objective=Objective(kind=kind))  # type: ignore[arg-type]
     (from_bound,) = torch.autograd.grad(losses["vb"].sum(), raw, retain_graph=True)
     (from_mse,) = torch.autograd.grad(losses["mse"].sum(), raw, retain_graph=True)
     assert from_bound[:, :3].abs().max().item() == 0
     assert from_bound[:, 3:].flatten(1).abs().amax(1).min().item() > 0
     assert from_mse[:, 3:].abs().max().item() == 0
     (whole,) = torch.autograd.grad(
-        training_losses(PROCESS, IDDPM, raw, x_0, x_t, noise, STEP, "vlb")["loss"].sum(), raw
+        training_losses(PROCESS, IDDPM, raw, x_0, x_t, noise, STEP, objective=Objective(kind="vlb"))["loss"].sum(), raw
     )
     assert whole[:, :3].flatten(1).abs().amax(1).min().item() > 0
     assert bool(whole.isfinite().all())
@@ -110,9 +112,11 @@ def test_the_bound_does_not_train_the_mean(kind: str) -> None:
 def test_a_fixed_variance_leaves_the_bound_out() -> None:
     x_0, x_t, noise = batch()
     fixed = Parametrisation("eps", "fixed_large")
-    losses = training_losses(PROCESS, fixed, torch.zeros_like(noise), x_0, x_t, noise, STEP, "hybrid")
+    losses = training_losses(PROCESS, fixed, torch.zeros_like(noise), x_0, x_t, noise, STEP, objective=Objective())
     assert set(losses) == {"loss", "mse"}
-    assert "vb" in training_losses(PROCESS, fixed, torch.zeros_like(noise), x_0, x_t, noise, STEP, "vlb")
+    assert "vb" in training_losses(
+        PROCESS, fixed, torch.zeros_like(noise), x_0, x_t, noise, STEP, objective=Objective(kind="vlb")
+    )
 
 
 @pytest.mark.parametrize(("weighting", "lowest"), [("min_snr", 0.0), ("clamped_snr", 1.0)])
@@ -127,7 +131,9 @@ def test_snr_is_the_same_weight_of_x_0_for_every_target(target: Target, weightin
     signal, sigma = PROCESS.at("sqrt_alpha_bar", step, x_0), PROCESS.at("sqrt_one_minus_alpha_bar", step, x_0)
     eps = (x_t - signal * wrong) / sigma
     raw = {"eps": eps, "x0": wrong, "v": signal * eps - sigma * wrong}[target]
-    losses = training_losses(PROCESS, form, raw, x_0, x_t, noise, step, "simple", weighting)
+    losses = training_losses(
+        PROCESS, form, raw, x_0, x_t, noise, step, objective=Objective(kind="simple", weighting=weighting)
+    )
     snr = PROCESS.snr[step]
     assert snr.max() > 5
     assert snr.min() < 1
@@ -139,13 +145,12 @@ def test_snr_is_the_same_weight_of_x_0_for_every_target(target: Target, weightin
 def test_the_bound_can_be_weighed_down_beside_mse() -> None:
     x_0, x_t, noise = batch()
     raw = 0.5 * torch.randn(4, 6, 4, 4, generator=torch.Generator().manual_seed(1))
-    light = training_losses(PROCESS, IDDPM, raw, x_0, x_t, noise, STEP, "mse", vb_weight=0.25)
+    light = training_losses(PROCESS, IDDPM, raw, x_0, x_t, noise, STEP, objective=Objective(kind="mse", vb_weight=0.25))
     torch.testing.assert_close(light["loss"], light["mse"] + 0.25 * light["vb"])
 
 
 def test_unknown_kinds_are_named() -> None:
-    x_0, x_t, noise = batch()
-    with pytest.raises(ValueError, match="unknown loss 'l1'"):
-        training_losses(PROCESS, IDDPM, noise, x_0, x_t, noise, STEP, "l1")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="weighting 'snr'"):
-        training_losses(PROCESS, IDDPM, noise, x_0, x_t, noise, STEP, "simple", "snr")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"kind\n.*'l1'"):
+        Objective(kind="l1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"weighting\n.*'snr'"):
+        Objective(weighting="snr")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from t2i.core.types import Condition, Denoiser
 from t2i.diffusion.guidance import ClassifierFree, score_guided
-from t2i.diffusion.losses import LossKind, prior_bits, training_losses, variational_bound
+from t2i.diffusion.losses import LossKind, Objective, prior_bits, training_losses, variational_bound
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation
 from t2i.diffusion.process import Process
 from t2i.diffusion.samplers import ddim, ddim_invert, ddpm
@@ -97,7 +97,10 @@ def test_training_losses(name: str) -> None:
     process, step = Process.from_schedule("cosine", 4000, rescale_timesteps=True), make_input(LOSSES["inputs"]["t"])
     raw, x_0, x_t, noise = noised(process, step)
     loss_kind: LossKind = kind  # type: ignore[assignment]
-    check(LOSSES["outputs"][name], training_losses(process, IDDPM, raw, x_0, x_t, noise, step, loss_kind)[part])
+    check(
+        LOSSES["outputs"][name],
+        training_losses(process, IDDPM, raw, x_0, x_t, noise, step, objective=Objective(kind=loss_kind))[part],
+    )
 
 
 def test_evaluation_bound() -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 from t2i.core.seed import Streams
 from t2i.data import shapes
 from t2i.data.augment.degrade import gaussian_blur
-from t2i.data.loader import VAL_SCENES
+from t2i.data.scenes import VAL_SCENES
 from t2i.data.shapes.scene import Box
-from t2i.evals.report import load_reader, reader_accuracy
+from t2i.evals.compose import load_reader, reader_accuracy
 from t2i.stages.reader.model import Detection, Reader, ReaderConfig, fit
 from t2i.stages.reader.task import (
     ReaderOptions,

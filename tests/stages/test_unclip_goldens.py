@@ -216,10 +216,9 @@ def test_diffusers_unclip() -> None:
         model.config.diffusion,
         model.condition(text(i)),
         model.condition(text(i, "uncond_", 2)),
-        Sampling(steps=5, sampler="ddpm", guidance=4.0),
+        Sampling(steps=5, sampler="ddpm", guidance=4.0, clamp=5.0),
         i["prior_latents"],
         noise,
-        clamp=5.0,
         callback=seen,
     )
     check(want["image_embedding"], model.restore(seen.states[-1]), "image_embedding")

@@ -18,7 +18,8 @@ from tiny_run import Pictures, TinyTask, child, curve, export, run
 
 from t2i.core.errors import DataError, NonFiniteError, Stopped, UsageError
 from t2i.core.types import Task
-from t2i.data.loader import DataConfig, Loader
+from t2i.data.config import DataConfig
+from t2i.data.loader import Loader
 from t2i.io.weights import load_folder, load_tensors
 from t2i.text.words import WordTokenizer
 from t2i.train import OptimConfig, TrainConfig, checkpoint, fit

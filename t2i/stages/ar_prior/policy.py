@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from t2i.core.types import TextFeatures
-from t2i.data.loader import DataConfig
+from t2i.data.config import DataConfig
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
 from t2i.stages.ar_prior.sample import sample
 from t2i.stages.follow import follow, need_clip

@@ -3,7 +3,8 @@
 from typing import Any
 
 from t2i.core.errors import UsageError
-from t2i.data.loader import DataConfig, class_names
+from t2i.data.config import DataConfig
+from t2i.data.opening import class_names
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.follow import check_side
 from t2i.stages.stage import Neighbours

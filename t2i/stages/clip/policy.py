@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from t2i.core.errors import UsageError
-from t2i.data.loader import DataConfig
+from t2i.data.config import DataConfig
 from t2i.stages.clip.model import ClipConfig, ClipEncoder
 from t2i.stages.follow import with_words
 from t2i.stages.stage import Example, Neighbours

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from t2i.core.errors import UsageError
 from t2i.core.types import StepCallback, TextFeatures, Tokenizer
-from t2i.data.loader import DataConfig
+from t2i.data.config import DataConfig
 from t2i.nn.ports import ClipImageConfig, Given, PortsConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.sample import invert, sample

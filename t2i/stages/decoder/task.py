@@ -9,11 +9,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from t2i.core.config import Config
 from t2i.core.seed import Streams, upload
 from t2i.core.types import Batch, Condition, Encoder, Task
 from t2i.data.augment.masks import random_masks
-from t2i.diffusion.losses import LossKind, Weighting, diffusion_loss
+from t2i.diffusion.losses import Objective, diffusion_loss
 from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.timesteps import LossSecondMoment, Timesteps
 from t2i.nn.ports import Given
@@ -22,7 +21,7 @@ from t2i.stages.decoder.sample import sample
 from t2i.text.tokenizers import tokenize
 
 
-class DecoderOptions(Config):
+class DecoderOptions(Objective):
     """How a decoder is trained."""
 
     clip_drop: float = Field(
@@ -38,9 +37,6 @@ class DecoderOptions(Config):
         0.1, ge=0, le=1, description="how often a class is the absent one, for networks that know one"
     )
     hidden: float = Field(0.15, ge=0, le=1, description="how often a network that inpaints sees nothing of the picture")
-    kind: LossKind = Field("hybrid", description="see `training_losses`")
-    weighting: Weighting = Field("uniform", description="see `training_losses`")
-    vb_weight: float = Field(1.0, ge=0, description="see `training_losses`")
     time_shift: float = Field(1.0, gt=0, description="crowds the steps towards noise, see `timesteps.shifted`")
     timesteps: Timesteps = Field(
         "uniform", description="loss_second_moment draws steps by what they cost, uniform by time_shift alone"
@@ -126,8 +122,7 @@ class DecoderTask(Task):
         condition = self.condition(batch, streams, trim=not self.reads_padding)
         return diffusion_loss(
             self.model, self.diffusion, batch["image"], condition, streams,
-            kind=o.kind, weighting=o.weighting, vb_weight=o.vb_weight, time_shift=o.time_shift,
-            memory=self.memory if self.model.training else None,
+            o, time_shift=o.time_shift, memory=self.memory if self.model.training else None,
         )  # fmt: skip
 
     @torch.no_grad()

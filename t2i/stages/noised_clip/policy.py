@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from t2i.data.loader import DataConfig
+from t2i.data.config import DataConfig
 from t2i.stages.follow import check_side, with_words
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig
 from t2i.stages.stage import Neighbours

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from t2i.core.types import TextFeatures
-from t2i.data.loader import DataConfig
+from t2i.data.config import DataConfig
 from t2i.stages.follow import follow, need_clip
 from t2i.stages.prior.model import Prior, PriorConfig
 from t2i.stages.prior.sample import sample

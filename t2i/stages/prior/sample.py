@@ -3,6 +3,8 @@
 B batch · D width of CLIP embeddings
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -47,13 +49,14 @@ def sample(
         length = max(text.mask.shape[1], null.mask.shape[1])
         text, null = text.padded(length), null.padded(length)
         null_condition = model.condition(null)
+    sampling = replace(sampling, clamp=sampling.bound(config.clamp) or False)
     condition = model.condition(text)
     candidates = []
     for _ in range(num_candidates):
         x_T = streams.normal(config.clip_dim).to(text.pooled.device)  # (B, D)
         x_0 = draw(
             model, diffusion, condition, null_condition, sampling, x_T, streams,
-            clamp=config.clamp, x_0_variance=x_0_variance, callback=callback,
+            x_0_variance=x_0_variance, callback=callback,
         )  # fmt: skip
         candidates.append(model.restore(x_0))
     return best_of(torch.stack(candidates), text.pooled)

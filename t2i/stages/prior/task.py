@@ -16,7 +16,7 @@ from t2i.core.config import Config
 from t2i.core.seed import Streams
 from t2i.core.types import Batch, Encoder, Prediction, Task
 from t2i.diffusion import analytic
-from t2i.diffusion.losses import diffusion_loss
+from t2i.diffusion.losses import Objective, diffusion_loss
 from t2i.diffusion.prediction import ModelDenoiser
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling
@@ -81,7 +81,7 @@ class PriorTask(Task):
 
         losses = diffusion_loss(
             self.model, self.diffusion, self.model.standardise(z_i), condition, streams,
-            kind="simple", num_draws=num_draws, also=cosine,
+            Objective(kind="simple"), num_draws=num_draws, also=cosine,
         )  # fmt: skip
         return {name: losses[name] for name in ("loss", "cosine")}
 

@@ -9,7 +9,7 @@ colour, box and whether the thing stands on another. It shares nothing with CLIP
 """
 
 from t2i.core.errors import UsageError
-from t2i.data.loader import DataConfig
+from t2i.data.config import DataConfig
 from t2i.stages.reader.model import Reader, ReaderConfig
 from t2i.stages.reader.task import ReaderOptions, ReaderTask
 from t2i.stages.stage import Neighbours, Stage

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from t2i.core.errors import UsageError
-from t2i.data.loader import DataConfig
+from t2i.data.config import DataConfig
 from t2i.diffusion.tiles import SMALLEST
 from t2i.nn.ports import Given
 from t2i.stages.follow import class_port, text_port

@@ -8,13 +8,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from t2i.core.config import Config
 from t2i.core.seed import Streams, upload
 from t2i.core.types import Batch, Condition, Task
 from t2i.data.augment.bsr import bsr
 from t2i.data.augment.degrade import Degradation
 from t2i.data.augment.masks import random_masks
-from t2i.diffusion.losses import LossKind, Weighting, diffusion_loss
+from t2i.diffusion.losses import Objective, diffusion_loss
 from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.timesteps import LossSecondMoment, Timesteps
 from t2i.nn.ports import Given
@@ -23,15 +22,13 @@ from t2i.stages.upsampler.sample import sample
 from t2i.text.tokenizers import tokenize
 
 
-class UpsamplerOptions(Config):
+class UpsamplerOptions(Objective):
     """How an upsampler is trained."""
 
     degradation: Degradation = Field(
         Degradation(),
         description="what happens to the small picture before the network sees it, so that it forgives the stage below",
     )
-    kind: LossKind = Field("hybrid", description="see `training_losses`")
-    weighting: Weighting = Field("uniform", description="see `training_losses`")
     timesteps: Timesteps = Field("uniform", description="loss_second_moment draws steps by what they cost")
     sampling: Sampling = Field(Sampling(steps=10), description="how the sample grids are drawn")
 
@@ -88,7 +85,7 @@ class UpsamplerTask(Task):
         return diffusion_loss(
             self.model, self.model.config.diffusion, x_0,
             lambda _: self.condition(batch, self.degraded(x_0, streams)), streams,
-            kind=o.kind, weighting=o.weighting, memory=self.memory if self.model.training else None,
+            o, memory=self.memory if self.model.training else None,
         )  # fmt: skip
 
     @torch.no_grad()

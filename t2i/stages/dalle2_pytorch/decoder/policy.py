@@ -4,7 +4,7 @@ from torch import Tensor
 
 from t2i.core.errors import UsageError
 from t2i.core.types import Condition, StepCallback
-from t2i.data.loader import DataConfig
+from t2i.data.config import DataConfig
 from t2i.diffusion.sampling import Hooks
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.dalle2_pytorch.decoder.sample import invert, sample

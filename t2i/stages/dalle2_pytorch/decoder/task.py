@@ -9,21 +9,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from t2i.core.config import Config
 from t2i.core.seed import Streams, upload
 from t2i.core.types import Batch, Condition, Encoder, Task
-from t2i.diffusion.losses import LossKind, diffusion_loss
+from t2i.diffusion.losses import Objective, diffusion_loss
 from t2i.diffusion.sampling import Sampling
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder
 from t2i.stages.dalle2_pytorch.decoder.sample import sample
 
 
-class LaionDecoderOptions(Config):
+class LaionDecoderOptions(Objective):
     """How such a decoder is trained."""
 
     drop: float = Field(0.1, ge=0, le=1, description="how often the embedding is replaced by the learned one")
     text_drop: float = Field(0.5, ge=0, le=1, description="how often the sentence is, by itself")
-    kind: LossKind = Field("hybrid", description="see `training_losses`")
     sampling: Sampling = Field(Sampling(steps=25, guidance=2.0), description="how the sample grids are drawn")
 
 
@@ -68,7 +66,7 @@ class LaionDecoderTask(Task):
             vector=torch.where(dropped, null.vector, cond.vector),
             sequence=torch.where(rows[..., None], null.sequence, cond.sequence),
         )
-        return diffusion_loss(self.model, self.model.config.diffusion, x_0, condition, streams, kind=self.options.kind)
+        return diffusion_loss(self.model, self.model.config.diffusion, x_0, condition, streams, self.options)
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:

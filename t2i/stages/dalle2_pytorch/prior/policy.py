@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from t2i.core.errors import UsageError
-from t2i.data.loader import DataConfig
+from t2i.data.config import DataConfig
 from t2i.stages.dalle2_pytorch.prior.model import LaionPrior, LaionPriorConfig
 from t2i.stages.dalle2_pytorch.prior.sample import sample
 from t2i.stages.follow import follow, need_clip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from t2i.core.config import Config
 from t2i.core.seed import Streams, upload
 from t2i.core.types import Batch, Condition, Encoder, Prediction, Task
-from t2i.diffusion.losses import diffusion_loss
+from t2i.diffusion.losses import Objective, diffusion_loss
 from t2i.diffusion.sampling import Sampling
 from t2i.stages.dalle2_pytorch.prior.model import LaionPrior
 from t2i.stages.dalle2_pytorch.prior.sample import sample
@@ -63,7 +63,7 @@ class LaionPriorTask(Task):
             return {"cosine": nn.functional.cosine_similarity(p.x_0, x_0)}
 
         losses = diffusion_loss(
-            self.model, self.model.config.diffusion, x_0, condition, streams, kind="simple", also=cosine
+            self.model, self.model.config.diffusion, x_0, condition, streams, Objective(kind="simple"), also=cosine
         )
         return {name: losses[name] for name in ("loss", "cosine")}
 

@@ -1,0 +1,63 @@
+"""Which source a path or name means, and which part of it belongs to a split."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from t2i.core.errors import UsageError
+from t2i.core.seed import Streams, mix
+from t2i.data.config import DataConfig
+from t2i.data.folder import FolderSource
+from t2i.data.scenes import ShapesSource
+from t2i.data.shards import ShardSource
+from t2i.data.source import Sample, Source
+
+log = logging.getLogger(__name__)
+
+
+class _Subset:
+    """The part of a source whose keys hash into a split."""
+
+    def __init__(self, source: Source, rows: list[int]) -> None:
+        self.source, self.rows = source, rows
+        self.keys = [source.keys[row] for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def load(self, index: int, rng: Streams) -> Sample:
+        return self.source.load(self.rows[index], rng)
+
+
+def open_source(src: str, config: DataConfig, split: str, needs: Sequence[str]) -> Source | ShapesSource | None:
+    """The part of a source that belongs to a split, of samples that have what a task `needs`; None where nothing of it
+    is held out."""
+    if src == "shapes":
+        return ShapesSource(config, split)
+    if os.path.isdir(src) and not any(name.endswith(".tar") for name in os.listdir(src)):
+        source: Source = FolderSource(src, config.size, config.crop, config.captions, needs)
+    else:
+        source = ShardSource(src, config.size, config.crop, config.captions, needs)
+    if split == "train":
+        log.info("%s: %d samples from %s", src, len(source), type(source).__name__)
+    held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
+    if all(held) or not any(held):  # training comes first
+        return source if split == "train" else None
+    return _Subset(source, [row for row, is_val in enumerate(held) if is_val == (split == "val")])
+
+
+def class_names(config: DataConfig) -> tuple[str, ...]:
+    """What labels stand for: the classes of the shapes world, or the folders that pictures lie in; empty where labels
+    are numbers only, or there are none.
+
+    Raises UsageError for sources whose labels mean different things, DataError as the sources do.
+    """
+    from t2i.data import shapes
+
+    found: set[tuple[str, ...]] = set()
+    for source in config.sources:
+        opened = open_source(source.src, config.model_copy(update={"val_fraction": 0.0}), "train", ("image",))
+        found.add(shapes.CLASSES if isinstance(opened, ShapesSource) else getattr(opened, "classes", ()))
+    if len(found) > 1:
+        raise UsageError(f"the sources of {config.source} have different classes")
+    return found.pop()
