@@ -9,6 +9,7 @@ Legend: B pictures of a batch.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,8 +58,8 @@ class ADM(DDPM):
         scale = request.scales.get("classifier", 0.0)
         if scale == 0:
             return hooks
-        classifier, labels = self.parts["classifier"], torch.tensor(request.rows["classes"][rows], device=self.device)
-        gradient = lambda x_t, t: classifier.log_probability_gradient(x_t, t, labels)  # noqa: E731
+        labels = torch.tensor(request.rows["classes"][rows], device=self.device)
+        gradient = partial(self.parts["classifier"].log_probability_gradient, labels=labels)
         return replace(hooks, gradient=gradient, gradient_scale=scale)
 
     def check_fit(self) -> None:

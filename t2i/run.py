@@ -17,8 +17,9 @@ from t2i.core.errors import UsageError, did_you_mean, explain
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
+from t2i.data.source import Needs
 from t2i.io.files import output_folder
-from t2i.stages.registry import load_stage, save_stage, stage
+from t2i.stages.registry import load_stage, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
 from t2i.train.checkpoint import find, load_model
 from t2i.train.loop import Earlier, Result, fit
@@ -115,7 +116,7 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
     warn_enlarged(run.data, neighbours)
     fresh = find(run.train.out / "checkpoints", run.train.resume) is None
     num_classes = count_classes(config)
-    loader = partial(Loader, run.data, keys=task.keys, num_classes=num_classes)
+    loader = partial(Loader, run.data, needs=Needs(task.keys, num_classes))
     if fresh:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
         task.prepare(_batches(loader, run.train.seed), anew=others)
@@ -146,9 +147,10 @@ def load_neighbours(run: Run, spec: Stage) -> dict[str, nn.Module]:
             choices = spec.task.needs
             knows = f"; it learns from {', '.join(choices)}{did_you_mean(name, choices)}" if choices else ""
             raise UsageError(f"{name}={folder}: this {run.stage} learns nothing from a {name}{knows}; leave it out")
-        found[name] = load_stage(folder, expect="clip" if name == "clip" else None).requires_grad_(False)
+        found[name] = load_stage(folder).requires_grad_(False)
         if not isinstance(found[name], kind := spec.task.needs[name]):
-            raise UsageError(f"{name}={folder}: a {type(found[name]).__name__} is no {kind.__name__}")
+            held = stage_of(found[name]).name
+            raise UsageError(f"{name}={folder} holds a {held}, which is no {kind.__name__} for a {run.stage}")
     return found
 
 

@@ -51,7 +51,8 @@ def test_a_file_keeps_the_budget(path: Path) -> None:
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, Function)]
     assert len(text.splitlines()) <= FILE
     assert {f.name: lines(f) for f in functions if lines(f) > FUNCTION} == {}
-    assert {f.name: arguments(f) for f in functions if arguments(f) > ARGUMENTS} == {}
+    if path.parent.name != "cli":  # a command's arguments are its options, which its users count
+        assert {f.name: arguments(f) for f in functions if arguments(f) > ARGUMENTS} == {}
 
 
 def test_a_class_keeps_the_budget_with_all_its_bases() -> None:

@@ -14,82 +14,126 @@ if TYPE_CHECKING:
     from t2i.pipeline.output import Output
 
 
+Subjects = Annotated[
+    list[str] | None, typer.Argument(metavar="WHAT...", help="Sentences, or classes by number or name.")
+]
+Out = Annotated[Path, typer.Option(help="PNG to write; several pictures get a number each.")]
+Model = Annotated[
+    str | None, typer.Option(help="A model by name (t2i info lists them), or a folder; shapes if not given.")
+]
+Guidance = Annotated[str | None, typer.Option(help="S for all guided stages, or stage=S,stage=S.")]
+Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim or dpm_solver_pp_2m, or stage=NAME.")]
+Image = Annotated[Path | None, typer.Option(help="Picture to change (models that inpaint and edit).")]
+Mask = Annotated[Path | None, typer.Option(help="White where --image is drawn anew; the rest stays.")]
+Strength = Annotated[float | None, typer.Option(help="How much --image may change without --mask, 0 to 1.")]
+From = Annotated[
+    Path | None, typer.Option("--from", help="Repeat the picture in this PNG, with its own model, device and dtype.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto if not given.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")]
+Preset = Annotated[str | None, typer.Option(help="Sample DALL-E 2's chain as karlo, diffusers, laion or the paper do.")]
+
+
 def generate(
-    subjects: Annotated[
-        list[str] | None, typer.Argument(metavar="WHAT...", help="Sentences, or classes by number or name.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="PNG to write; several pictures get a number each.")] = Path("out.png"),
-    model: Annotated[
-        str | None, typer.Option(help="A model by name (t2i info lists them), or a folder; shapes if not given.")
-    ] = None,
+    subjects: Subjects = None,
+    out: Out = Path("out.png"),
+    model: Model = None,
     seed: FirstSeed = None,
     num: Annotated[int, typer.Option(min=1, help="Pictures per sentence or class.")] = 1,
     steps: Steps = None,
-    guidance: Annotated[str | None, typer.Option(help="S for all guided stages, or stage=S,stage=S.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpm_solver_pp_2m, or stage=NAME.")] = None,
+    guidance: Guidance = None,
+    sampler: Sampler = None,
     negative: Annotated[str | None, typer.Option(help="What to move away from.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Picture to change (models that inpaint and edit).")] = None,
-    mask: Annotated[Path | None, typer.Option(help="White where --image is drawn anew; the rest stays.")] = None,
-    strength: Annotated[float | None, typer.Option(help="How much --image may change without --mask, 0 to 1.")] = None,
+    image: Image = None,
+    mask: Mask = None,
+    strength: Strength = None,
     stop_after: StopAfter = None,
     max_tile: MaxTile = None,
-    from_: Annotated[
-        Path | None,
-        typer.Option("--from", help="Repeat the picture in this PNG, with its own model, device and dtype."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto if not given.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")] = None,
+    from_: From = None,
+    device: Device = None,
+    dtype: Dtype = None,
     offload: Offload = False,
-    preset: Annotated[
-        str | None, typer.Option(help="Sample DALL-E 2's chain as karlo, diffusers, laion or the paper do.")
-    ] = None,
+    preset: Preset = None,
 ) -> None:
     """Draw pictures and write them as PNGs that know how they were made."""
-    from t2i.io.files import room_for, writable_file
-
     draw = draw_options(seed, steps, guidance, sampler, stop_after, max_tile)
     recipe = None
     if from_ is not None:
         if subjects or draw or num != 1 or any(x is not None for x in (negative, image, mask, strength, preset)):
             raise UsageError("--from repeats a picture exactly; give no prompt and no other setting of it")
-        from t2i.pipeline.output import recipe_in
-
-        recipe = recipe_in(from_)
+        recipe = _recipe(from_, model)
         model, device, dtype = model or recipe["model"], device or recipe["device"], dtype or recipe["dtype"]
         preset = recipe.get("preset")
-        if not model:
-            raise UsageError(f"{from_}: its pipeline was never saved; name the folder of its model with --model")
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"--out must end in .png, got {out}")
-    writable_file(out, "--out")
     task, pictures = _task(image, mask, strength)
-    from t2i.pipeline.arguments import check_text
-    from t2i.pipeline.base import Pipeline
-    from t2i.pipeline.cost import bytes_of, check_pictures
-    from t2i.train.log import to_stderr
-
-    for text in subjects or ():  # what needs no model is told before one is downloaded
-        check_text("prompt", text)
-    check_text("negative prompt", negative or "", may_be_empty=True)
-    to_stderr()  # a model that is not here yet says that it is downloaded
-    pipe = Pipeline.from_pretrained(
-        model or "shapes", device=device or "auto", dtype=dtype or "auto", offload=offload, preset=preset
-    )
+    _check(out, subjects, negative)
+    pipe = _opened(model, device, dtype, offload, preset)
     if recipe is not None:
         result, which = _repeated(pipe, recipe, from_), [recipe["picture"]]
     else:
-        if pipe.subject == "prompt" and not subjects:
-            raise UsageError('no prompt given; try: t2i generate "a red cube"')
-        if negative is not None and pipe.subject != "prompt":
-            raise UsageError("--negative is for models that read sentences")
-        call = _method(pipe, task)
-        check_pictures(pipe, stop_after)
-        room_for(out.parent, bytes_of(pipe, num * max(len(subjects or ()), 1), stop_after))
-        words = {} if negative is None else {"negative_prompt": negative}
-        result = call(**pictures, **draw, **words, **{pipe.number: num, pipe.subject: subjects or None})
+        result = _drawn(pipe, task, subjects, num, negative, out, {**pictures, **draw})
         which = list(range(len(result)))
     for i, path in zip(which, result.save(out, which), strict=True):
         typer.echo(f"{path}  seed {result.seeds[i]}")
+
+
+def _recipe(path: Path, model: str | None) -> dict[str, Any]:
+    """How the picture in a PNG was made; UsageError if nobody knows by which model."""
+    from t2i.pipeline.output import recipe_in
+
+    recipe = recipe_in(path)
+    if not (model or recipe["model"]):
+        raise UsageError(f"{path}: its pipeline was never saved; name the folder of its model with --model")
+    return recipe
+
+
+def _check(out: Path, subjects: list[str] | None, negative: str | None) -> None:
+    """Say what needs no model before one is downloaded."""
+    from t2i.io.files import writable_file
+    from t2i.pipeline.arguments import check_text
+
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out must end in .png, got {out}")
+    writable_file(out, "--out")
+    for text in subjects or ():
+        check_text("prompt", text)
+    check_text("negative prompt", negative or "", may_be_empty=True)
+
+
+def _opened(model: str | None, device: str | None, dtype: str | None, offload: bool, preset: str | None) -> "Pipeline":
+    from t2i.pipeline.base import Pipeline
+    from t2i.train.log import to_stderr
+
+    to_stderr()  # a model that is not here yet says that it is downloaded
+    return Pipeline.from_pretrained(
+        model or "shapes", device=device or "auto", dtype=dtype or "auto", offload=offload, preset=preset
+    )
+
+
+def _drawn(
+    pipe: "Pipeline",
+    task: str,
+    subjects: list[str] | None,
+    num: int,
+    negative: str | None,
+    out: Path,
+    given: dict[str, Any],
+) -> "Output":
+    """The pictures of a call, if the model can draw them and the disk has room."""
+    from t2i.io.files import room_for
+    from t2i.pipeline.cost import bytes_of, check_pictures
+
+    if pipe.subject == "prompt" and not subjects:
+        raise UsageError('no prompt given; try: t2i generate "a red cube"')
+    if negative is not None and pipe.subject != "prompt":
+        raise UsageError("--negative is for models that read sentences")
+    call: Callable[..., Output] | None = getattr(pipe, task, None)
+    if call is None:
+        raise UsageError(f"this model cannot {task}; those that read sentences can")
+    stop_after = given.get("stop_after")
+    check_pictures(pipe, stop_after)
+    room_for(out.parent, bytes_of(pipe, num * max(len(subjects or ()), 1), stop_after))
+    words = {} if negative is None else {"negative_prompt": negative}
+    return call(**given, **words, **{pipe.number: num, pipe.subject: subjects or None})
 
 
 def _task(image: Path | None, mask: Path | None, strength: float | None) -> tuple[str, dict[str, Any]]:
@@ -105,14 +149,6 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
     if mask is not None:
         return "inpaint", {"image": open_image(image), "mask": open_mask(mask)}
     return "edit", {"image": open_image(image)} | ({} if strength is None else {"strength": strength})
-
-
-def _method(pipe: "Pipeline", task: str) -> "Callable[..., Output]":
-    """What a pipeline does for a task; UsageError if it cannot."""
-    call: Callable[..., Output] | None = getattr(pipe, task, None)
-    if call is None:
-        raise UsageError(f"this model cannot {task}; those that read sentences can")
-    return call
 
 
 def _repeated(pipe: "Pipeline", recipe: dict[str, Any], path: Path | None) -> "Output":

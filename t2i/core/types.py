@@ -140,11 +140,13 @@ class Tokenizer(Protocol):
 
 
 class Phase(NamedTuple):
-    """One optimiser of a task: `module`, whose parameters it moves, and the `loss` that moves them, as `Task.loss`."""
+    """One optimiser of a task: `module`, whose parameters it moves at `lr` times the learning rate of the run, and the
+    `loss` that moves them, as `Task.loss`. Its weights and its optimiser are part of every checkpoint."""
 
     name: str
     module: nn.Module
     loss: Callable[[Batch], dict[str, Tensor]]
+    lr: float = 1.0
 
 
 class Task(nn.Module):
@@ -157,7 +159,7 @@ class Task(nn.Module):
         needs: protocol or class of every frozen neighbour that may be named, such as `{"clip": Encoder}`.
         keys: what a batch must hold.
         model: what is trained, averaged and exported.
-        memory: what is saved and restored beside the model, such as a discriminator or a table of losses, or None.
+        memory: what is saved and restored beside the model and the phases, such as a table of losses, or None.
     """
 
     needs: ClassVar[Mapping[str, type]] = {}
@@ -177,7 +179,7 @@ class Task(nn.Module):
         """What every step does, in order, on the same batch; the first phase trains the model. A GAN has two."""
         return [Phase("main", self.model, self.loss)]
 
-    def prepare(self, batches: Iterable[Batch], *, anew: bool) -> None:
+    def prepare(self, batches: Iterable[Batch], *, anew: bool = False) -> None:
         """Called before the first step of a new run, with endless batches of 64 that are read only if asked for.
 
         `anew` tells that the run starts from a stage whose neighbours were others than these.

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from t2i.data.config import DataConfig
 from t2i.data.opening import open_source
 from t2i.data.order import Mixture, permute
 from t2i.data.scenes import ShapesSource
-from t2i.data.source import BadSample, Sample, collate
+from t2i.data.source import BadSample, Needs, Sample, collate
 from t2i.io.files import clear_errors, json_lines
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,7 @@ class Loader:
         rank, world: this process and the number of processes.
         start: position of the first sample of the first step.
         split: `train` or `val`; held-out shapes are scenes that training never draws.
-        keys: what every sample must have: image, caption, or an array of shards by its name. A picture whose caption is
-            not needed and not there has an empty one.
-        num_classes: samples with other labels than 0 … num_classes-1 are of no use.
+        needs: what of every sample.
         bad_log: JSON lines file that names every unusable sample, once for each process.
 
     Raises:
@@ -69,8 +67,7 @@ class Loader:
         start: int = 0,
         split: str = "train",
         bad_log: Path | None = None,
-        keys: Sequence[str] = ("image", "caption"),
-        num_classes: int | None = None,
+        needs: Needs = Needs(),
     ) -> None:
         if batch_size % (accumulate * world):
             raise UsageError(
@@ -81,7 +78,7 @@ class Loader:
         self.config, self.bad_log, self.world, self.split = config, bad_log, world, split
         self.batch_size, self.accumulate, self.rank, self.start = batch_size, accumulate, rank, start
         self.micro = batch_size // (accumulate * world)
-        self.data = _Positions(config, seed, self.micro, split, keys, num_classes)
+        self.data = _Positions(config, seed, self.micro, split, needs)
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = self.num_enlarged = 0
@@ -165,12 +162,10 @@ class Loader:
 class _Positions(Dataset[Batch]):
     """`positions[p]` is the micro-batch of positions p … p+micro-1."""
 
-    def __init__(
-        self, config: DataConfig, seed: int, micro: int, split: str, keys: Sequence[str], num_classes: int | None
-    ) -> None:
-        self.num_classes, self.keys = num_classes, keys
+    def __init__(self, config: DataConfig, seed: int, micro: int, split: str, needs: Needs) -> None:
+        self.num_classes = needs.num_classes
         self.config, self.seed, self.micro, self.split = config, seed, micro, split
-        opened = [(open_source(source.src, config, split, keys), source.weight) for source in config.sources]
+        opened = [(open_source(source.src, config, split, needs.keys), source.weight) for source in config.sources]
         self.sources = [source for source, _ in opened if source is not None]
         if not self.sources:
             raise NothingHeldOutError(f"data.val_fraction {config.val_fraction} holds out no sample of {config.source}")

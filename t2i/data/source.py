@@ -5,7 +5,7 @@ crop) comes from `rng`, one random stream per sample.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -21,6 +21,19 @@ MAX_RATIO = 20
 """Of the sides of a picture; what is narrower is refused before it is enlarged into gigabytes."""
 
 Sample = dict[str, Any]
+
+
+class Needs(NamedTuple):
+    """What a task needs of every sample.
+
+    Attributes:
+        keys: image, caption, label, or an array of shards by its name, such as `z` of `000.z.npy`. A picture whose
+            caption is not needed and not there has an empty one.
+        num_classes: samples with other labels than 0 … num_classes-1 are of no use; None for any.
+    """
+
+    keys: Sequence[str] = ("image", "caption")
+    num_classes: int | None = None
 
 
 class BadSample(Exception):

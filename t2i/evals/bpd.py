@@ -17,6 +17,7 @@ from t2i.data.config import DataConfig
 from t2i.data.loader import Loader, NothingHeldOutError
 from t2i.data.opening import class_names
 from t2i.data.shapes.layout import check_num_things
+from t2i.data.source import Needs
 from t2i.diffusion.config import Diffusion
 from t2i.diffusion.likelihood import Bits, bits_per_dim
 from t2i.diffusion.process import Process
@@ -133,8 +134,7 @@ def bpd(
         config,
         seed=seed,
         batch_size=min(batch, num),
-        keys=task.keys,
-        num_classes=count_classes(c),
+        needs=Needs(task.keys, count_classes(c)),
     )
     try:
         loader = load(split="train" if whole else "val")

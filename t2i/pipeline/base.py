@@ -67,10 +67,9 @@ class Pipeline:
 
         Args:
             device: "auto" takes the GPU if there is one.
-            dtype: precision of the networks' matrix products; "auto" is float32, of which torch's own settings say what
-                a GPU makes (TF32 in convolutions unless they are changed). bfloat16 and float16 are faster where
-                a machine has units for them, but a picture then depends a little on the batch that it is drawn in.
-                Weights, norms, schedules and outputs stay float32.
+            dtype: precision of the networks' matrix products; "auto" is float32 (TF32 as torch's own settings say).
+                bfloat16 and float16 are faster where a machine has units for them, but a picture then depends a little
+                on the batch that it is drawn in. Weights, norms, schedules and outputs stay float32.
             offload: as in `to`.
             preset: for DALL-E 2's chain, sample it as others do, see `use_preset`. None for the model's own settings.
 
@@ -92,13 +91,10 @@ class Pipeline:
     def assemble(
         cls, folders: Mapping[str, str | Path], settings: Mapping[str, Mapping[str, Any]] | None = None
     ) -> Self:
-        """Chain stages that were trained on their own: `DALLE2.assemble({"clip": "runs/clip", "prior": …})`.
+        """Chain stages that were trained on their own: `DALLE2.assemble({"clip": "runs/clip", "prior": …})`; folders by
+        slot, of which later ones may be missing, and settings that differ from those of the class.
 
-        Args:
-            folders: stage folders by the name of their place in the chain; later stages may be missing.
-            settings: what differs from those of the class.
-
-        Raises UsageError for a place that the chain does not have and for a hole in it, DataError for a folder that
+        Raises UsageError for a slot that the chain does not have and for a hole in it, DataError for a folder that
         holds another stage and for stages that do not fit together.
         """
         accepts = {slot.name: slot.accepts for slot in cls.slots}
@@ -112,11 +108,8 @@ class Pipeline:
     def to(
         self, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", *, offload: bool = False
     ) -> Self:
-        """Move every stage; "auto" as in `from_pretrained`.
-
-        With `offload`, a stage is on the device only while it draws, and CLIP while it reads, and in the memory of the
-        machine before and after: a GPU then needs room for the largest stage, not for all. It does nothing on the CPU.
-        """
+        """Move every stage; "auto" as in `from_pretrained`. With `offload`, a stage is on the device only while it
+        draws, and CLIP while it reads: a GPU then needs room for the largest stage, not for all."""
         self.device, self.dtype, self.offload = device_of(device), dtype_of(dtype), offload
         for name, part in self.parts.items():
             part.to(home(self, name)).to(memory_format=torch.channels_last)

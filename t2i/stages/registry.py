@@ -37,12 +37,13 @@ def stage(name: str) -> Stage:
 
 
 def stage_of(model: nn.Module) -> Stage:
-    """The stage that a model is of: `STAGE` of the package that its class is written in."""
-    package = type(model).__module__
-    while package := package.rpartition(".")[0]:
-        found = getattr(import_module(package), "STAGE", None)
+    """The stage that a model is of: `STAGE` of the module that its class is written in, or of a package around it."""
+    module = type(model).__module__
+    while module:
+        found = getattr(import_module(module), "STAGE", None)
         if isinstance(found, Stage):
             return found
+        module = module.rpartition(".")[0]
     raise UsageError(f"{type(model).__name__} is the model of no stage")
 
 

@@ -42,7 +42,7 @@ class Learner:
         Returns the means of every micro-batch by name, and whether loss and gradients were finite, a bool tensor.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * self.phase.lr
         found, loss = [], torch.zeros(())
         for number, batch in enumerate(batches, 1):
             with nullcontext() if number == num_batches else self.parallel.no_sync(self.wrapped):

@@ -12,6 +12,7 @@ from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
 from t2i.data.opening import class_names
 from t2i.data.shapes.write import write_shards
+from t2i.data.source import Needs
 from t2i.run import train
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.registry import load_stage
@@ -37,7 +38,7 @@ def test_scenes_are_labelled_by_their_first_thing() -> None:
 def test_folders_are_classes(pets: Path) -> None:
     config = DataConfig(source=str(pets), size=16, num_workers=0, val_fraction=0)
     assert class_names(config) == ("cat", "dog")
-    batch = next(iter(Loader(config, seed=0, batch_size=8, keys=("image",))))
+    batch = next(iter(Loader(config, seed=0, batch_size=8, needs=Needs(("image",)))))
     for key, label in zip(batch["key"], batch["label"].tolist(), strict=True):
         assert key.startswith(("cat", "dog")[label])
 
@@ -46,7 +47,7 @@ def test_pictures_beside_folders_have_no_classes(pets: Path) -> None:
     Image.new("RGB", (32, 32)).save(pets / "stray.png")
     config = DataConfig(source=str(pets), size=16, num_workers=0, val_fraction=0)
     assert class_names(config) == ()
-    assert "label" not in next(iter(Loader(config, seed=0, batch_size=4, keys=("image",))))
+    assert "label" not in next(iter(Loader(config, seed=0, batch_size=4, needs=Needs(("image",)))))
 
 
 def test_shards_of_the_world_keep_labels(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
 
 def test_labels_out_of_range_are_bad_samples(pets: Path) -> None:
     config = DataConfig(source=str(pets), size=16, num_workers=0, val_fraction=0, max_bad_fraction=1.0)
-    loader = Loader(config, seed=0, batch_size=16, keys=("image",), num_classes=1)
+    loader = Loader(config, seed=0, batch_size=16, needs=Needs(("image",), 1))
     assert set(next(iter(loader))["label"].tolist()) == {0}
     assert loader.bad["label out of range"] > 0
 
@@ -98,10 +99,10 @@ def test_pictures_may_be_mirrored(tmp_path: Path) -> None:
     image.paste((255, 0, 0), (0, 0, 8, 16))
     image.save(tmp_path / "a.png")
     config = DataConfig(source=str(tmp_path), size=16, num_workers=0, val_fraction=0, flip=True)
-    batch = next(iter(Loader(config, seed=0, batch_size=200, keys=("image",))))
+    batch = next(iter(Loader(config, seed=0, batch_size=200, needs=Needs(("image",)))))
     left = batch["image"][:, 0, :, 0].mean(dim=1) > 0
     assert 60 < left.sum() < 140
-    again = next(iter(Loader(config, seed=0, batch_size=100, start=100, keys=("image",))))
+    again = next(iter(Loader(config, seed=0, batch_size=100, start=100, needs=Needs(("image",)))))
     assert (left[100:] == (again["image"][:, 0, :, 0].mean(dim=1) > 0)).all(), "by position, so a resume sees the same"
     with pytest.raises(UsageError, match="shapes are not mirrored"):
         Loader(DataConfig(flip=True), seed=0, batch_size=2)
