@@ -36,8 +36,6 @@ def mlp(inside: int, width: int, out: int) -> nn.Sequential:
 
 
 class OneStepConfig(Config):
-    """Everything about the network."""
-
     dim: int = 128
     width: int = 256
 
@@ -55,8 +53,6 @@ class OneStep(nn.Module):
 
 
 class OneStepOptions(Config):
-    """How it is trained."""
-
     adversarial: float = 0.05  # weight of what the judge says
 
 
@@ -113,11 +109,9 @@ def write_vectors(path: Path, clip: Any, num: int) -> None:
     with torch.no_grad(), tarfile.open(path, "w") as tar:
         for start in range(0, num, 64):
             batch = shapes.batch(range(start, min(start + 64, num)), clip.image_size)
-            for i, (z, caption) in enumerate(
-                zip(clip.encode_image(batch["image"]), batch["caption"], strict=True), start
-            ):
+            for i, z in enumerate(clip.encode_image(batch["image"])):
                 np.save(array := io.BytesIO(), z.numpy())
-                for kind, data in (("z.npy", array.getvalue()), ("txt", caption.encode())):
+                for kind, data in (("z.npy", array.getvalue()), ("txt", batch["caption"][i].encode())):
                     member = tarfile.TarInfo(f"{start + i:06}.{kind}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
