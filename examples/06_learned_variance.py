@@ -12,13 +12,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from t2i.evals.report import bpd
+from t2i.evals.bpd import bpd
 from t2i.run import train
 
+FIXED = ["model.diffusion.variance=fixed_large", "model.unet.out_channels=3"]
 RUNS: dict[str, list[str]] = {
-    "linear, fixed": ["model.schedule=linear", "model.variance=fixed_large", "model.unet.out_channels=3"],
-    "linear, learned": ["model.schedule=linear"],
-    "cosine, fixed": ["model.variance=fixed_large", "model.unet.out_channels=3"],
+    "linear, fixed": ["model.diffusion.schedule=linear", *FIXED],
+    "linear, learned": ["model.diffusion.schedule=linear"],
+    "cosine, fixed": FIXED,
     "cosine, learned": [],
 }
 

@@ -59,14 +59,17 @@ class Run(Config):
         if "clip" in data:
             clip = data.pop("clip")
             data["needs"] = (data.get("needs") or {}) | ({"clip": clip} if clip is not None else {})
+        spec = stage(str(data.get("stage")))
+        if isinstance(data.get("model"), dict):
+            data["model"] = spec.older(data["model"], data.get("needs") or {})
         if (name := data.get("preset")) is None:
             return data
-        choices = stage(data["stage"]).presets
+        choices = spec.presets
         if name not in choices:
             hint = did_you_mean(name, choices)
             raise ValueError(f"unknown preset {name!r}; {data['stage']}s are {', '.join(choices)}{hint}")
         preset = choices[name].model_dump(mode="json", exclude_unset=True)  # what it leaves open may follow from a CLIP
-        given = stage(data["stage"]).config.migrate(data.get("model") or {})
+        given = spec.config.migrate(data.get("model") or {})
         return data | {"model": over(preset, given)}
 
 

@@ -40,7 +40,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "learns from a trained CLIP: name its folder, clip=FOLDER, or leave that port out",
         ),
         ("decoder", ["task.sampling.steps=5000"], "5000"),
-        ("decoder", ["model.text.heads=3"], "decoder.yaml: "),
+        ("decoder", ["model.ports.text.heads=3"], "decoder.yaml: "),
         ("prior", ["clip=null"], "a prior learns from a trained CLIP: name its folder, clip=FOLDER$"),
         ("prior", ["model.heads=5"], "width=192 is not a multiple of heads=5"),
         ("up256", ["data.size=64", "data.crop=null"], "data.size=64 must equal model.image_size=256"),
@@ -65,11 +65,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("up256", ["task.sampling.eta=7"], "eta and rescale lie in 0…1"),
         ("up256", ["optim.lr=.nan"], "optim.lr: .*finite"),
         ("up256", ["data.num_things={1: .nan}"], "data.num_things"),
-        ("decoder", ["model.clip_dim=999"], r"model.ports.clip_image.dim=999 is 16 in .*; leave it out"),
-        ("decoder", ["model.text.context=99"], r"model.ports.text.context=99 is 12 in the tokenizer"),
+        ("decoder", ["model.ports.clip_image.dim=999"], r"model.ports.clip_image.dim=999 is 16 in .*; leave it out"),
+        ("decoder", ["model.ports.text.context=99"], r"model.ports.text.context=99 is 12 in the tokenizer"),
         ("prior", ["model.text_width=7"], r"model.text_width=7 is 32 in .*; leave it out"),
-        ("decoder", ["model.tokenizer={kind: clip, context: 77}"], "model.ports.text.tokenizer.kind=clip is words in"),
-        ("decoder", ["model.tokenizer.context=32"], r"model.ports.text.tokenizer.context=32 is 12 in .*; leave it out"),
+        ("decoder", ["model.ports.text.tokenizer={kind: clip, context: 77}"], "model.ports.text.tokenizer.kind=clip is words in"),
+        ("decoder", ["model.ports.text.tokenizer.context=32"], r"model.ports.text.tokenizer.context=32 is 12 in .*; leave it out"),
         ("decoder", ["model.text=null", "model.tokenizer.context=12"], "a tokenizer needs a text transformer"),
         ("decoder", ["task.sampling.guidence=3"], r"'task.sampling.guidence', did you mean 'task.sampling.guidance'\?"),
         ("reader", ["data.crop=32"], "data.crop=32: a reader learns the places of things in whole pictures"),
@@ -81,7 +81,7 @@ def test_mistakes_are_one_line(clip: Path, tmp_path: Path, config: str, changes:
     where = [f"train.out={tmp_path / 'out'}", *([f"clip={clip}"] if config in ("decoder", "prior") else [])]
     small = ["train.steps=1", "train.batch_size=2", "data.num_workers=0", "model.unet.context_dim=32"]
     small = small if config == "decoder" else small[:3]
-    text = ["model.text.width=32"] if config == "decoder" else []
+    text = ["model.ports.text.width=32"] if config == "decoder" else []
     changes = [change.replace("FILE", str(tmp_path / "file")).replace("CLIP", str(clip)) for change in changes]
     with pytest.raises(UsageError, match=message) as caught:
         train(f"configs/shapes/{config}.yaml", [*where, *small, *text, *changes])
@@ -242,9 +242,9 @@ def test_files_may_hold_crops_already(tmp_path: Path) -> None:
     unet = f"{{{SMALL}, attention: [], mid_attention: false, image_channels: 3, patch_size: 4}}"
     crops = [f"data.source={tmp_path}", "data.size=16", "data.crop=null", f"model.unet={unet}"]
     crops += [
-        "model.variance=learned_range",
+        "model.diffusion.variance=learned_range",
         "task.kind=hybrid",
-        "model.target=eps",
+        "model.diffusion.target=eps",
         "model.residual=false",
         "task.weighting=uniform",
     ]
@@ -254,7 +254,7 @@ def test_files_may_hold_crops_already(tmp_path: Path) -> None:
 
 def test_a_decoder_without_a_clip_is_asked_for_by_name(tmp_path: Path) -> None:
     unet = f"{{{SMALL}, attention: [2], head_channels: 32, context_dim: 32, patch_size: 8}}"
-    alone = ["clip=null", "model.clip_dim=null", f"model.unet={unet}", "model.text={width: 32, layers: 1, heads: 2}"]
+    alone = ["clip=null", f"model.unet={unet}", "model.ports={text: {width: 32, layers: 1, heads: 2}}"]
     short_run(tmp_path, "configs/shapes/decoder.yaml", *alone, "save_dtype=float32")
     decoder = load_stage(tmp_path, expect="decoder")
     assert decoder.config.ports.clip_image is None

@@ -27,7 +27,7 @@ from t2i.evals.report import Report
 from t2i.pipeline.base import Pipeline
 from t2i.run import count_classes
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
-from t2i.stages.registry import find_stage, load_stage
+from t2i.stages.registry import find_stage, load_stage, stage_of
 
 
 class DiffusionTask(Protocol):
@@ -158,6 +158,8 @@ def _decoder_task(model: str, device: str) -> tuple[DecoderTask, torch.device]:
     if "decoder" not in parts:
         raise UsageError(f"{model}: no decoder among {', '.join(parts)}, and only that knows the cost of a picture")
     decoder = parts["decoder"]
+    if (kind := stage_of(decoder).name) != "decoder":
+        raise UsageError(f"{model}: bits are counted of a decoder, not of a {kind}")
     ports = decoder.config.ports
     clip = parts.get("clip") if ports.clip_image is not None else None
     if ports.clip_image is not None and clip is None:

@@ -4,7 +4,7 @@ has to know its classes.
 B pictures of a batch
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -128,6 +128,10 @@ def _whole(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def _as_it_is(model: dict[str, Any], needs: Collection[str]) -> dict[str, Any]:
+    return model
+
+
 def _same(key: str) -> str:
     return key
 
@@ -165,6 +169,8 @@ class Stage:
         start: (weights of an earlier stage, model) → weights for this model, what is new at its own values.
         layouts: published files that it reads.
         renamed: today's name of a tensor of an earlier version.
+        older: (`model` of a run's config of an earlier version, names of the neighbours that are given) → what it says
+            to `config`, which reads older keys but does not see the neighbours.
         halved: whether the references say which of its weights may be stored in half precision (`nn.half`).
         contrastive: whether a picture's loss depends on the others of its micro-batch.
     """
@@ -192,5 +198,6 @@ class Stage:
     start: Callable[[dict[str, Tensor], Any], dict[str, Tensor]] = _whole
     layouts: Callable[[], Iterable[Layout]] = tuple
     renamed: Callable[[str], str] = _same
+    older: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] = _as_it_is
     halved: bool = False
     contrastive: bool = False

@@ -65,7 +65,7 @@ def test_a_network_knows_what_its_classes_are_called(pets: Path, tmp_path: Path)
     data = [f"data.source={pets}", f"train.out={tmp_path / 'out'}", *SMALL]
     with pytest.raises(UsageError, match=r"model\.ports\.classes\.num=60, but .*pets has 2 classes"):
         train("configs/shapes/adm.yaml", data)
-    train("configs/shapes/adm.yaml", [*data, "model.num_classes=2"])
+    train("configs/shapes/adm.yaml", [*data, "model.ports.classes.num=2"])
     model = load_stage(tmp_path / "out")
     assert isinstance(model, Decoder)
     assert model.config.ports.classes.names == ("cat", "dog")

@@ -15,7 +15,7 @@ Out: eps, and with a learned variance as many channels again (B, 6, H, W).
 from t2i.nn.older import renamed
 from t2i.stages.decoder.convert import layouts
 from t2i.stages.decoder.model import Decoder, DecoderConfig
-from t2i.stages.decoder.policy import clip_facts, complete, draw, example, fits, inverted, readers, rows, start
+from t2i.stages.decoder.policy import clip_facts, complete, draw, example, fits, inverted, older, readers, rows, start
 from t2i.stages.decoder.presets import PRESETS
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
 from t2i.stages.stage import Stage
@@ -39,5 +39,6 @@ STAGE = Stage(
     start=start,
     layouts=layouts,
     renamed=renamed,
+    older=older,
     halved=True,
 )

@@ -3,7 +3,7 @@
 B pictures of a batch · L tokens
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -164,6 +164,13 @@ def complete(config: DecoderConfig, neighbours: Neighbours, data: DataConfig) ->
     if ports.classes is not None:
         found["classes"] = class_port(ports.classes, data)
     return config.model_copy(update={"ports": ports.model_copy(update=found)})
+
+
+def older(model: dict[str, Any], needs: Collection[str]) -> dict[str, Any]:
+    """Before 0.2 a decoder that was given a CLIP read its embeddings unless `clip_dim` was null by name."""
+    if "clip" in needs and "ports" not in model and "clip_dim" not in model and "text" in model:
+        return {"clip_scale": 1.0, **model}
+    return model
 
 
 def fits(model: Decoder, data: DataConfig, options: Any, neighbours: Neighbours) -> None:
