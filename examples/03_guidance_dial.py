@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import t2i
-from t2i.evals.report import load_reader
+from t2i.evals.compose import load_reader
 from t2i.io.images import from_pil, grid
 from t2i.stages.registry import load_stage
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import t2i
 from t2i.data import shapes
-from t2i.io.images import from_pil, grid, open_image, open_mask, square, square_mask, to_pil
+from t2i.io.images import from_pil, grid, open_image, open_mask, to_mask_tensor, to_pil, to_square_tensor
 
 
 def scene(size: int = 64) -> tuple[Image.Image, Image.Image]:
@@ -50,14 +50,14 @@ def main() -> None:
         "edited": pipe.edit(image, args.prompt, args.strength, **how),
     }
     painter = "inpaint" if "inpaint" in pipe.parts else "decoder"
-    if pipe.parts[painter].config.inpaint:
+    if pipe.parts[painter].config.ports.masked is not None:
         how |= {"steps": {painter: args.steps}, "stop_after": painter}
         drawn = {"trained": pipe.inpaint(image, mask, args.prompt, method="trained", **how)} | drawn
     for name, result in drawn.items():
         result.save(args.out / f"{name}.png")
 
     size = result.images[0].width
-    known, anew = square(image, size), to_mask_tensor(mask, image, size)  # (3, S, S) and (1, S, S)
+    known, anew = to_square_tensor(image, size), to_mask_tensor(mask, image, size)  # (3, S, S) and (1, S, S)
     pictures = {name: from_pil(result.images[0]) for name, result in drawn.items()}
     for name, picture in pictures.items():
         change = ((picture - from_pil(to_pil(known[None])[0])).abs() * (1 - anew)).max()

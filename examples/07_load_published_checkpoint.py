@@ -27,7 +27,7 @@ def from_files(decoder: Path, classifier: Path | None, folder: Path) -> t2i.Pipe
         if not (parts[place] / "config.json").exists():
             found = convert_files([file], parts[place])
             print(f"{file}: a {found.stage}, {found.name}, {found.parameters / 1e6:.1f} M parameters")
-    reads = load_config(parts["decoder"])["model"].get("text") is not None
+    reads = load_config(parts["decoder"])["model"]["ports"]["text"] is not None
     return (GLIDE if reads else ADM).assemble(parts).to("auto")
 
 

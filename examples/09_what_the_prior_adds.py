@@ -24,16 +24,12 @@ from t2i.core.errors import UsageError
 from t2i.core.seed import Streams
 from t2i.data import shapes
 from t2i.data.shapes.scene import COLOURS
-from t2i.evals.compose import Prompt, mean, prompts, score, summary
-from t2i.evals.embeddings import frechet
-from t2i.evals.report import load_reader
+from t2i.evals.compose import Prompt, load_reader, mean, prompts, score, summary
+from t2i.evals.prior import frechet
 from t2i.io.images import grid
-from t2i.stages.ar_prior import sample as ar_prior
-from t2i.stages.decoder import sample as decoder
-from t2i.stages.prior import sample as prior
 from t2i.stages.prior.model import Prior
-from t2i.stages.registry import load_stage
-from t2i.text.tokenizers import tokenize
+from t2i.stages.registry import load_stage, stage_of
+from t2i.stages.stage import How, Inputs
 
 WAYS = ("caption alone", "text embedding", "AR prior", "diffusion prior", "a render's embedding")
 
@@ -57,29 +53,23 @@ class Drawer:
         if not isinstance(self.prior, Prior):
             raise UsageError(f"{model} has no diffusion prior to compare")
         self.ar_prior: Any = load_stage(ar, expect="ar_prior").to(self.pipe.device)
-        self.plan = self.pipe.plan(stop_after="decoder").sampling
+        self.plan, _ = self.pipe.planner.plan({"stop_after": "decoder"})
 
     def embeddings(self, way: str, texts: list[str], seeds: list[int], shown: Tensor) -> Tensor | None:
-        """What the decoder is told besides the caption, (B, D)."""
+        """What the decoder is given besides the caption, (B, D)."""
         if way == "caption alone":
             return None
         if way == "a render's embedding":
             return self.clip.encode_image(shown)
-        said, null = self.clip.encode_text(texts), self.clip.encode_text([""] * len(texts))
-        streams, guided = Streams(seeds, "prior"), self.plan["prior"]
-        if way == "AR prior":
-            return ar_prior.sample(self.ar_prior, said, streams, guided.guidance, null=null)
-        return said.pooled if way == "text embedding" else prior.sample(self.prior, said, streams, guided, null=null)
+        if way == "text embedding":
+            return self.clip.encode_text(texts).pooled
+        return self.draw("prior", self.ar_prior if way == "AR prior" else self.prior, texts, seeds)
 
-    def draw(self, texts: list[str], seeds: list[int], z_i: Tensor | None) -> Tensor:
-        """Pictures (B, 3, S, S), guided away from knowing nothing."""
-        tokenizer = self.decoder.config.tokenizer.build()
-        told, empty = (
-            [x.to(self.pipe.device) for x in tokenize(tokenizer, said)] for said in (texts, [""] * len(texts))
-        )
-        drop = None if z_i is None else torch.zeros(len(texts), dtype=torch.bool, device=self.pipe.device)
-        condition, null = self.decoder.condition(*told, z_i), self.decoder.condition(*empty, z_i, clip_keep=drop)
-        return decoder.sample(self.decoder, condition, Streams(seeds, "decoder"), self.plan["decoder"], null=null)
+    def draw(self, place: str, part: Any, texts: list[str], seeds: list[int], z_i: Tensor | None = None) -> Tensor:
+        """What a stage draws, guided away from knowing nothing: embeddings (B, D), or pictures (B, 3, S, S)."""
+        inputs = Inputs(len(texts), texts, [""] * len(texts), self.pipe.encode_texts, z_i)
+        how = How(self.plan[place], Streams(seeds, place), num_candidates=2)
+        return stage_of(part).draw(part, inputs, how)
 
 
 def diversity(z: Tensor, num: int) -> float:
@@ -109,7 +99,8 @@ def main() -> None:
         parts = []
         for i in range(0, len(asked), 20):
             texts, some = [prompt.text for prompt in asked[i : i + 20]], seeds[i : i + 20]
-            parts.append(drawer.draw(texts, some, drawer.embeddings(way, texts, some, shown[i : i + 20])))
+            z_i = drawer.embeddings(way, texts, some, shown[i : i + 20])
+            parts.append(drawer.draw("decoder", drawer.decoder, texts, some, z_i))
         drawn[way] = torch.cat(parts)
     drawn["renders"] = shown
     z_true, rows = drawer.clip.encode_image(true), {}

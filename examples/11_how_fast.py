@@ -37,7 +37,7 @@ def main() -> None:
     device = device_of(args.device)
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     pipe = t2i.Pipeline.from_pretrained(args.model, device=device)
-    for stage in (name for name in pipe.drawing if name in pipe.parts and name != "prior"):
+    for stage in (name for name in pipe.sampled if name in pipe.parts and name != "prior"):
         size = pipe.parts[stage].config.image_size
         seconds(
             f"picture of {size} px",

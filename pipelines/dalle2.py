@@ -5,7 +5,7 @@
     (z_i, y)   ──decoder──────────▶ the picture at 64 × 64                                P(x | z_i, y)
     64 × 64    ──upsampler────────▶ 256 × 256 ──upsampler──▶ 1024 × 1024
 
-What it does with pictures stands in `manipulations.py`, `inpaint.py` and `upsample.py`.
+What it does with pictures stands in `latents.py`, `manipulations.py`, `inpaint.py` and `upsample.py`.
 
 Legend: N pictures · D width of CLIP embeddings · S side of a picture in pixels.
 """
@@ -27,7 +27,7 @@ from t2i.pipeline.output import Output
 from t2i.pipeline.placement import on_device
 from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Slot, complete_settings
-from t2i.pipelines import inpaint, manipulations, upsample
+from t2i.pipelines import inpaint, latents, manipulations, upsample
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.registry import stage_of
 from t2i.stages.stage import ClipFacts
@@ -107,10 +107,14 @@ class DALLE2(Pipeline):
         decoder = self.parts.get("decoder")
         return [self.clip.tokenizer] + (stage_of(decoder).readers(decoder) if decoder is not None else [])
 
-    def encode_text(self, captions: Sequence[str]) -> TextFeatures:
-        """What CLIP says of sentences."""
+    def readers_of(self, scales: Mapping[str, float]) -> list[Tokenizer]:
+        """The same, whatever guides."""
+        return self.readers
+
+    def encode_texts(self, *texts: Sequence[str]) -> list[TextFeatures]:
+        """What CLIP says of lists of sentences."""
         with on_device(self, "clip"):
-            return self.clip.encode_text(captions)
+            return [self.clip.encode_text(captions) for captions in texts]
 
     def use_preset(self, preset: str) -> None:
         """Sample as "karlo", "diffusers", "laion" or the "paper" (table 3) do, see `with_preset`."""
@@ -120,7 +124,7 @@ class DALLE2(Pipeline):
         check_fit(self.parts)
 
     inpaint, edit, upsample = inpaint.inpaint, inpaint.edit, upsample.upsample
-    embed, encode, decode = manipulations.embed, manipulations.encode, manipulations.decode
+    embed, encode, decode = latents.embed, latents.encode, latents.decode
     reconstruct, variations = manipulations.reconstruct, manipulations.variations
     interpolate, text_diff, probe = manipulations.interpolate, manipulations.text_diff, manipulations.probe
 

@@ -51,10 +51,10 @@ class DDPM(Pipeline):
         """
         shown, seeds = rows_of_classes(self, classes, num_images, draw.get("seed"))
         draw["seed"] = seeds
-        r = self.request(draw, classes=shown)
-        if r.sampling["decoder"].guidance != 1 and not has_null_class(self.parts["decoder"].config):
+        plan, _ = self.planner.plan(draw)
+        if plan["decoder"].guidance != 1 and not has_null_class(self.parts["decoder"].config):
             raise UsageError("guidance of decoder: this network knows no absent class to be guided away from")
-        return self.run(r)
+        return self.run(self.request(draw, classes=shown))
 
     def run(self, r: Request) -> Output:
         """The story itself."""

@@ -81,13 +81,8 @@ class GLIDE(Pipeline):
 
     edit = known.edit
 
-    @property
-    def readers(self) -> list[Tokenizer]:
-        """What reads prompts: the network."""
-        return self.readers_of({})
-
     def readers_of(self, scales: Mapping[str, float]) -> list[Tokenizer]:
-        """The network, and CLIP where it guides."""
+        """What reads prompts: the network, and CLIP where it guides."""
         own = self.parts["decoder"].config.ports.text.tokenizer.build()
         return [own] + ([self.parts["clip"].tokenizer] if scales.get("clip", 0.0) else [])
 

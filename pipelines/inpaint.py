@@ -4,7 +4,7 @@ inpaint   what is known is written into every network's idea of x_0, at every st
 edit      sampling starts from a noised picture (SDEdit: Meng et al. 2021, arXiv 2108.01073)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from t2i.core.errors import UsageError
 from t2i.core.types import Tokenizer
-from t2i.pipeline.arguments import Draw, Inpaint, Prompts, Sentences, prompt_rows
+from t2i.pipeline.arguments import Draw, Inpaint, Prompts, Sentences, Texts, prompt_rows
 from t2i.pipeline.inputs import read_edit, read_inpaint
 from t2i.pipeline.output import Output
 from t2i.pipeline.request import Request
@@ -29,9 +29,8 @@ class ReadsSentences(Protocol):
     device: "torch.device"
 
     @property
-    def readers(self) -> list[Tokenizer]: ...
-    @property
     def planner(self) -> Planner: ...
+    def readers_of(self, scales: Mapping[str, float]) -> list[Tokenizer]: ...
     def request(self, draw: Draw, **what: Any) -> Request: ...
     def run(self, r: Request) -> Output: ...
 
@@ -59,8 +58,7 @@ def inpaint(
     """
     draw, blend = dict(more), more.get("blend", 0.0)
     draw.pop("blend", None)
-    texts, rest = _texts(pipe, prompt, draw)
-    sizes = _sides(pipe, rest, sampled)
+    texts, rest, sizes = _told(pipe, prompt, draw, sampled)
     known = read_inpaint(image, mask, size=sizes[-1], base=sizes[0], blend=blend).to(pipe.device)
     source = replace(known, shown=shown)
     return pipe.run(pipe.request(rest, texts=texts, source=source, task="inpaint", sampled=sampled))
@@ -76,23 +74,20 @@ def edit(
         strength: share of the decoder's steps that are taken, from 0, the small picture as it is, to 1.
         more: as in a call.
     """
-    texts, rest = _texts(pipe, prompt, dict(more))
-    _sides(pipe, rest, None)
+    texts, rest, _ = _told(pipe, prompt, dict(more), None)
     source = read_edit(image, strength, pipe.parts["decoder"].config.image_size).to(pipe.device)
     return pipe.run(pipe.request(rest, texts=texts, source=source, task="edit"))
 
 
-def _texts(pipe: ReadsSentences, prompt: Prompts, more: dict[str, Any]) -> tuple[Any, Draw]:
-    """The sentences of every picture, and what is left of the arguments."""
+def _told(
+    pipe: ReadsSentences, prompt: Prompts, more: dict[str, Any], sampled: Sequence[str] | None
+) -> tuple[Texts, Draw, list[int]]:
+    """The sentences of every picture, what is left of the arguments, and the sides of what every stage draws, the small
+    pictures first; UsageError if none draws any."""
     negative, num = more.pop("negative_prompt", None), more.pop("num_images_per_prompt", 1)
-    return prompt_rows(prompt, negative, num, pipe.readers), Draw(**more)  # type: ignore[typeddict-item]
-
-
-def _sides(pipe: ReadsSentences, draw: Draw, sampled: Sequence[str] | None) -> list[int]:
-    """Sides of what every stage draws, the small pictures first; UsageError if none draws any."""
-    planner = pipe.planner
-    plan, _ = planner.plan(draw, sampled)
+    planner, draw = pipe.planner, Draw(**more)  # type: ignore[typeddict-item]
+    plan, scales = planner.plan(draw, sampled)
     sides = [pipe.parts[name].config.image_size for name in plan if planner.stages[name].makes == "pictures"]
     if not sides:
         raise UsageError("the prior draws embeddings, not pictures: stop after decoder or later")
-    return sides
+    return prompt_rows(prompt, negative, num, pipe.readers_of(scales)), draw, sides

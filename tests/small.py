@@ -6,13 +6,14 @@ import torch
 from conftest import CONTEXT, WORDS, shaken
 
 from t2i.nn.encoder import EncoderConfig
-from t2i.nn.transformer import TextConfig
+from t2i.nn.ports import ClassesConfig, MaskedConfig, PortsConfig, TextPortConfig
 from t2i.nn.unet import UNetConfig
 from t2i.pipelines.adm import ADM
 from t2i.pipelines.ddpm import DDPM
 from t2i.pipelines.glide import GLIDE
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
+from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
@@ -20,12 +21,19 @@ from t2i.text.tokenizers import TokenizerConfig
 
 UNET = UNetConfig(channels=32, multipliers=(1, 2), num_blocks=1, attention=(2,), head_channels=32)
 TOKENIZER = TokenizerConfig(words=WORDS, context=CONTEXT)
-TEXT = TextConfig(width=32, layers=1, heads=2, vocab_size=TOKENIZER.vocab_size, context=CONTEXT)
+TEXT = TextPortConfig(
+    width=32, layers=1, heads=2, vocab_size=TOKENIZER.vocab_size, context=CONTEXT, tokenizer=TOKENIZER
+)
+MASKED = PortsConfig(masked=MaskedConfig())
 STEPS = {"steps": {"decoder": 4, "upsampler": 3, "inpaint": 4, "inpaint_upsampler": 3}}
 
 
 def of(unet: UNetConfig = UNET, **changes: Any) -> UNetConfig:
     return unet.model_copy(update=changes)
+
+
+def classes(num: int = 3, names: tuple[str, ...] = (), *, null_class: bool = False) -> PortsConfig:
+    return PortsConfig(classes=ClassesConfig(num=num, names=names, null_class=null_class))
 
 
 def decoder(seed: int = 0, **changes: Any) -> Decoder:
@@ -53,6 +61,15 @@ def noised_clip(**changes: Any) -> NoisedClip:
     return NoisedClip(config).eval()
 
 
+def laion_decoder() -> LaionDecoder:
+    """Of `conftest.small_clip` with embeddings of 32."""
+    config = LaionDecoderConfig(
+        era="C", channels=16, multipliers=(1, 2), num_blocks=1, attention=(1,), heads=2, head_width=8,
+        context_dim=16, clip_dim=32, clip_text_width=32, context=12, image_size=32,
+    )  # fmt: skip
+    return shaken(LaionDecoder(config)).eval()
+
+
 def ar_prior(**changes: Any) -> ArPrior:
     """Of `conftest.small_clip`, calibrated on embeddings drawn at random: 9 codes of 16 buckets."""
     torch.manual_seed(6)
@@ -78,19 +95,18 @@ def ddpm(**parts: Any) -> DDPM:
 
 
 def adm(**parts: Any) -> ADM:
-    parts = {"decoder": decoder(num_classes=3, class_names=("cube", "sphere", "red cube"))} | parts
+    parts = {"decoder": decoder(ports=classes(3, ("cube", "sphere", "red cube")))} | parts
     return ADM(parts, settings(ADM, parts), "small").to("cpu", "float32")
 
 
 def glide(*without: str) -> GLIDE:
     """All five parts, but those named."""
-    reads = {"unet": of(context_dim=32), "text": TEXT, "tokenizer": TOKENIZER}
-    large = {"unet": of(context_dim=32, image_channels=3), "text": TEXT, "tokenizer": TOKENIZER}
+    reads, sees = PortsConfig(text=TEXT), PortsConfig(text=TEXT, masked=MaskedConfig())
     parts = {
-        "decoder": decoder(0, **reads),
-        "upsampler": upsampler(1, **large),
-        "inpaint": decoder(4, **reads | {"unet": of(context_dim=32, image_channels=4), "inpaint": True}),
-        "inpaint_upsampler": upsampler(5, **large | {"unet": of(context_dim=32, image_channels=7), "inpaint": True}),
+        "decoder": decoder(0, unet=of(context_dim=32), ports=reads),
+        "upsampler": upsampler(1, unet=of(context_dim=32, image_channels=3), ports=reads),
+        "inpaint": decoder(4, unet=of(context_dim=32, image_channels=4), ports=sees),
+        "inpaint_upsampler": upsampler(5, unet=of(context_dim=32, image_channels=7), ports=sees),
         "clip": noised_clip(),
     }
     parts = {name: part for name, part in parts.items() if name not in without}

@@ -30,7 +30,8 @@ LEVELS = [
 of the folder that it lies in."""
 BUILDS_ON = {
     "pipelines.adm": {"pipelines.ddpm"},  # ADM's story is IDDPM's with a classifier beside it
-    "pipelines.dalle2": {"pipelines.inpaint", "pipelines.manipulations", "pipelines.upsample"},  # functions
+    "pipelines.dalle2": {"pipelines.inpaint", "pipelines.latents", "pipelines.manipulations", "pipelines.upsample"},
+    "pipelines.manipulations": {"pipelines.latents"},  # change what those take apart
     "pipelines.glide": {"pipelines.inpaint"},
 }
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from t2i.core.types import TextFeatures
+from t2i.nn.ports import Given
 from t2i.stages.registry import stage
 
 
@@ -47,8 +48,8 @@ def prior(model: Any) -> None:
 
 
 def decoder(model: Any) -> None:
-    told = model.condition(image_embedding=torch.randn(2, 768), clip_text=features(2))
-    model(torch.randn(2, 3, 64, 64), torch.zeros(2), told)
+    condition = model.condition(Given(2, clip_image=torch.randn(2, 768), clip_text=features(2)))
+    model(torch.randn(2, 3, 64, 64), torch.zeros(2), condition)
 
 
 def upsampler(model: Any) -> None:
@@ -59,7 +60,7 @@ def needed(kind: str, name: str, step: Callable[[nn.Module], None]) -> tuple[int
     """Bytes of a network in float32, and at most beside it in one guided step of one picture in float16."""
     spec = stage(kind)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        model = spec.model_class(spec.presets[name]).eval()
+        model = spec.model(spec.presets[name]).eval()
         weights = [*model.parameters(), *model.buffers()]
         with Alive(weights) as alive, torch.autocast("cpu", torch.float16, cache_enabled=False):
             step(model)

@@ -1,4 +1,4 @@
-"""Webdataset shards, read with our own index: `00000.tar` holding `000000000.jpg`, `.txt`, `.json` …
+"""Webdataset shards, read with our own index: `00000.tar` holding `000000000.jpg`, `.txt`, `.json`.
 
 Members are found once per tar from their headers and then read at random with `pread`; nothing is extracted and nothing
 is ever unpickled. Only the types below are looked at, whatever else a tar may hold.

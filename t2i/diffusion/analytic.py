@@ -51,13 +51,13 @@ def squared_errors(denoise: Denoiser, process: Process, x_0: Tensor, noise: Nois
 
 
 def measured(errors: Tensor, bound: float) -> Tensor:
-    """v (T,) float32 from the squared errors (B, T) of many samples, at most `bound`: ((b - a) / 2)² of data in [a, b],
+    """The v (T,) float32 from squared errors (B, T) of many samples, at most `bound`: ((b - a) / 2)² of data in [a, b],
     or the variance of the data, which knowing x_n does not increase."""
     return errors.mean(dim=0).clamp(max=bound).float()
 
 
 def log_variance(process: Process, x_0_variance: Tensor, x_t: Tensor, step: Step) -> Tensor:
-    """log sigma_n² at a step of any trajectory, ready to be broadcast to x_t (B, C, …), float32.
+    """The log sigma_n² at a step of any trajectory, ready to be broadcast to x_t (B, C, …), float32.
 
     `x_0_variance` is v (T,) of the training process, on the device of x_t.
     """

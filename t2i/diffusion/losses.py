@@ -208,5 +208,5 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor) -> Tensor:
-    """(B, …) → (B,)"""
+    """(B, …) → (B,)."""
     return x.flatten(1).mean(1)

@@ -19,7 +19,7 @@ from t2i.nn.resblock import ResBlock
 
 
 class UNetConfig(EncoderConfig):
-    """Everything that decides the shape and the numerics of a `UNet`: those of its way down, and
+    """Everything that decides the shape and the numerics of a `UNet`: those of its way down, and what follows.
 
     Attributes:
         out_channels: of the raw output.

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from t2i.cli.main import by_stage, main
+from t2i.cli.main import main
+from t2i.cli.options import by_stage
 from t2i.core.errors import DataError
 from t2i.core.types import Batch
 from t2i.io.images import save_png
@@ -349,7 +350,8 @@ def test_what_no_model_reads_is_refused_before_one_is_opened(
 def test_data_shapes_writes_shards_that_the_loader_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert run(monkeypatch, "data", "shapes", "--count", 10, "--size", 32, "--shard-size", 6, "--out", tmp_path) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000.tar", "00001.tar"]
-    from t2i.data.loader import DataConfig, Loader
+    from t2i.data.config import DataConfig
+    from t2i.data.loader import Loader
 
     config = DataConfig(source=str(tmp_path / "*.tar"), size=32, num_workers=0, captions={"short": 1.0})
     batch = next(iter(Loader(config, seed=0, batch_size=10)))
@@ -383,11 +385,11 @@ def test_a_disk_without_room_is_told_before_the_work(
 def test_a_report_is_printed_before_it_is_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    from t2i.evals import report as evaluate
+    from t2i.evals.report import Report
 
-    report = evaluate.Report("the table", {"mean": 1})
-    monkeypatch.setattr(evaluate, "compose", lambda *_, **__: report)
-    monkeypatch.setattr(evaluate.Report, "save", lambda *_: (_ for _ in ()).throw(DataError("no space left")))
+    report = Report("the table", {"mean": 1})
+    monkeypatch.setattr("t2i.evals.compose.compose", lambda *_, **__: report)
+    monkeypatch.setattr(Report, "save", lambda *_: (_ for _ in ()).throw(DataError("no space left")))
     assert run(monkeypatch, "eval", "compose", "--out", tmp_path / "a.json") == 3
     shown = capsys.readouterr()
     assert "the table" in shown.out
@@ -456,13 +458,12 @@ def test_eval_compose_prints_a_row_per_task_and_writes_every_reading(
     monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Nothing here is trained, so that only the way from the command line to the table is tested."""
-    from t2i.evals import report as evaluate
     from t2i.evals.compose import TASKS
     from t2i.stages.reader.model import Reader, ReaderConfig
 
     reader = Reader(ReaderConfig(widths=(8, 8, 16), blocks=(0, 1, 1)))
-    monkeypatch.setattr(evaluate, "load_reader", lambda _: reader)
-    monkeypatch.setattr(evaluate, "HELD_OUT", 4)
+    monkeypatch.setattr("t2i.evals.compose.load_reader", lambda _: reader)
+    monkeypatch.setattr("t2i.evals.compose.HELD_OUT", 4)
     out = tmp_path / "new" / "r.json"
     chosen = ["--steps", "prior=1,decoder=1", "--guidance", "decoder=1", "--seed", 7, "--out", out]
     assert run(monkeypatch, "eval", "compose", "--model", model, *chosen) == 0

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_clip, small_decoder, small_prior, small_upsampler
-from small import classifier, decoder, of, upsampler
+from small import classes, classifier, decoder, of, upsampler
 
-from t2i.cli.info import describe
+from t2i.cli.describe import describe
 from t2i.core.errors import UsageError
 from t2i.diffusion.sampling import Sampling
 from t2i.evals.flops import Cost, cost
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.prior.model import Prior, PriorConfig
-from t2i.stages.registry import save_stage
+from t2i.stages.registry import save_stage, stage
 
 PLAIN = of(image_channels=3, attention=(), mid_attention=False)
 
@@ -45,7 +45,7 @@ def test_a_convolution_costs_its_pixels() -> None:
 
 
 def test_every_port_is_read() -> None:
-    for model in (small_decoder(), decoder(num_classes=3), decoder(), small_prior(), small_clip()):
+    for model in (small_decoder(), decoder(ports=classes()), decoder(), small_prior(), small_clip()):
         found = cost(model)
         assert found is not None
         assert found.step > 0
@@ -57,9 +57,11 @@ def test_every_port_is_read() -> None:
 
 
 def test_guidance_doubles_and_candidates_sample_again() -> None:
-    assert Cost(5, 100).of(Sampling(10), 1000) == 1005
-    assert Cost(5, 100).of(Sampling(10, guidance=2.0), 1000) == 2010
-    assert Cost(5, 100).of(Sampling("10,10,3,2,2"), 1000, passes=2) == 5 + 2 * 27 * 100
+    assert Cost(5, 100).of(Sampling(10), 10) == 1005
+    assert Cost(5, 100).of(Sampling(10, guidance=2.0), 10) == 2010
+    spaced = Sampling("10,10,3,2,2")
+    steps = stage("decoder").num_evaluations(decoder().config, spaced)
+    assert Cost(5, 100).of(spaced, steps, passes=2) == 5 + 2 * 27 * 100
 
 
 def test_a_config_is_described_without_its_weights(tmp_path: Path) -> None:

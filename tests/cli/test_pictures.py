@@ -124,7 +124,7 @@ def test_a_picture_is_drawn_larger_whole_or_in_tiles(
         (["upsample", "0.png", "--start-at", "up25"], 2, "no upsampler 'up25'; this model has up256, up1024"),
         (["upsample", "tall.png"], 2, "the sides must be multiples of"),
         (["upsample", "0.png", "--max-tile", "0"], 2, "'--max-tile'"),
-        (["upsample", "0.png", "--max-tile", "1"], 2, "max_tile must be at least"),
+        (["upsample", "0.png", "--max-tile", "1"], 2, "max_tile of up256: must be at least"),
         (["upsample", "0.png", "--out", "a.gif"], 2, "--out must end in .png"),
     ],
 )
@@ -147,7 +147,7 @@ def test_models_that_see_no_pictures_are_told(
     assert run(monkeypatch, "upsample", "0.png", "--model", "other") == 2
     assert "other has no upsamplers that see pictures alone" in capsys.readouterr().err
     assert run(monkeypatch, "generate", "--max-tile", "64", "--model", "other") == 2
-    assert "--max-tile is for models whose upsamplers see pictures alone" in capsys.readouterr().err
+    assert "max_tile is for upsamplers, of which this model has none" in capsys.readouterr().err
 
 
 @pytest.fixture

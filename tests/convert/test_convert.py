@@ -89,15 +89,16 @@ def test_what_keys_do_not_show_comes_from_the_recognised_network() -> None:
         assert isinstance(found, DecoderConfig)
         return found
 
-    assert config("iddpm/imagenet64_uncond").rescale_timesteps
-    assert not config("iddpm/imagenet64_cond").rescale_timesteps
-    assert {config(f"iddpm/{name}").num_steps for name in ("cifar10_uncond", "imagenet64_cond")} == {4000}
-    assert (config("adm/64x64_diffusion").schedule, config("adm/128x128_diffusion").schedule) == ("cosine", "linear")
+    assert config("iddpm/imagenet64_uncond").diffusion.rescale_timesteps
+    assert not config("iddpm/imagenet64_cond").diffusion.rescale_timesteps
+    assert {config(f"iddpm/{name}").diffusion.num_steps for name in ("cifar10_uncond", "imagenet64_cond")} == {4000}
+    schedules = [config(f"adm/{size}_diffusion").diffusion.schedule for size in ("64x64", "128x128")]
+    assert schedules == ["cosine", "linear"]
     assert config("adm/128x128_diffusion").unet.num_heads == 4
     assert config("adm/256x256_diffusion").unet.head_channels == 64
     ddpm = config("ddpm/cifar10 (pesser)")
-    assert (ddpm.variance, ddpm.unet.norm_eps, ddpm.unet.time_order) == ("fixed_large", 1e-6, "sin_cos")
-    assert config("ddpm/256 (diffusers)").variance == "fixed_small"
+    assert (ddpm.diffusion.variance, ddpm.unet.norm_eps, ddpm.unet.time_order) == ("fixed_large", 1e-6, "sin_cos")
+    assert config("ddpm/256 (diffusers)").diffusion.variance == "fixed_small"
 
 
 def test_adm_64_alone_has_the_new_order_of_attention_rows() -> None:
@@ -134,7 +135,7 @@ def test_one_change_is_named(manifest: str) -> None:
 SMALL = {  # a network that nobody published
     "unet": {"channels": 32, "multipliers": [1, 2], "num_blocks": 1, "attention": [2], "head_channels": 16},
     "image_size": 16,
-    "num_classes": 5,
+    "ports": {"classes": {"num": 5}},
 }
 FACTS = ["head_channels=16", "image_size=16", "schedule=cosine", "num_steps=1000", "rescale_timesteps=false"]
 
@@ -170,10 +171,10 @@ def test_a_network_of_unknown_size_asks_for_what_keys_do_not_show(tmp_path: Path
 def test_shapes_show_a_unets_size(manifest: str) -> None:
     """All that weights show of published networks is read from them alone."""
     layout = recognise(shapes(manifest), "f")
-    c = layout.config
+    c, process = layout.config, layout.config.diffusion
     heads = f"num_heads={c.unet.num_heads}" if c.unet.num_heads else f"head_channels={c.unet.head_channels}"
-    given = [heads, "order=legacy", f"image_size={c.image_size}", f"schedule={c.schedule}", f"num_steps={c.num_steps}"]
-    given += [f"rescale_timesteps={c.rescale_timesteps}", "text_heads=8"]
+    given = [heads, "order=legacy", f"image_size={c.image_size}", "text_heads=8"]
+    given += [f"{key}={getattr(process, key)}" for key in ("schedule", "num_steps", "rescale_timesteps")]
     if layout.stage == "upsampler":
         with pytest.raises(UsageError, match=r"give also low_size=N.* and levels=rounded\|truncated"):
             read_shapes(shapes(manifest), given, "f")

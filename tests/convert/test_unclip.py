@@ -85,7 +85,8 @@ def test_what_keys_do_not_show_is_what_was_published() -> None:
     assert config("karlo-diffusers/prior", network="karlo-diffusers-prior").clamp == 5
     assert config("kandinsky21-diffusers/prior", network="kandinsky-2.1-prior").clamp == 10
     sr = config("karlo/sr_64_256")
-    assert (sr.interpolation, sr.antialias, sr.levels, sr.variance) == ("bicubic", True, "exact", "fixed_small")
+    assert (sr.interpolation, sr.antialias, sr.levels) == ("bicubic", True, "exact")
+    assert sr.diffusion.variance == "fixed_small"
     assert config("clip/ViT-L-14 (OpenAI)").quick_gelu
 
 
@@ -269,7 +270,7 @@ def test_networks_of_a_folder_convert_one_by_one(tmp_path: Path) -> None:
     ):
         done = convert_files([folder / name for name in names], tmp_path / place)
         assert done.stage == kind
-        assert isinstance(load_stage(tmp_path / place, expect=kind), stage(kind).model_class)  # type: ignore[arg-type]
+        assert isinstance(load_stage(tmp_path / place, expect=kind), stage(kind).model)
     assert described([folder / "prior_scheduler"]) is None
 
 

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_decoder
+from conftest import given, small_clip, small_decoder
 from PIL import Image
-from small import decoder, of
+from small import MASKED, classes, decoder, laion_decoder, of
 
-from t2i.cli import main as cli
+from t2i.cli.main import main
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
-from t2i.data.loader import DataConfig, Loader
+from t2i.data.config import DataConfig
+from t2i.data.loader import Loader
+from t2i.diffusion.config import Diffusion
 from t2i.diffusion.likelihood import Bits, bits_per_dim
+from t2i.diffusion.prediction import Target
 from t2i.diffusion.process import Process
 from t2i.diffusion.sampling import Sampling
-from t2i.evals import bpd
-from t2i.evals import report as evaluate
+from t2i.evals.batches import pictures
+from t2i.evals.bpd import _decoder_task, bpd, measure, summary, table
+from t2i.nn.ports import PortsConfig
 from t2i.nn.unet import UNetConfig
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.decoder.model import Decoder, DecoderConfig
@@ -33,11 +37,12 @@ def model(pipe: DALLE2, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def plain(**changes: object) -> Decoder:
+def plain(ports: PortsConfig = PortsConfig(), target: Target = "eps") -> Decoder:
     """A decoder without CLIP and without text."""
     torch.manual_seed(0)
     unet = UNetConfig(channels=32, multipliers=(1,), num_blocks=1, attention=(), mid_attention=False)
-    return Decoder(DecoderConfig(unet=unet, image_size=8, num_steps=30, **changes)).eval()  # type: ignore[arg-type]
+    diffusion = Diffusion(num_steps=30, target=target)
+    return Decoder(DecoderConfig(unet=unet, diffusion=diffusion, ports=ports, image_size=8)).eval()
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_total_and_its_parts_are_printed_and_written(model: str, tmp_path: Path) -> None:
-    report = evaluate.bpd(model, num=3, batch=2, steps=6, device="cpu")
+    report = bpd(model, num=3, batch=2, steps=6, device="cpu")
     report.save(tmp_path / "bits.json")
     text, result = report.text, json.loads((tmp_path / "bits.json").read_text())
     assert result["held_out"]
@@ -68,31 +73,31 @@ def test_the_total_and_its_parts_are_printed_and_written(model: str, tmp_path: P
 
 
 def test_a_picture_costs_the_same_in_every_batch(model: str) -> None:
-    alone, together = (evaluate.bpd(model, num=3, batch=b, steps=2, device="cpu").facts["each"] for b in (1, 3))
+    alone, together = (bpd(model, num=3, batch=b, steps=2, device="cpu").facts["each"] for b in (1, 3))
     assert alone == pytest.approx(together, rel=1e-3)
 
 
 def test_the_decoder_is_told_captions_and_embeddings(pipe: DALLE2) -> None:
     decoder, clip = small_decoder(), pipe.parts["clip"]
-    task = DecoderTask(decoder, clip, DecoderOptions(sampling=Sampling(steps=1)))  # type: ignore[arg-type]
+    task = DecoderTask(decoder, DecoderOptions(sampling=Sampling(steps=1)), clip=clip)  # type: ignore[arg-type]
     loader = Loader(DataConfig(size=32, num_workers=0), seed=0, batch_size=2, split="val")
-    (batch,) = bpd.pictures(loader, 2, task.keys, torch.device("cpu"))
+    (batch,) = pictures(loader, 2, task.keys, torch.device("cpu"))
     process = task.process.respace(3)
-    bits = bpd.measure(task, process, [batch])
+    bits = measure(task, process, [batch])
     with torch.no_grad():
         tokens, mask = task.tokenizer(batch["caption"])  # type: ignore[misc]
-        condition = decoder.condition(tokens, mask, clip.encode_image(batch["image"]))  # type: ignore[operator]
+        condition = decoder.condition(given(tokens, mask, clip.encode_image(batch["image"])))  # type: ignore[operator]
         streams = Streams(batch["seed"], "bits")
-        expected = bits_per_dim(decoder, condition, process, task.parametrisation, batch["image"], streams)
+        expected = bits_per_dim(decoder, condition, process, task.diffusion.parametrisation(), batch["image"], streams)
     torch.testing.assert_close(bits.total, expected.total)
-    other = bpd.measure(task, process, [batch | {"caption": ["", ""]}])
+    other = measure(task, process, [batch | {"caption": ["", ""]}])
     assert not torch.allclose(other.total, bits.total)
 
 
 def test_a_decoder_alone_and_every_picture_of_a_folder_once(tmp_path: Path, folder: Path) -> None:
     """All of a folder that is too small to hold anything out; a whole process if no steps are named."""
     save_stage(tmp_path / "decoder", "decoder", plain(target="x0"))
-    text, result = evaluate.bpd(str(tmp_path / "decoder"), data=str(folder), num=50, batch=2, device="cpu")
+    text, result = bpd(str(tmp_path / "decoder"), data=str(folder), num=50, batch=2, device="cpu")
     assert text.splitlines()[0].endswith(f"5 pictures of {folder}")
     assert not result["held_out"]
     assert len(set(result["each"])) == 5
@@ -103,27 +108,27 @@ def test_a_decoder_alone_and_every_picture_of_a_folder_once(tmp_path: Path, fold
 
 
 def test_labels_are_told_or_missed(tmp_path: Path, folder: Path) -> None:
-    decoder = plain(num_classes=3)
-    task = DecoderTask(decoder, None, DecoderOptions(sampling=Sampling(steps=1)))
+    decoder = plain(classes(3))
+    task = DecoderTask(decoder, DecoderOptions(sampling=Sampling(steps=1)))
     images = torch.zeros(2, 3, 8, 8)
     batch = {"image": images, "caption": ["", ""], "label": torch.tensor([0, 2]), "seed": [1, 2]}
-    assert bpd.measure(task, task.process.respace(2), [batch]).total.shape == (2,)
+    assert measure(task, task.process.respace(2), [batch]).total.shape == (2,)
     save_stage(tmp_path / "decoder", "decoder", decoder)
-    with pytest.raises(UsageError, match=r"the model is told \['label'\], the data has \['caption', 'image'"):
-        evaluate.bpd(str(tmp_path / "decoder"), data=str(folder), num=1, device="cpu")
+    with pytest.raises(UsageError, match=r"the model needs \['label'\], the data has \['caption', 'image'"):
+        bpd(str(tmp_path / "decoder"), data=str(folder), num=1, device="cpu")
 
 
 def test_a_network_of_classes_is_shown_one_thing_unless_asked_for_more(tmp_path: Path) -> None:
     """Also by the command line, where weights that are not given are an empty mapping."""
-    save_stage(tmp_path / "decoder", "decoder", plain(num_classes=60))
-    measured = partial(evaluate.bpd, str(tmp_path / "decoder"), num=4, steps=2, device="cpu")
+    save_stage(tmp_path / "decoder", "decoder", plain(classes(60)))
+    measured = partial(bpd, str(tmp_path / "decoder"), num=4, steps=2, device="cpu")
     none, one, two = (measured(num_things=weights).facts["each"] for weights in ({}, {1: 1.0}, {2: 1.0}))
     assert none == one
     assert none != two
 
 
 def test_classes_of_the_data_must_be_those_of_the_model(tmp_path: Path) -> None:
-    named = plain(num_classes=2, class_names=("cat", "dog"))
+    named = plain(classes(2, ("cat", "dog")))
     save_stage(tmp_path / "decoder", "decoder", named)
     for name in ("cat", "fox", "dog"):
         (tmp_path / "animals" / name).mkdir(parents=True)
@@ -131,12 +136,12 @@ def test_classes_of_the_data_must_be_those_of_the_model(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"knows other classes than .*animals: cat, dog \(2\), not cat, dog, fox \(3\)"
     ):
-        evaluate.bpd(str(tmp_path / "decoder"), data=str(tmp_path / "animals"), num=1, device="cpu")
+        bpd(str(tmp_path / "decoder"), data=str(tmp_path / "animals"), num=1, device="cpu")
 
 
 def test_a_network_that_inpaints_is_shown_nothing_of_what_it_is_measured_on(tmp_path: Path) -> None:
-    save_stage(tmp_path / "decoder", "decoder", decoder(unet=of(image_channels=4), inpaint=True))
-    task, _ = evaluate._decoder_task(str(tmp_path / "decoder"), "cpu")
+    save_stage(tmp_path / "decoder", "decoder", decoder(unet=of(image_channels=4), ports=MASKED))
+    task, _ = _decoder_task(str(tmp_path / "decoder"), "cpu")
     batch = {"image": torch.rand(4, 3, 16, 16), "caption": [""] * 4, "seed": [1, 2, 3, 4]}
     assert (task.condition(batch).image == 0).all()
 
@@ -144,28 +149,32 @@ def test_a_network_that_inpaints_is_shown_nothing_of_what_it_is_measured_on(tmp_
 def test_one_picture_has_no_standard_error() -> None:
     process = Process.from_schedule("cosine").respace(2)
     row = torch.tensor([[1.0, 2.0]])
-    result = bpd.summary(Bits(torch.tensor([3.5]), torch.tensor([0.5]), row, row, row), process)
+    result = summary(Bits(torch.tensor([3.5]), torch.tensor([0.5]), row, row, row), process)
     assert result["standard_error"] is None
     assert [q["timesteps"] for q in result["quarters"]] == [[0, 0], [999, 999]]
-    assert bpd.table(result, "pictures of x").splitlines()[0].split() == [
+    assert table(result, "pictures of x").splitlines()[0].split() == [
         "bits", "per", "dimension", "3.5000", "1", "pictures", "of", "x",
     ]  # fmt: skip
 
 
 def test_what_cannot_be_measured_is_said_in_one_line(pipe: DALLE2, model: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="this decoder reads embeddings of a CLIP; name the model that holds both"):
-        evaluate.bpd(f"{model}/decoder", device="cpu")
+        bpd(f"{model}/decoder", device="cpu")
     with pytest.raises(DataError, match="holds a prior, expected a decoder"):
-        evaluate.bpd(f"{model}/prior", device="cpu")
+        bpd(f"{model}/prior", device="cpu")
     short = tmp_path / "short"
     DALLE2({name: pipe.parts[name] for name in ("clip", "prior")}, {}).save_pretrained(short)
     with pytest.raises(UsageError, match="no decoder among clip, prior, and only that knows"):
-        evaluate.bpd(str(short), device="cpu")
+        bpd(str(short), device="cpu")
+    foreign = tmp_path / "foreign"
+    DALLE2({"clip": small_clip(embed_dim=32), "decoder": laion_decoder()}).save_pretrained(foreign)
+    with pytest.raises(UsageError, match="bits are counted of a decoder, not of a laion_decoder"):
+        bpd(str(foreign), device="cpu")
     with pytest.raises(UsageError, match="asks for 2000 steps"):
-        evaluate.bpd(model, steps=2000, device="cpu")
+        bpd(model, steps=2000, device="cpu")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty"):
-        evaluate.bpd(model, data=str(tmp_path / "empty"), steps=2, device="cpu")
+        bpd(model, data=str(tmp_path / "empty"), steps=2, device="cpu")
 
 
 def test_the_command(
@@ -174,7 +183,7 @@ def test_the_command(
     chosen = ["--model", model, "--num", "1", "--steps", "2", "--out", str(tmp_path / "bits.json"), "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["t2i", "eval", "bpd", *chosen, "--whole"])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main()
     assert not stop.value.code
     assert "1 pictures of shapes" in capsys.readouterr().out
     assert not json.loads((tmp_path / "bits.json").read_text())["held_out"]
@@ -186,7 +195,5 @@ def test_a_model_with_two_decoders_is_judged_by_the_one_that_draws(tmp_path: Pat
     pipe = glide()
     pipe.save_pretrained(tmp_path / "glide")
     save_stage(tmp_path / "alone", "decoder", pipe.parts["decoder"])
-    both, alone = (
-        evaluate.bpd(str(tmp_path / n), num=2, steps=3, device="cpu").facts["each"] for n in ("glide", "alone")
-    )
+    both, alone = (bpd(str(tmp_path / n), num=2, steps=3, device="cpu").facts["each"] for n in ("glide", "alone"))
     assert both == pytest.approx(alone, rel=1e-4)

@@ -11,20 +11,18 @@ import torch
 
 from t2i.core.errors import UsageError
 from t2i.data import shapes
-from t2i.evals import report as evaluate
-from t2i.evals.compose import TASKS, prompts
+from t2i.evals.compose import TASKS, compose, prompts
 from t2i.io.images import to_pil
-from t2i.pipeline.base import Pipeline
 from t2i.pipeline.output import Output
+from t2i.stages.registry import stage
 
 
 class Drawer:
     """Renders what a prompt asks for; with `colour`, everything in that one colour."""
 
     device = torch.device("cpu")
-    places = parts = MappingProxyType({"prior": "prior", "decoder": "decoder"})
-    check_pictures = Pipeline.check_pictures
-
+    parts = MappingProxyType({"prior": None, "decoder": None})
+    planner = SimpleNamespace(stages={name: stage(name) for name in parts})
     subject = "prompt"
 
     def __init__(self, colour: str | None = None) -> None:
@@ -45,13 +43,13 @@ class Drawer:
 @pytest.fixture
 def drawer(monkeypatch: pytest.MonkeyPatch) -> Drawer:
     pipe = Drawer()
-    monkeypatch.setattr(evaluate, "Pipeline", SimpleNamespace(from_pretrained=lambda *_, **__: pipe))
-    monkeypatch.setattr(evaluate, "HELD_OUT", 8)
+    monkeypatch.setattr("t2i.evals.compose.Pipeline", SimpleNamespace(from_pretrained=lambda *_, **__: pipe))
+    monkeypatch.setattr("t2i.evals.compose.HELD_OUT", 8)
     return pipe
 
 
 def test_a_pipeline_that_draws_what_is_asked_scores_high(drawer: Drawer, tmp_path: Path) -> None:
-    report = evaluate.compose("drawer", num=1, seed=3, device="cpu", call={"stop_after": "decoder", "steps": None})
+    report = compose("drawer", num=1, seed=3, device="cpu", call={"stop_after": "decoder", "steps": None})
     text = report.text
     assert drawer.calls == [{"stop_after": "decoder", "steps": None}]
     assert all(task in text for task in (*TASKS, "mean of the tasks", "held-out renders"))
@@ -70,7 +68,7 @@ def test_a_pipeline_that_draws_what_is_asked_scores_high(drawer: Drawer, tmp_pat
 
 def test_a_pipeline_that_knows_no_colour_fails_where_colour_counts(drawer: Drawer) -> None:
     drawer.colour = "green"
-    facts = evaluate.compose("drawer", num=1, seed=0, device="cpu", call={}).facts
+    facts = compose("drawer", num=1, seed=0, device="cpu", call={}).facts
     tasks = {task: share["share"] for task, share in facts["tasks"].items()}
     assert tasks["single object"] >= 0.95
     assert tasks["two objects"] >= 0.95
@@ -79,7 +77,7 @@ def test_a_pipeline_that_knows_no_colour_fails_where_colour_counts(drawer: Drawe
 
 
 def test_several_pictures_per_prompt(drawer: Drawer) -> None:
-    rows = evaluate.compose("drawer", num=2, seed=0, device="cpu").facts["pictures"]
+    rows = compose("drawer", num=2, seed=0, device="cpu").facts["pictures"]
     assert len(rows) == 240
     assert [row["prompt"] for row in rows[:4]] == ["a cube", "a cube", "a box", "a box"]
 
@@ -87,9 +85,9 @@ def test_several_pictures_per_prompt(drawer: Drawer) -> None:
 def test_a_model_that_reads_no_sentences_is_refused(drawer: Drawer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawer, "subject", "classes")
     with pytest.raises(UsageError, match="drawer draws classes, and the tasks are sentences"):
-        evaluate.compose("drawer", device="cpu")
+        compose("drawer", device="cpu")
 
 
 def test_no_pictures_is_an_error(drawer: Drawer) -> None:
     with pytest.raises(UsageError, match="not pictures: stop after decoder"):
-        evaluate.compose("drawer", num=1, seed=0, device="cpu", call={"stop_after": "prior"})
+        compose("drawer", num=1, seed=0, device="cpu", call={"stop_after": "prior"})

@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest.mock import Mock
@@ -18,12 +17,13 @@ from file_server import FileServer, serving
 from manifests import UNCLIP, manifests, shapes
 
 from t2i import Pipeline
-from t2i.cli.info import describe
+from t2i.cli.describe import describe
 from t2i.convert.convert import layouts
 from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.hub import hub
 from t2i.io.weights import save_folder
-from t2i.pipeline.loading import KINDS
+from t2i.pipeline.loading import pipeline_class
+from t2i.pipeline.slots import chain
 
 MODELS, ROWS = hub._tables()["models"], hub._tables()["checkpoints"]
 PUBLISHED = [name for name, entry in MODELS.items() if "parts" in entry]
@@ -77,10 +77,11 @@ def test_a_checkpoint_is_what_its_manifest_says(name: str) -> None:
 def test_a_published_model_fits_its_pipeline(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("t2i.text.tokenizers.TokenizerConfig.build", lambda _: None)
     entry = MODELS[name]
-    cls = getattr(import_module(f"t2i.pipelines.{entry['pipeline']}"), KINDS[entry["pipeline"]])
+    cls = pipeline_class(entry["pipeline"])
+    accepts = {slot.name: slot.accepts for slot in cls.slots}
     stages = {place: {row["stage"] for row in rows} for place, rows in hub.parts(name).items()}
-    assert list(stages) == cls._chain(stages)
-    assert all(len(kinds) == 1 and kinds <= {*cls._kinds(place)} for place, kinds in stages.items())
+    assert list(stages) == chain(cls.slots, stages)
+    assert all(len(kinds) == 1 and kinds <= {*accepts[place]} for place, kinds in stages.items())
     licences = {row["licence"] for rows in hub.parts(name).values() for row in rows}
     assert licences - {"MIT"} == {entry["licence"]} - {"MIT"}, "MIT forbids nothing that others allow"
     files = [PurePosixPath(source(row)).name for rows in hub.parts(name).values() for row in rows if "url" in row]

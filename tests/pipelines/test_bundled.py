@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from t2i.evals.compose import prompts, score
-from t2i.evals.report import load_reader
+from t2i.evals.compose import load_reader, prompts, score
 from t2i.hub.hub import index
 from t2i.io.images import from_pil
 from t2i.pipeline.base import Pipeline

@@ -5,16 +5,18 @@ import json
 import warnings
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import with_ports
 
 from t2i.core.errors import DataError, NonFiniteError, UsageError
 from t2i.io.provenance import read_recipe
+from t2i.nn.ports import READ, ClassesConfig, ClipImageConfig, TextPortConfig
+from t2i.pipeline.arguments import Texts
 from t2i.pipeline.base import Pipeline
 from t2i.pipeline.request import chunks
 from t2i.pipelines.dalle2 import DALLE2
@@ -128,14 +130,19 @@ def test_chunks_start_anew_in_every_group(count: int, group: int, size: int, exp
     assert [(rows.start, rows.stop) for rows in chunks(count, group, size)] == expected
 
 
-def test_costly_stages_take_fewer(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
-    large = SimpleNamespace(image_size=1024, unet=SimpleNamespace(patch_size=8))  # 128 × 128 places
-    monkeypatch.setattr(pipe, "_config", lambda stage: large if stage == "up1024" else SimpleNamespace())
-    call = SimpleNamespace(seeds=range(5), max_batch=8, max_tile=None)
-    assert [rows.stop - rows.start for rows in pipe.chunks(call, "up1024")] == [2, 2, 1]
-    call.max_tile = 512
-    assert [rows.stop - rows.start for rows in pipe.chunks(call, "up1024")] == [5]
-    assert [rows.stop - rows.start for rows in pipe.chunks(call, "prior")] == [5]
+def test_costly_stages_take_fewer(pipe: DALLE2) -> None:
+    large = copy.copy(pipe.parts["up1024"])
+    unet = large.config.unet.model_copy(update={"patch_size": 8})  # 128 × 128 places
+    large.config = large.config.model_copy(update={"unet": unet, "image_size": 1024})
+    whole, five = DALLE2(pipe.parts | {"up1024": large}), Texts(["a cube"] * 5, [""] * 5, [False] * 5)
+
+    def sizes(stage: str, **draw: Any) -> list[int]:
+        request = whole.request({"progress": False, **draw}, texts=five)  # type: ignore[typeddict-item]
+        return [rows.stop - rows.start for rows in request.batches(stage)]
+
+    assert sizes("up1024") == [2, 2, 1]
+    assert sizes("up1024", max_tile=512) == [5]
+    assert sizes("prior", max_tile=512) == [5]
 
 
 def test_samplers_by_stage_are_in_the_recipe(pipe: DALLE2) -> None:
@@ -165,14 +172,18 @@ def test_the_recipe_names_the_weights(pipe: DALLE2, tmp_path: Path) -> None:
 def test_a_stage_of_another_clip_is_refused(pipe: DALLE2, name: str) -> None:
     parts = copy.deepcopy(pipe.parts)
     mark = parts["clip"].fingerprint()
-    config = parts[name].config
-    parts[name].config = config.model_copy(
-        update={"clip_fingerprint": tuple(x + 0.002 * (-1) ** i for i, x in enumerate(mark))}
-    )
+    parts[name].config = _of_clip(parts[name].config, tuple(x + 0.002 * (-1) ** i for i, x in enumerate(mark)))
     DALLE2(parts, pipe.settings)
-    parts[name].config = config.model_copy(update={"clip_fingerprint": mark[::-1]})
+    parts[name].config = _of_clip(parts[name].config, mark[::-1])
     with pytest.raises(DataError, match=f"{name} was trained with another CLIP"):
         DALLE2(parts, pipe.settings)
+
+
+def _of_clip(config: Any, fingerprint: tuple[float, ...]) -> Any:
+    """The config of a stage that learned from the CLIP of this fingerprint."""
+    if hasattr(config, "ports"):
+        return with_ports(config, clip_image=config.ports.clip_image.model_copy(update={"fingerprint": fingerprint}))
+    return config.model_copy(update={"clip_fingerprint": fingerprint})
 
 
 def test_a_negative_prompt_without_guidance_is_told(pipe: DALLE2) -> None:
@@ -180,11 +191,13 @@ def test_a_negative_prompt_without_guidance_is_told(pipe: DALLE2) -> None:
         pipe("a cube", negative_prompt="a sphere", guidance=1.0, seed=1, stop_after="prior", progress=False)
 
 
-def test_words_that_only_the_decoder_lacks_are_told(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = pipe.parts["decoder"].config.tokenizer.model_copy(update={"words": ("a", "cube")})
-    monkeypatch.setattr(pipe, "_tokenizer", few.build())
+def test_words_that_only_the_decoder_lacks_are_told(pipe: DALLE2) -> None:
+    decoder = copy.copy(pipe.parts["decoder"])
+    text = decoder.config.ports.text
+    few = text.tokenizer.model_copy(update={"words": ("a", "cube")})
+    decoder.config = with_ports(decoder.config, text=text.model_copy(update={"tokenizer": few}))
     with pytest.warns(UserWarning, match="does not know: red"):
-        pipe("a red cube", seed=1, stop_after="prior", progress=False)
+        DALLE2(pipe.parts | {"decoder": decoder})("a red cube", seed=1, stop_after="prior", progress=False)
 
 
 def test_max_batch_is_a_maximum(pipe: DALLE2, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,8 +258,10 @@ def test_presets_sample_as_others_do(pipe: DALLE2, tmp_path: Path) -> None:
         "guidance": {"prior": 1.0, "decoder": 1.25},
         "sampler": {"prior": "ddpm", "decoder": "ddpm", "up256": "ddim", "up1024": "ddim"},
         "candidates": {"prior": 2},
+        "clamp": {"prior": False},
+        "variance": {"prior": None},
     }
-    assert (opened(preset="karlo").parts["prior"].config.clamp, paper.parts["prior"].config.clamp) == (10.0, None)
+    assert opened(preset="karlo").settings["clamp"] == {"prior": 10.0}
     out = paper("a red cube", **few)
     assert out.recipe["preset"] == "paper"
     assert out.recipe["arguments"]["guidance"] == {"prior": 1.0, "decoder": 1.25}
@@ -266,11 +281,12 @@ def test_a_preset_says_nothing_of_stages_it_lacks(pipe: DALLE2) -> None:
 
 
 def test_the_paper_draws_with_analytic_variances(pipe: DALLE2, tmp_path: Path) -> None:
-    """Where they were measured; the others draw without them, and save nothing of them."""
+    """Where they were measured; the others draw without them."""
     measured = copy.copy(pipe)
     known: Any = pipe.parts["prior"]
-    prior = Prior(known.config.model_copy(update={"variance": "analytic"})).eval()
-    prior.load_state_dict(known.state_dict() | {"x_0_variance": torch.full((known.config.num_steps,), 0.5)})
+    diffusion = known.config.diffusion.model_copy(update={"variance": "analytic"})
+    prior = Prior(known.config.model_copy(update={"diffusion": diffusion})).eval()
+    prior.load_state_dict(known.state_dict() | {"x_0_variance": torch.full((diffusion.num_steps,), 0.5)})
     measured.parts = pipe.parts | {"prior": prior}
     measured.save_pretrained(tmp_path / "model")
     drawn = {}
@@ -279,7 +295,7 @@ def test_the_paper_draws_with_analytic_variances(pipe: DALLE2, tmp_path: Path) -
         drawn[preset] = chosen("a red cube", seed=1, steps={"prior": 6}, stop_after="prior", progress=False).embeddings
         chosen.save_pretrained(tmp_path / preset)
         again: Any = Pipeline.from_pretrained(tmp_path / preset, device="cpu", dtype="float32")
-        assert again.parts["prior"].config.variance == {"paper": "analytic", "laion": "fixed_small"}[preset]
+        assert again.settings["variance"] == {"prior": {"paper": "analytic", "laion": "fixed_small"}[preset]}
         same = again("a red cube", seed=1, steps={"prior": 6}, stop_after="prior", progress=False).embeddings
         assert torch.equal(same, drawn[preset])
     assert not torch.equal(drawn["paper"], drawn["laion"])
@@ -302,7 +318,8 @@ def test_presets_that_cannot_be_are_one_clear_line(pipe: DALLE2, monkeypatch: py
     before = pipe.settings
     with pytest.raises(UsageError, match=r"unknown preset 'papers'.*did you mean 'paper'"):
         pipe.use_preset("papers")
-    short = {"paper": {"prior": {}, "settings": {"steps": {"decoder": 5000}}}}
+    own = {"clamp": None, "variance": "fixed_small"}
+    short = {"paper": {"prior": own, "settings": {"steps": {"decoder": 5000}}}}
     monkeypatch.setattr("t2i.pipelines.dalle2.presets", lambda: short)
     with pytest.raises(UsageError, match=r"'paper' is not for this model.*5000"):
         pipe.use_preset("paper")
@@ -441,17 +458,18 @@ def test_a_chain_may_end_early(pipe: DALLE2) -> None:
         ("prior", {"clip_dim": 24}, "prior takes embeddings of width 24, but clip gives 16"),
         ("prior", {"text_width": 64}, "prior takes text states of width 64, but clip gives 32"),
         ("prior", {"context": 8}, "prior reads 8 tokens, but clip gives 12"),
-        ("decoder", {"clip_dim": 24}, "decoder takes embeddings of width 24, but clip gives 16"),
-        ("decoder", {"clip_dim": None}, "decoder takes embeddings of width None, but clip gives 16"),
-        ("decoder", {"num_classes": 10}, "decoder needs a class label"),
+        ("decoder", {"clip_image": ClipImageConfig(dim=24)}, "decoder takes embeddings of width 24, but clip gives 16"),
+        ("decoder", {"clip_image": None}, "decoder takes embeddings of width None, but clip gives 16"),
+        ("decoder", {"classes": ClassesConfig(num=10)}, "decoder needs a class label"),
         ("up256", {"low_size": 16}, "up256 takes pictures of side 16, but decoder gives 32"),
         ("up1024", {"low_size": 32}, "up1024 takes pictures of side 32, but up256 gives 64"),
-        ("up1024", {"text": "anything"}, "up1024 reads text"),
+        ("up1024", {"text": TextPortConfig()}, "up1024 reads text"),
     ],
 )
 def test_stages_must_fit_together(pipe: DALLE2, name: str, changes: dict, message: str) -> None:
     part = copy.copy(pipe.parts[name])
-    part.config = part.config.model_copy(update=changes)
+    ports = {key: value for key, value in changes.items() if key in READ}
+    part.config = with_ports(part.config, **ports) if ports else part.config.model_copy(update=changes)
     with pytest.raises(DataError, match=message):
         DALLE2({**pipe.parts, name: part}, {})
 

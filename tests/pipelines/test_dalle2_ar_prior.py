@@ -10,6 +10,7 @@ from conftest import small_clip, small_decoder
 from small import ar_prior
 
 from t2i.core.errors import DataError, UsageError
+from t2i.pipeline.arguments import Texts
 from t2i.pipeline.base import Pipeline
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.ar_prior.model import ArPrior
@@ -62,8 +63,8 @@ def test_its_recipe_repeats_the_picture_and_names_no_steps(folder: Path) -> None
 
 def test_the_progress_bar_counts_its_codes(folder: Path) -> None:
     pipe = Pipeline.from_pretrained(folder / "model", device="cpu")
-    rows = {"prompt": ["a"] * 3, "negative_prompt": [""] * 3}
-    assert pipe.begin(rows, 0, pipe.plan(), max_batch=2, progress=False).bar.total == 2 * (9 + 3)
+    texts = Texts(["a"] * 3, [""] * 3, [False] * 3)
+    assert pipe.request({"max_batch": 2, "progress": False}, texts=texts).bar.total == 2 * (9 + 3)
 
 
 @pytest.mark.parametrize(("what", "value"), [("steps", 5), ("sampler", "ddim")])

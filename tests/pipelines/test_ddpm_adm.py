@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import adm, classifier, ddpm, decoder, of, upsampler
+from small import MASKED, adm, classes, classifier, ddpm, decoder, of, upsampler
 
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
+from t2i.diffusion.config import Diffusion, Noise
 from t2i.io.provenance import read_recipe
 from t2i.pipeline.base import Pipeline
 from t2i.pipelines.adm import ADM
@@ -34,7 +35,9 @@ def test_unconditional_pictures(tmp_path: Path) -> None:
 
 def test_ancestral_sampling_is_the_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Algorithm 2 of Ho et al. written out, on the pipeline's network and noise."""
-    pipe = ddpm(decoder=decoder(unet=of(out_channels=3), variance="fixed_small", schedule="linear"))
+    pipe = ddpm(
+        decoder=decoder(unet=of(out_channels=3), diffusion=Diffusion(variance="fixed_small", schedule="linear"))
+    )
     model, [drawn] = pipe.parts["decoder"], pipe(seed=9, progress=False)
     beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     kept = [0, 333, 666, 999]
@@ -68,17 +71,17 @@ def test_classes_by_number_and_by_name() -> None:
 
 def test_names_that_are_numbers_are_names() -> None:
     """Folders `0`, `1`, `10`, `2` sort as text: class "10" is the third."""
-    pipe = adm(decoder=decoder(num_classes=4, class_names=("0", "1", "10", "2")))
+    pipe = adm(decoder=decoder(ports=classes(4, ("0", "1", "10", "2"))))
     assert pipe(["10", "2", 2], seed=0, steps=2, progress=False).recipe["arguments"]["classes"] == [2, 3, 2]
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 8])
 def test_a_picture_is_the_same_in_any_batch(max_batch: int) -> None:
-    pipe = adm(classifier=classifier(), upsampler=upsampler(num_classes=3))
-    classes = [0, 1, 2, 1, 0]
-    together = pipe(classes, seed=3, guidance=20.0, max_batch=max_batch, progress=False)
+    pipe = adm(classifier=classifier(), upsampler=upsampler(ports=classes()))
+    asked = [0, 1, 2, 1, 0]
+    together = pipe(asked, seed=3, guidance=20.0, max_batch=max_batch, progress=False)
     for i in (1, 4):
-        alone = pipe(classes[i], seed=3 + i, guidance=20.0, progress=False)
+        alone = pipe(asked[i], seed=3 + i, guidance=20.0, progress=False)
         assert np.abs(pixels(alone[0]) - pixels(together[i])).max() <= 1
 
 
@@ -112,7 +115,7 @@ def test_an_unconditional_decoder_draws_classes_if_a_classifier_steers_it() -> N
 
 
 def test_classifier_free_guidance_needs_an_absent_class() -> None:
-    pipe = adm(decoder=decoder(num_classes=3, null_class=True))
+    pipe = adm(decoder=decoder(ports=classes(null_class=True)))
     a, b = (pipe(1, seed=0, guidance=g, progress=False)[0].tobytes() for g in (1.0, 4.0))
     assert a != b, "one number is the decoder's guidance where there is no classifier"
     with pytest.raises(UsageError, match="knows no absent class"):
@@ -122,7 +125,7 @@ def test_classifier_free_guidance_needs_an_absent_class() -> None:
 
 
 def test_the_upsampler_is_told_the_class(tmp_path: Path) -> None:
-    pipe = adm(upsampler=upsampler(num_classes=3, levels="truncated"), classifier=classifier())
+    pipe = adm(upsampler=upsampler(ports=classes(), levels="truncated"), classifier=classifier())
     out = pipe(2, seed=0, progress=False)
     assert out[0].size == (32, 32)
     assert pipe(2, seed=0, stop_after="decoder", progress=False)[0].size == (16, 16)
@@ -168,12 +171,12 @@ def test_a_model_without_classes_takes_none() -> None:
     ("parts", "message"),
     [
         ({"upsampler": upsampler(low_size=8)}, "upsampler takes pictures of side 8, but decoder gives 16"),
-        ({"upsampler": upsampler(num_classes=5)}, "upsampler knows 5 classes, but decoder 3"),
+        ({"upsampler": upsampler(ports=classes(5))}, "upsampler knows 5 classes, but decoder 3"),
         ({"classifier": classifier(5)}, "classifier knows 5 classes, but decoder 3"),
         ({"classifier": classifier(image_size=32)}, "classifier was trained with image_size=32, decoder with 16"),
         ({"classifier": classifier(class_names=("sphere", "cube", "red cube"))}, "call their classes differently"),
-        ({"classifier": classifier(schedule="linear")}, "trained with schedule=linear, decoder with cosine"),
-        ({"decoder": decoder(unet=of(image_channels=4), inpaint=True)}, "decoder reads captions or pictures"),
+        ({"classifier": classifier(diffusion=Noise(schedule="linear"))}, "schedule=linear, decoder with cosine"),
+        ({"decoder": decoder(unet=of(image_channels=4), ports=MASKED)}, "decoder reads captions or pictures"),
     ],
 )  # fmt: skip
 def test_parts_must_fit_together(parts: dict, message: str) -> None:

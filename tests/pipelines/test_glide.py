@@ -1,6 +1,8 @@
 """GLIDE: guidance by words and by CLIP, inpainting both ways, edits, and every kind of bad input."""
 
+import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import decoder, glide, noised_clip, of, upsampler
+from small import MASKED, TOKENIZER, classes, decoder, glide, noised_clip, of, upsampler
 
 from t2i.core.errors import DataError, UsageError
+from t2i.diffusion.config import Noise
 from t2i.pipeline.base import Pipeline
 from t2i.pipelines.glide import GLIDE
 
@@ -93,11 +96,12 @@ def test_one_network_may_draw_and_inpaint(pipe: GLIDE) -> None:
 
 
 def test_the_released_recipe_is_the_default() -> None:
-    chosen = GLIDE(glide().parts, {}).plan().sampling
+    planner = GLIDE(glide().parts, {}).planner
+    chosen, _ = planner.plan({})
     assert (chosen["decoder"].steps, chosen["decoder"].sampler, chosen["decoder"].guidance) == (100, "ddpm", 3.0)
     assert (chosen["upsampler"].steps, chosen["upsampler"].sampler) == ("fast27", "ddim")
     assert (chosen["upsampler"].temperature, chosen["upsampler"].guidance) == (0.997, 1.0)
-    painted = GLIDE(glide().parts, {}).plan(drawing=("inpaint", "inpaint_upsampler")).sampling
+    painted, _ = planner.plan({}, ("inpaint", "inpaint_upsampler"))
     assert (painted["inpaint"].guidance, painted["inpaint_upsampler"].sampler) == (5.0, "ddpm")
 
 
@@ -112,6 +116,15 @@ def test_guidance_by_clip_instead_of_words(pipe: GLIDE) -> None:
     assert plain == without("a red cube", seed=2, guidance=1.0, stop_after="decoder", progress=False)[0].tobytes()
     with pytest.raises(UsageError, match="unknown stage 'clip'"):
         without("a red cube", guidance={"clip": 1.0}, progress=False)
+
+
+def test_words_that_only_clip_lacks_are_told_where_it_guides(pipe: GLIDE) -> None:
+    clip = copy.copy(pipe.parts["clip"])
+    clip.tokenizer = TOKENIZER.model_copy(update={"words": ("a", "cube")}).build()
+    other = GLIDE(pipe.parts | {"clip": clip}, pipe.settings)
+    for draw in (other, partial(other.inpaint, picture(), mask()), partial(other.edit, picture())):
+        with pytest.warns(UserWarning, match="does not know: red"):
+            draw("a red cube", guidance={"clip": 1.0}, seed=1, progress=False)
 
 
 def test_clip_guidance_raises_similarity(pipe: GLIDE) -> None:
@@ -210,13 +223,21 @@ def test_bad_strengths(pipe: GLIDE) -> None:
     ("name", "part", "message"),
     [
         ("decoder", lambda: decoder(), "decoder reads no captions"),
-        ("inpaint", lambda: decoder(), "inpaint was trained with inpaint=False"),
-        ("clip", lambda: noised_clip(schedule="linear"), "clip was trained with schedule=linear, decoder with cosine"),
-        ("clip", lambda: noised_clip(num_steps=100), "clip was trained with num_steps=100, decoder with 1000"),
-        ("inpaint", lambda: decoder(unet=of(image_channels=4), inpaint=True), "inpaint reads no captions"),
+        ("inpaint", lambda: decoder(), "inpaint was trained without ports.masked"),
+        (
+            "clip",
+            lambda: noised_clip(diffusion=Noise(schedule="linear")),
+            "clip was trained with schedule=linear, decoder with cosine",
+        ),
+        (
+            "clip",
+            lambda: noised_clip(diffusion=Noise(num_steps=100)),
+            "clip was trained with num_steps=100, decoder with 1000",
+        ),
+        ("inpaint", lambda: decoder(unet=of(image_channels=4), ports=MASKED), "inpaint reads no captions"),
         ("upsampler", lambda: upsampler(low_size=8), "upsampler takes pictures of side 8, but decoder gives 16"),
-        ("upsampler", lambda: upsampler(num_classes=3), "upsampler needs a class"),
-        ("decoder", lambda: decoder(num_classes=3), "decoder needs a class"),
+        ("upsampler", lambda: upsampler(ports=classes()), "upsampler needs a class"),
+        ("decoder", lambda: decoder(ports=classes()), "decoder needs a class"),
     ],
 )
 def test_parts_must_fit_together(pipe: GLIDE, name: str, part: Any, message: str) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import shaken, small_clip, small_upsampler
+from conftest import small_clip, small_upsampler
 from PIL import Image
+from small import laion_decoder
 from torch import Tensor
 
 from t2i import Pipeline
@@ -15,8 +16,6 @@ from t2i.core.types import Condition
 from t2i.io.images import from_pil
 from t2i.pipeline.inputs import Latent
 from t2i.pipelines.dalle2 import DALLE2
-from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
-from t2i.stages.dalle2_pytorch.decoder.sample import process_of
 from t2i.stages.dalle2_pytorch.prior.model import LaionPrior, LaionPriorConfig
 
 FEW = {"steps": {"prior": 3, "decoder": 2, "up256": 2}, "guidance": {"prior": 1.0, "decoder": 1.7}}
@@ -27,14 +26,10 @@ def pipe(**priors: Any) -> DALLE2:
     prior = LaionPrior(
         LaionPriorConfig(**({"era": "C", "clip_dim": 32, "layers": 1, "heads": 2, "head_width": 8} | priors))
     )
-    decoder = LaionDecoderConfig(
-        era="C", channels=16, multipliers=(1, 2), num_blocks=1, attention=(1,), heads=2, head_width=8,
-        context_dim=16, clip_dim=32, clip_text_width=32, context=12, image_size=32,
-    )  # fmt: skip
     parts = {
         "clip": small_clip(embed_dim=32),
         "prior": prior.eval(),
-        "decoder": shaken(LaionDecoder(decoder)).eval(),
+        "decoder": laion_decoder(),
         "up256": small_upsampler(32, 64),
     }
     return DALLE2(parts, FEW, "small").to("cpu", "float32")
@@ -87,7 +82,7 @@ def test_pictures_are_taken_apart_and_edited() -> None:
     """More steps bring a picture back more exactly, and strength is how far it goes from there."""
     whole, picture = pipe(), Image.radial_gradient("L").convert("RGB").resize((32, 32))
     x_0, model = from_pil(picture), whole.parts["decoder"]
-    process = process_of(model)  # type: ignore[arg-type]
+    process = model.config.diffusion.process()
 
     told: list[Condition] = []
 

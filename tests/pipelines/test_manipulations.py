@@ -17,7 +17,6 @@ from t2i.pipeline.inputs import Latent
 from t2i.pipeline.output import recipe_in
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.clip.model import ClipEncoder
-from t2i.stages.decoder.sample import process_of
 
 QUICK = {"steps": {"decoder": 10}, "stop_after": "decoder", "progress": False}
 
@@ -42,7 +41,7 @@ def exact(pipe: DALLE2) -> DALLE2:
     denoiser is known in closed form."""
     known = copy.deepcopy(pipe)
     model = known.parts["decoder"]
-    full = process_of(model)
+    full = model.config.diffusion.process()
 
     def best(x: torch.Tensor, t: torch.Tensor, condition: object) -> torch.Tensor:
         signal, sigma = full.at("sqrt_alpha_bar", t, x), full.at("sqrt_one_minus_alpha_bar", t, x)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from t2i.core.errors import UsageError
+from t2i.pipeline.arguments import Sentences
 from t2i.pipeline.output import check_repeatable, recipe_in
 from t2i.pipelines.dalle2 import DALLE2
 
@@ -51,7 +52,7 @@ def test_tiles_are_in_the_recipe_and_bound_what_a_network_sees(
     assert tiled[0].tobytes() != whole[0].tobytes()
     assert "max_tile" not in whole.recipe["arguments"]
     recipe = recipe_in(tiled.save(tmp_path / "cube.png")[0])
-    check_repeatable(recipe | {"weights": pipe.weights}, pipe, None)
+    check_repeatable(recipe, {*Sentences.__annotations__, "prompt"}, recipe["weights"], None)
     again = pipe(**json.loads(json.dumps(recipe["arguments"])), progress=False)
     assert again[0].tobytes() == tiled[0].tobytes()
     mask = Image.new("L", (48, 48), 255)
@@ -73,7 +74,7 @@ def test_tiles_are_in_the_recipe_and_bound_what_a_network_sees(
         ({"start_at": "decoder"}, "no upsampler 'decoder'; this model has up256, up1024"),
         ({"stop_after": "up256", "start_at": "up1024"}, "unknown stage 'up256'"),
         ({"steps": {"decoder": 3}}, "unknown stage 'decoder'"),
-        ({"max_tile": 16}, "max_tile must be at least 32 for up256, got 16"),
+        ({"max_tile": 16}, "max_tile of up256: must be at least 32, got 16"),
         ({"max_tile": 64.0}, "max_tile must be a whole number"),
     ],
 )

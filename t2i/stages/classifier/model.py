@@ -93,7 +93,7 @@ class Classifier(nn.Module):
         return logits
 
     def log_probability(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """log p(label | x_t), (B,) float32, of labels (B,) int64 in 0…K-1.
+        """The log p(label | x_t), (B,) float32, of labels (B,) int64 in 0…K-1.
 
         Raises:
             ValueError: for labels of another kind, and where they can be looked at without waiting for a device (on the

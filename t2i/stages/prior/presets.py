@@ -4,7 +4,7 @@ from t2i.stages.prior.model import PriorConfig
 
 
 def _of(clip_dim: int, clamp: float) -> PriorConfig:
-    """unCLIP's prior as Karlo built it: 1.02 B parameters, on embeddings as CLIP gives them, of any length."""
+    """The prior of unCLIP as Karlo built it: 1.02 B parameters, on embeddings as CLIP gives them, of any length."""
     return PriorConfig(
         clip_dim=clip_dim,
         text_width=clip_dim,
