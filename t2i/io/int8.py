@@ -110,8 +110,7 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
     names = _names(metadata.get(HEADER, "{}"))
     state: dict[str, Stored] = {key: value for key, value in tensors.items() if key not in names.values()}
     for key, name in names.items():
-        state[key] = Int8(*(_tensor(tensors, key, key), _tensor(tensors, name, key)))
-        _check(key, state[key])
+        state[key] = _checked(key, Int8(_tensor(tensors, key, key), _tensor(tensors, name, key)))
     return state
 
 
@@ -144,7 +143,7 @@ def _tensor(tensors: Mapping[str, Tensor], name: str, key: str) -> Tensor:
     return tensors[name]
 
 
-def _check(key: str, stored: Stored) -> None:
+def _checked(key: str, stored: Int8) -> Int8:
     values, scale = stored
     if (values.dtype, scale.dtype) != (torch.int8, torch.bfloat16):
         found = f"{values.dtype} and a scale of {scale.dtype}".replace("torch.", "")
@@ -154,3 +153,4 @@ def _check(key: str, stored: Stored) -> None:
         raise ValueError(f"expected one scale for each channel of {key!r}, got {found}")
     if not (scale.isfinite() & (scale > 0)).all():
         raise ValueError(f"the scales of {key!r} must be positive and finite, got {scale.min():g} to {scale.max():g}")
+    return stored
