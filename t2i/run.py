@@ -38,14 +38,14 @@ class Run(Config):
         needs: folders of the frozen stages that it learns from, by the names in its task's `needs`, such as
             `{clip: runs/clip}`; paths, or ones under `weights/`. `clip: FOLDER` is short for that one.
         init: folder of a trained stage to start from, instead of random weights; see `Stage.start`.
-        save_dtype: of the exported weights.
+        save_dtype: of the exported weights; int8, with scales, is half of bfloat16 (see `t2i.io.int8`).
     """
 
     stage: str
     preset: str | None = None
     needs: dict[str, Annotated[str, AtHome]] = Field({})
     init: Annotated[str, AtHome] | None = None
-    save_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    save_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16"
     model: Config
     task: Config
     data: DataConfig = DataConfig()
@@ -123,10 +123,9 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
     if fresh:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
         task.prepare(_batches(loader, run.train.seed), anew=others)
-    dtype = getattr(torch, run.save_dtype)
 
     def export(folder: Path, state: dict[str, Tensor]) -> None:
-        save_stage(folder, run.stage, model, state, dtype)
+        save_stage(folder, run.stage, model, state, run.save_dtype)
 
     def migrated(config: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from t2i.core.errors import UsageError
-
 
 def convert(
     files: Annotated[
@@ -18,14 +16,10 @@ def convert(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="What weights of an unknown network do not show."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the written weights; as in the file if not given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the written weights; that of the file if not given.")] = None,
 ) -> None:
     """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run."""
-    if dtype not in (None, "float32", "bfloat16", "float16"):
-        raise UsageError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
-    import torch
-
     from t2i.convert.convert import convert_files
 
-    done = convert_files(files, out, network=network, given=given or (), dtype=getattr(torch, dtype) if dtype else None)
+    done = convert_files(files, out, network=network, given=given or (), dtype=dtype)
     typer.echo(f"{out}: a {done.stage}, {done.name}, {done.parameters / 1e6:.1f} M parameters")

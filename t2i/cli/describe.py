@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from t2i.core.devices import fast_bfloat16
+from t2i.core.devices import fast_bfloat16, stored_as
 from t2i.core.errors import UsageError, explain
 from t2i.diffusion.sampling import Sampling
 from t2i.hub.hub import cached, find, index, megabytes, parts
 from t2i.io.files import read_json
-from t2i.io.weights import stage_folders
+from t2i.io.int8 import num_bytes
+from t2i.io.weights import stage_folders, stored_dtype
 from t2i.pipeline.base import Pipeline
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.registry import find_stage, load_stage, stage
@@ -83,9 +84,10 @@ def _model(model: str, folder: Path) -> str:
     repeats, spent = pipe.settings.get("candidates", {}), []  # FLOPs of the stages that draw
     for name, part in pipe.parts.items():
         count = sum(p.numel() for p in part.parameters())
-        size = sum(f.stat().st_size for f in folders.get(name, folder / name).glob("*.safetensors"))
+        where = folders.get(name, folder / name)
+        size = sum(f.stat().st_size for f in where.glob("*.safetensors"))
         lines.append(
-            f"  {name:<{width}} {count / 1e6:7.2f} M parameters  {size / 2**20:6.1f} MiB  "
+            f"  {name:<{width}} {count / 1e6:7.2f} M parameters {_stored(where):<11} {size / 2**20:6.1f} MiB  "
             f"{_chosen(pipe.settings, name)}"
         )
         if name in plan:
@@ -105,7 +107,8 @@ def _stage(folder: Path) -> str:
     count, size = sum(p.numel() for p in part.parameters()), sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     found = cost(part)
     spent = f", {_flops(found.step)} per evaluation" if found is not None else ""
-    return f"{folder}: {type(part).__name__}, {count / 1e6:.2f} M parameters, {size / 2**20:.1f} MiB{spent}"
+    params = f"{count / 1e6:.2f} M parameters {_stored(folder)}".rstrip()
+    return f"{folder}: {type(part).__name__}, {params}, {size / 2**20:.1f} MiB{spent}"
 
 
 def _config(path: str) -> str:
@@ -120,8 +123,10 @@ def _config(path: str) -> str:
         config = complete(run, spec, load_neighbours(run, spec))
     with explain(path, UsageError), torch.device("meta"):
         part: Any = spec.model(config)
-    count, dtype = sum(p.numel() for p in part.parameters()), getattr(torch, run.save_dtype)
-    size = sum(x.numel() for x in part.state_dict().values()) * dtype.itemsize
+    count, state, dtype = sum(p.numel() for p in part.parameters()), part.state_dict(), stored_as(run.save_dtype)
+    size = sum(x.numel() for x in state.values()) * dtype.itemsize
+    if dtype == torch.int8:
+        size = num_bytes(state, {name for name, _ in part.named_buffers()})
     line = f"{path}: {type(part).__name__}, {count / 1e6:.2f} M parameters, {size / 2**20:.1f} MiB in {run.save_dtype}"
     if (found := cost(part)) is None:
         return line
@@ -136,6 +141,11 @@ def _config(path: str) -> str:
     whole = found.of(sampling, steps, passes)
     times = f"{passes} × " if passes > 1 else ""
     return f"{line}, {_flops(whole)} per picture of {times}{steps} {'guided ' if guided else ''}steps"
+
+
+def _stored(folder: Path) -> str:
+    """What the weights of a stage are on disk; nothing for those of others that are no safetensors."""
+    return f"in {found}" if (found := stored_dtype(folder)) else ""
 
 
 def _chosen(settings: Mapping[str, Mapping[str, Any]], place: str) -> str:

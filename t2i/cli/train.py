@@ -43,7 +43,7 @@ def assemble(
         list[str], typer.Argument(metavar="STAGE=FOLDER...", help="Such as clip=runs/clip prior=runs/prior.")
     ],
     kind: Annotated[str, typer.Option(help="Of the pipeline: dalle2, ddpm, adm or glide.")] = "dalle2",
-    dtype: Annotated[str, typer.Option(help="Of the written weights: float32, bfloat16 or float16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, float16 or int8.")] = "bfloat16",
     steps: Annotated[str | None, typer.Option(help="The model's own, stage=N,stage=N.")] = None,
     guidance: Annotated[str | None, typer.Option(help="The model's own, stage=S,stage=S.")] = None,
     sampler: Annotated[str | None, typer.Option(help="The model's own, stage=NAME,stage=NAME.")] = None,
@@ -52,18 +52,16 @@ def assemble(
     pairs = dict(part.split("=", 1) for part in stages if "=" in part)
     if len(pairs) != len(stages):
         raise UsageError(f"expected stage=folder, got {' '.join(stages)}")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise UsageError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
     settings: dict[str, Any] = dict(draw_options(None, steps, guidance, sampler))
     for what, value in settings.items():
         if not isinstance(value, dict):
             raise UsageError(f"--{what}: say of which stage, such as decoder={value}")
+    from t2i.core.devices import stored_as
     from t2i.io.files import output_folder
 
+    stored = stored_as(dtype)
     with output_folder(out):
-        import torch
-
         from t2i.pipeline.loading import pipeline_class
 
-        pipeline_class(kind).assemble(pairs, settings).save_pretrained(out, getattr(torch, dtype))
+        pipeline_class(kind).assemble(pairs, settings).save_pretrained(out, stored)
     typer.echo(f"{out}: {', '.join(pairs)}")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
 from t2i.convert.diffusers import described
+from t2i.core.devices import stored_as
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain
 from t2i.io.files import clear_errors, output_folder, read_json
 from t2i.keymaps.flat import Layout, Shape, misfit, modules
@@ -54,7 +55,7 @@ def convert_files(
     *,
     network: str | None = None,
     given: Sequence[str] = (),
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> Converted:
     """Write a stage folder from published weights of DDPM, IDDPM, ADM, GLIDE or unCLIP.
 
@@ -66,17 +67,18 @@ def convert_files(
         given: `key=value`, what the weights of an unpublished network do not show (see `t2i.convert.custom.Facts`); it
             has no name, so `network` is not given as well.
         dtype: of the written weights; None keeps those of the file. Of U-Nets only what the references keep in half
-            precision has it, see `half_trunk`, and the rest is float32.
+            precision has it, see `half_trunk`, and the rest is float32; int8 is the same for all, see `t2i.io.int8`.
 
     Raises:
         UsageError: something about an unknown network is not given, or `out` cannot be written.
         DataError: a file is damaged, holds more than tensors, or does not fit; nothing is written then.
     """
+    dtype = None if dtype is None else stored_as(dtype)
     layout, converted = converted_weights(paths, network=network, given=given)
     with output_folder(out):
         with torch.device("meta"):
             model = layout.model(layout.config)
-        if dtype is not None and stage(layout.stage).halved:
+        if dtype not in (None, torch.int8) and stage(layout.stage).halved:
             stored = half_trunk(model, dtype).state_dict()
             converted = {key: value.to(stored[key].dtype) for key, value in converted.items()}
             dtype = None

@@ -9,6 +9,9 @@ import torch
 from t2i.core.errors import OutOfMemoryError, UsageError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
+"""What networks calculate in."""
+STORED = (*DTYPES, "int8")
+"""What weights are stored as; see `t2i.io.int8` for the last."""
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -39,6 +42,15 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     if name not in ("auto", *DTYPES):
         raise UsageError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
     return torch.float32 if name == "auto" else getattr(torch, name)
+
+
+def stored_as(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype of stored weights by name. Raises UsageError."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in STORED:
+        raise UsageError(f"unknown dtype {name!r} of weights; use {', '.join(STORED)}{did_you_mean(name, STORED)}")
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 @contextmanager

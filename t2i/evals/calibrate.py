@@ -14,7 +14,7 @@ from t2i.diffusion import analytic
 from t2i.diffusion.sampling import Sampling
 from t2i.evals.batches import pictures
 from t2i.io.files import output_folder
-from t2i.io.weights import load_folder, save_folder
+from t2i.io.weights import save_folder, stored_folder
 from t2i.pipeline.loading import pipeline_class
 from t2i.stages.prior.task import PriorOptions, PriorTask
 from t2i.stages.registry import find_stage
@@ -60,7 +60,7 @@ def calibrate(
         batches = pictures(loader, num, ("image", "caption"), pipe.device)
         task = PriorTask(model, PriorOptions(sampling=Sampling(steps=1)), clip=encoder)
         errors = torch.cat([task.squared_errors(batch, task.process) for batch in batches])  # (B, T)
-        described, state = load_folder(find_stage(prior))
+        described, state = stored_folder(find_stage(prior))
         diffusion = model.config.diffusion.model_copy(update={"variance": "analytic"})
         described["model"] = model.config.model_copy(update={"diffusion": diffusion}).model_dump(mode="json")
         state["x_0_variance"] = analytic.measured(errors, _DATA_VARIANCE)

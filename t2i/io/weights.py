@@ -1,12 +1,16 @@
 """A stage on disk: `config.json` beside `model.safetensors`, or beside numbered shards with an index.
 
+Tensors keep their dtypes. Weights may be stored as int8 with scales (see `t2i.io.int8`), and are float32 when read.
 Nothing is ever unpickled. Shards carry a fingerprint of the whole save, so a mixture of two saves is refused instead
 of loaded.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from torch import Tensor
 
 from t2i.core.errors import DataError
 from t2i.io.files import clear_errors, read_json, writable, write
+from t2i.io.int8 import HEADER, Int8, Stored, loaded, pack, unpack
 
 MAX_SHARD_SIZE = 15 * 2**20
 """Bytes. Small enough for hosts and version control that refuse large files."""
@@ -25,7 +30,7 @@ MAX_SHARD_SIZE = 15 * 2**20
 def save_folder(
     folder: str | Path,
     config: dict[str, Any],
-    state: dict[str, Tensor],
+    state: Mapping[str, Stored],
     max_shard_size: int = MAX_SHARD_SIZE,
     metadata: dict[str, str] | None = None,
 ) -> None:
@@ -50,7 +55,28 @@ def load_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple
     Raises:
         DataError: a file is missing, unreadable, truncated or from another save; the message names it.
     """
-    return load_config(folder), load_tensors(folder, device=device)
+    config, state = stored_folder(folder, device=device)
+    return config, loaded(state)
+
+
+def stored_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Stored]]:
+    """`load_folder`, with weights as they are stored: `save_folder` writes the same ones again."""
+    return load_config(folder), _stored_tensors(Path(folder), "model", device)
+
+
+def stored_dtype(folder: str | Path) -> str:
+    """What most numbers of a stage are, such as bfloat16, by the headers of its files; int8 where weights have scales;
+    nothing of a folder without such files."""
+    sizes: Counter[str] = Counter()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with _opened(path, "cpu") as file:
+            if HEADER in (file.metadata() or {}):
+                return "int8"
+            for key in file.keys():  # noqa: SIM118
+                part = file.get_slice(key)
+                sizes[part.get_dtype()] += math.prod(part.get_shape())
+    most = max(sizes, key=lambda name: sizes[name], default="")
+    return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(most, most)
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
@@ -64,7 +90,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
 def save_tensors(
     folder: Path,
-    state: dict[str, Tensor],
+    state: Mapping[str, Stored],
     name: str = "model",
     max_shard_size: int = MAX_SHARD_SIZE,
     metadata: dict[str, str] | None = None,
@@ -85,7 +111,7 @@ def save_tensors(
     index = folder / f"{name}.safetensors.index.json"
     if len(shards) > 1:
         total = sum(_size(t) for shard in shards for t in shard.values())
-        where = {key: file for file, shard in zip(files, shards, strict=True) for key in shard}
+        where = {key: file for file, shard in zip(files, shards, strict=True) for key in pack(shard)[0]}
         content = {"metadata": {"total_size": total, "save": header["save"]}, "weight_map": where}
         write(index, json.dumps(content, indent=2).encode() + b"\n")
     keep = {*files, index.name} if len(shards) > 1 else set(files)
@@ -98,26 +124,7 @@ def save_tensors(
 
 def load_tensors(folder: str | Path, name: str = "model", device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Read what `save_tensors` wrote."""
-    folder = Path(folder)
-    index = folder / f"{name}.safetensors.index.json"
-    if (folder / f"{name}.safetensors").exists() or not index.exists():
-        return _load_file(folder / f"{name}.safetensors", device)[0]
-    content = read_json(index)
-    try:
-        where, expected = dict(content["weight_map"]), content["metadata"].get("save")
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise DataError(f"{index} is not an index of safetensors shards") from None
-    state: dict[str, Tensor] = {}
-    for file in sorted(set(where.values())):
-        if Path(file).name != file:
-            raise DataError(f"{index} points outside its folder: {file!r}")
-        shard, found = _load_file(folder / file, device)
-        if expected != found:
-            raise DataError(f"{folder / file} belongs to another save than {index.name}: save or download it again")
-        state.update(shard)
-    if missing := set(where) - set(state):
-        raise DataError(f"{folder}: {len(missing)} tensors of {index.name} are in no shard, such as {min(missing)!r}")
-    return state
+    return loaded(_stored_tensors(Path(folder), name, device))
 
 
 def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
@@ -171,30 +178,68 @@ def fingerprint(folders: Mapping[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _load_file(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], str | None]:
+def _stored_tensors(folder: Path, name: str, device: str | torch.device) -> dict[str, Stored]:
+    index = folder / f"{name}.safetensors.index.json"
+    if (folder / f"{name}.safetensors").exists() or not index.exists():
+        return _load_file(folder / f"{name}.safetensors", device)[0]
+    content = read_json(index)
+    try:
+        where, expected = dict(content["weight_map"]), content["metadata"].get("save")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{index} is not an index of safetensors shards") from None
+    state: dict[str, Stored] = {}
+    found: set[str] = set()
+    for file in sorted(set(where.values())):
+        if Path(file).name != file:
+            raise DataError(f"{index} points outside its folder: {file!r}")
+        shard, header, keys = _load_file(folder / file, device)
+        if expected != header.get("save"):
+            raise DataError(f"{folder / file} belongs to another save than {index.name}: save or download it again")
+        state.update(shard)
+        found |= keys
+    if missing := set(where) - found:
+        raise DataError(f"{folder}: {len(missing)} tensors of {index.name} are in no shard, such as {min(missing)!r}")
+    return state
+
+
+def _load_file(path: Path, device: str | torch.device) -> tuple[dict[str, Stored], dict[str, str], set[str]]:
+    """Weights, metadata and the names of all tensors, scales among them."""
+    with _opened(path, device) as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    try:
+        return unpack(tensors, header), header, set(tensors)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+@contextmanager
+def _opened(path: Path, device: str | torch.device) -> Iterator[Any]:
     with clear_errors(path), open(path, "rb"):
         pass
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("save")  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise DataError(f"{path} is damaged or truncated: {error}") from None
 
 
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _plain(state: Mapping[str, Stored]) -> dict[str, Stored]:
     """Contiguous CPU tensors that share no memory, as safetensors wants them."""
-    plain: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for key, value in state.items():
+
+    def alone(value: Tensor) -> Tensor:
         tensor = value.detach().cpu().contiguous()
         pointer = tensor.untyped_storage().data_ptr()
-        plain[key] = tensor.clone() if pointer in seen or tensor.untyped_storage().nbytes() != _size(tensor) else tensor
+        shared = pointer in seen or tensor.untyped_storage().nbytes() != _size(tensor)
         seen.add(pointer)
-    return plain
+        return tensor.clone() if shared else tensor
+
+    return {key: Int8(*map(alone, v)) if isinstance(v, Int8) else alone(v) for key, v in state.items()}
 
 
-def _shards(state: dict[str, Tensor], max_size: int) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
+def _shards(state: dict[str, Stored], max_size: int) -> list[dict[str, Stored]]:
+    """Weights in their order, none apart from its scale."""
+    shards: list[dict[str, Stored]] = [{}]
     filled = 0
     for key, tensor in state.items():
         if shards[-1] and filled + _size(tensor) > max_size:
@@ -205,21 +250,25 @@ def _shards(state: dict[str, Tensor], max_size: int) -> list[dict[str, Tensor]]:
     return shards
 
 
-def _encode(shard: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+def _encode(shard: dict[str, Stored], metadata: dict[str, str]) -> bytes:
     """A safetensors file with its metadata in a fixed order, so that equal saves are equal bytes."""
-    data = save(shard)
+    tensors, scales = pack(shard)
+    data = save(tensors)
     start = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps({"__metadata__": metadata, **json.loads(data[8:start])}, separators=(",", ":")).encode()
+    about = {"__metadata__": metadata | scales, **json.loads(data[8:start])}
+    header = json.dumps(about, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return b"".join((len(header).to_bytes(8, "little"), header, memoryview(data)[start:]))
 
 
-def _fingerprint(shards: list[dict[str, Tensor]]) -> str:
+def _fingerprint(shards: list[dict[str, Stored]]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for shard in shards:
-        digest.update(save(shard))
+        digest.update(save(pack(shard)[0]))
     return digest.hexdigest()
 
 
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _size(stored: Stored) -> int:
+    if isinstance(stored, Int8):
+        return sum(map(_size, stored))
+    return stored.numel() * stored.element_size()

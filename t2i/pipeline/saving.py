@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from t2i.core.devices import stored_as
 from t2i.io.files import write
 from t2i.io.weights import fingerprint
 from t2i.stages.registry import save_stage, stage_of
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
     from t2i.pipeline.base import Pipeline
 
 
-def save_pretrained(pipe: "Pipeline", folder: str | Path, dtype: torch.dtype | None = None) -> None:
+def save_pretrained(pipe: "Pipeline", folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
     """Write a folder that `from_pretrained` opens: one sub-folder per stage and `model_index.json`.
 
-    `dtype` is the type of the stored weights, None keeps them as they are.
+    `dtype` is what weights are stored as: float32, bfloat16, float16 or int8; None keeps them as they are.
     """
+    dtype = None if dtype is None else stored_as(dtype)
     folder = Path(folder)
     index: dict[str, Any] = {"_class_name": pipe.kind, "_t2i_version": __version__}
     for name, part in pipe.parts.items():

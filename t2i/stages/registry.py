@@ -1,6 +1,6 @@
 """The trainable stages by name, and how each is saved and loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -9,7 +9,9 @@ from torch import nn
 
 from t2i.core.assets import asset
 from t2i.core.config import parse
+from t2i.core.devices import stored_as
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain
+from t2i.io.int8 import Stored, compact
 from t2i.io.weights import MAX_SHARD_SIZE, load_folder, misfit, save_folder
 from t2i.stages.stage import Stage
 
@@ -52,18 +54,21 @@ def save_stage(
     name: str,
     model: nn.Module,
     state: dict[str, torch.Tensor] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
     """Write `config.json` and safetensors, of `max_shard_size` bytes at most; `state` replaces the model's own weights,
-    for example by their average. `dtype` is that of the stored parameters; buffers, which hold what was measured, keep
-    theirs."""
+    for example by their average. `dtype` is that of the stored parameters, `int8` a quarter of float32 (see
+    `t2i.io.int8`); buffers, which hold what was measured, keep theirs. UsageError for one that is not stored."""
     measured = {name for name, _ in model.named_buffers()}
     state = model.state_dict() if state is None else state
-    if dtype is not None:
-        state = {k: v.to(dtype) if v.is_floating_point() and k not in measured else v for k, v in state.items()}
+    stored: Mapping[str, Stored] = state
+    if dtype is not None and (wanted := stored_as(dtype)) == torch.int8:
+        stored = compact(state, measured)
+    elif dtype is not None:
+        stored = {k: v.to(wanted) if v.is_floating_point() and k not in measured else v for k, v in state.items()}
     config = {"stage": name, "model": model.config.model_dump(mode="json")}  # type: ignore[union-attr, operator]
-    save_folder(folder, config, state, max_shard_size=max_shard_size)
+    save_folder(folder, config, stored, max_shard_size=max_shard_size)
 
 
 def find_stage(folder: str | Path) -> Path:
@@ -74,7 +79,8 @@ def find_stage(folder: str | Path) -> Path:
 
 
 def load_stage(folder: str | Path, expect: str | Sequence[str] | None = None) -> nn.Module:
-    """The model of a stage folder (see `find_stage`), in float32 on the CPU, in evaluation mode.
+    """The model of a stage folder (see `find_stage`), in float32 on the CPU, in evaluation mode,
+    whatever it is stored as.
 
     `expect` is the kind of stage that it must be, or several that it may be. Folders of earlier versions are read as
     well.

@@ -18,6 +18,7 @@ from t2i.cli.main import main
 from t2i.convert.convert import convert_files, layouts, read_weights, recognise
 from t2i.convert.custom import ASKED, read_shapes
 from t2i.core.errors import DataError, UsageError
+from t2i.io.weights import stored_dtype
 from t2i.keymaps.flat import rekey
 from t2i.stages.decoder.convert import convert as convert_decoder
 from t2i.stages.decoder.convert import flat_entries
@@ -306,3 +307,16 @@ def test_converted_weights_stay_whole(tmp_path: Path) -> None:
     save_stage(tmp_path / "b", "decoder", model)
     assert len(list((tmp_path / "a").glob("*.safetensors"))) == 1
     assert len(list((tmp_path / "b").glob("*.safetensors"))) == 2
+
+
+def test_converted_weights_in_int8(tmp_path: Path) -> None:
+    torch.save(unpublished()[1], tmp_path / "mine.pt")
+    facts = [*FACTS, "order=new"]
+    with pytest.raises(UsageError, match="unknown dtype 'int9' of weights"):
+        convert_files([tmp_path / "mine.pt"], tmp_path / "out", given=facts, dtype="int9")
+    assert not (tmp_path / "out").exists()
+    for dtype in ("float32", "int8"):
+        convert_files([tmp_path / "mine.pt"], tmp_path / dtype, given=facts, dtype=dtype)
+    exact, rounded = (load_stage(tmp_path / name).state_dict() for name in ("float32", "int8"))
+    assert stored_dtype(tmp_path / "int8") == "int8"
+    assert all((rounded[key] - value).abs().max() <= value.abs().max() / 250 for key, value in exact.items())
