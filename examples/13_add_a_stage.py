@@ -94,7 +94,8 @@ class OneStepTask(Task):
 
 def draw(model: OneStep, inputs: Inputs, how: How) -> Tensor:
     """Embeddings (B, D) of sentences."""
-    z_t = inputs.encode(inputs.prompts).pooled
+    (text,) = inputs.encode(inputs.prompts)
+    z_t = text.pooled
     return model(z_t, upload(how.streams.normal(model.config.dim), z_t.device))
 
 
@@ -131,7 +132,8 @@ def main(steps: int, num: int, out: Path, clip: str, teacher: str, decoder: str)
     print(train(config, []).metrics)
     prompts = ["a red cube", "a blue sphere", "a green cone", "a yellow torus"]
     model, streams = load_stage(out / "run", expect="one_step"), Streams(range(4), "prior")
-    z_i = STAGE.draw(model, Inputs(4, prompts, encode=encoder.encode_text), How(Sampling(), streams))
+    inputs = Inputs(4, prompts, encode=lambda *texts: [encoder.encode_text(captions) for captions in texts])
+    z_i = STAGE.draw(model, inputs, How(Sampling(), streams))
     seen, how = Inputs(4, prompts, [""] * 4, z_i=z_i), How(Sampling(25, guidance=3.0), Streams(range(4), "decoder"))
     x = stage("decoder").draw(network, seen, how)  # what the library's decoder makes of it
     save_png(sheet(to_pil(x), columns=4), out / "one-step.png")

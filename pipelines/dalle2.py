@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from t2i.core.errors import DataError, UsageError, did_you_mean
@@ -29,10 +28,9 @@ from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Slot, complete_settings
 from t2i.pipelines import inpaint, latents, manipulations, upsample
 from t2i.stages.clip.model import ClipEncoder
+from t2i.stages.follow import same_clip
 from t2i.stages.registry import stage_of
 from t2i.stages.stage import ClipFacts
-
-_SAME_CLIP = 0.98  # cosine of two fingerprints; rounding to 8 bits moves it by less than a hundredth
 
 
 class DALLE2(Pipeline):
@@ -189,8 +187,7 @@ def _check_clip(clip: ClipEncoder, name: str, part: nn.Module) -> None:
         _same("embeddings of unit_norm", "clip", clip.config.unit_norm, name, facts.unit_norm)
     if facts.context is not None and (context := clip.config.tokenizer.context) > facts.context:
         raise DataError(f"{name} reads {facts.context} tokens, but clip gives {context}")
-    ours, theirs = torch.tensor(clip.fingerprint()), torch.tensor(facts.fingerprint)
-    if len(theirs) and (len(theirs) != len(ours) or torch.cosine_similarity(ours, theirs, dim=0) < _SAME_CLIP):
+    if not same_clip(clip.fingerprint(), facts.fingerprint):
         raise DataError(f"{name} was trained with another CLIP than this one: they do not belong together")
 
 

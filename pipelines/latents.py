@@ -32,7 +32,7 @@ from t2i.pipeline.arguments import (
 from t2i.pipeline.inputs import Latent, read_embeddings, read_pictures
 from t2i.pipeline.output import Callback, Output
 from t2i.pipeline.placement import stage_context
-from t2i.pipeline.request import Request, chunks, step_bar, watch
+from t2i.pipeline.request import Request, chunks, step_bar, step_callback
 from t2i.stages.stage import Inputs
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def encode(
     groups = chunks(len(x_0), len(x_0), positive_int("max_batch", max_batch))
     x_T = []
     with step_bar(progress, len(groups) * (num_steps - 1)) as bar, stage_context(cast("Pipeline", pipe), "decoder", {}):
-        on_step = watch("invert", bar, callback)
+        on_step = step_callback("invert", bar, callback)
         for rows in groups:
             nothing = [""] * len(x_0[rows])
             inputs = Inputs(len(nothing), nothing, nothing, pipe.encode_texts, z_i[rows].to(pipe.device))

@@ -146,8 +146,8 @@ def text_diff(
     plan = plan_ddim(pipe, draw)
     draw["seed"], given = seeds_of(draw.get("seed"), 1) * n, _one(pipe, image)
     with torch.no_grad():
-        (said,) = pipe.encode_texts([before, after])
-        z_t = said.pooled.float().cpu()  # (2, D)
+        (texts,) = pipe.encode_texts([before, after])
+        z_t = texts.pooled.float().cpu()  # (2, D)
     with explain("text_diff", UsageError):
         z_d = text_direction(z_t[1:], z_t[:1])  # (1, D)
     latent = _apart(pipe, given, plan, draw).repeat_each(n)

@@ -93,8 +93,8 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     bundled = asset("configs", *path.parts[1:] if path.parts[:1] == ("configs",) else path.parts)
     if not path.exists() and not bundled.is_file():
-        known = {other.name for folder in (path.parent, bundled.parent) for other in folder.glob("*.yaml")}
-        hint = did_you_mean(path.name, sorted(known), f"{path.parent}/" if path.parent.name else "")
+        configs = {other.name for folder in (path.parent, bundled.parent) for other in folder.glob("*.yaml")}
+        hint = did_you_mean(path.name, sorted(configs), f"{path.parent}/" if path.parent.name else "")
         raise UsageError(f"cannot read config {path}: no such file{hint}")
     return bundled if not path.exists() else path
 

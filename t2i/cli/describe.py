@@ -56,9 +56,9 @@ def _groups() -> list[str]:
     for key, entry in index().items():
         if "parts" in entry:
             owner, _, name = key.rpartition("/")
-            mark = "*" if (cached(key) / "model_index.json").is_file() else ""
+            star = "*" if (cached(key) / "model_index.json").is_file() else ""
             size = _size(megabytes(key)).replace(" ", "\N{NO-BREAK SPACE}")
-            groups.setdefault(f"  {owner}/ ({entry['licence']})", []).append(f"{name}{mark}\N{NO-BREAK SPACE}{size}")
+            groups.setdefault(f"  {owner}/ ({entry['licence']})", []).append(f"{name}{star}\N{NO-BREAK SPACE}{size}")
     wrap = partial(textwrap.fill, width=110, subsequent_indent=" " * 6, break_on_hyphens=False)
     return [wrap(f"{title} {', '.join(names)}").replace("\N{NO-BREAK SPACE}", " ") for title, names in groups.items()]
 

@@ -68,7 +68,7 @@ def generate(
     _check(out, subjects, negative)
     pipe = _opened(model, device, dtype, offload, preset)
     if recipe is not None:
-        result, which = _repeated(pipe, recipe, from_), [recipe["picture"]]
+        result, which = _redrawn(pipe, recipe, from_), [recipe["picture"]]
     else:
         result = _drawn(pipe, task, subjects, num, negative, out, {**pictures, **draw})
         which = list(range(len(result)))
@@ -151,7 +151,7 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
     return "edit", {"image": open_image(image)} | ({} if strength is None else {"strength": strength})
 
 
-def _repeated(pipe: "Pipeline", recipe: dict[str, Any], path: Path | None) -> "Output":
+def _redrawn(pipe: "Pipeline", recipe: dict[str, Any], path: Path | None) -> "Output":
     """The pictures of a recipe, with warnings where they may be others."""
     from t2i.pipeline.arguments import Sentences
     from t2i.pipeline.output import check_repeatable

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
-from t2i.convert.diffusers import described
+from t2i.convert.diffusers import layout_of
 from t2i.core.devices import stored_as
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain
 from t2i.io.files import clear_errors, output_folder, read_json
@@ -93,7 +93,7 @@ def converted_weights(
     if network is not None and given:
         raise UsageError(f"network {network!r} is known; what is given (--set) is for unpublished networks alone")
     folders = [Path(path) for path in paths]
-    layout = described(folders) if network is None and not given else None
+    layout = layout_of(folders) if network is None and not given else None
     weights, versions = zip(*map(_weights_and_version, folders), strict=True)
     state = _joined(weights, folders)
     where, shapes = " + ".join(map(str, paths)), {key: tuple(value.shape) for key, value in state.items()}

@@ -95,12 +95,12 @@ def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where
     that some files tell."""
     facts, stage = load(None, given, LaionFacts), laion_prior if laion_prior.is_prior(shapes) else laion_decoder
     eras = stage.eras_of(shapes)
-    told = _era_of(version)
-    if told not in (None, *eras):
-        raise DataError(f"{where}: of version {version}, era {told}, but only era {' or '.join(eras)} is read there")
-    if stage is laion_decoder and told == "C" and _numbers(version) >= [1, 2]:
+    era = _era_of(version)
+    if era not in (None, *eras):
+        raise DataError(f"{where}: of version {version}, era {era}, but only era {' or '.join(eras)} is read there")
+    if stage is laion_decoder and era == "C" and _numbers(version) >= [1, 2]:
         raise DataError(f"{where}: of version {version}, but decoders of 1.2.0 to 1.4.2 are of neither era C nor D")
-    if (era := facts.era or (eras[0] if len(eras) == 1 else told)) is None:
+    if (era := facts.era or (eras[0] if len(eras) == 1 else era)) is None:
         choices = " or ".join(f"era={era} ({ERAS[era][1]})" for era in eras)
         raise UsageError(f"{where}: its keys do not tell how this network attends; give {choices}")
     if era not in eras:

@@ -17,7 +17,7 @@ SMALL = 64
 """Side of the pictures that an upsampler enlarges, where no decoder lies beside it."""
 
 
-def described(paths: Sequence[Path]) -> Layout | None:
+def layout_of(paths: Sequence[Path]) -> Layout | None:
     """The network of one or two folders with a `config.json`; None if they are none of unCLIP's.
 
     Raises:

@@ -182,15 +182,15 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     problems = [(*_locate(problem["loc"], model), problem) for problem in error.errors()]
     places = {place for place, _, _ in problems}
     deepest = [p for p in problems if not any(place[: len(p[0])] == p[0] and place != p[0] for place in places)]
-    return list(dict.fromkeys(_sentence(".".join(map(str, place)), known, model, p) for place, known, p in deepest))
+    return list(dict.fromkeys(_sentence(".".join(map(str, place)), choices, model, p) for place, choices, p in deepest))
 
 
-def _sentence(where: str, known: list[str], model: type[BaseModel], problem: ErrorDetails) -> str:
+def _sentence(where: str, choices: list[str], model: type[BaseModel], problem: ErrorDetails) -> str:
     where = where or "the whole file"
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         above, dot, name = where.rpartition(".")
         deeper = [key for key in _all_keys(model) if key.rpartition(".")[2] == name]
-        hint = did_you_mean(name, known, above + dot) or f", known keys: {', '.join(known)}"
+        hint = did_you_mean(name, choices, above + dot) or f", known keys: {', '.join(choices)}"
         if deeper and not above:
             hint = f", did you mean {' or '.join(map(repr, deeper))}?"
         return f"unknown key {where!r}{hint}"
@@ -206,9 +206,9 @@ def _locate(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[tu
     owners: list[type] = [model]
     place: list[int | str] = []
     for i, part in enumerate(location):
-        known = {name: kind for owner in owners for name, kind in _keys(owner).items()}
-        inside = _models(known[part]) if part in known else []
-        if isinstance(part, int) or part in known or (i == len(location) - 1 and not _is_branch(part)):
+        choices = {name: kind for owner in owners for name, kind in _keys(owner).items()}
+        inside = _models(choices[part]) if part in choices else []
+        if isinstance(part, int) or part in choices or (i == len(location) - 1 and not _is_branch(part)):
             place.append(part)
         owners = inside or owners
     return tuple(place), sorted({name for owner in owners for name in _keys(owner)})

@@ -66,8 +66,8 @@ def reason(error: Exception) -> str:
     if callable(problems):
         places = [(".".join(map(str, p["loc"])), p["msg"].removeprefix("Value error, "), p) for p in problems()]
         return "; ".join(
-            f"{place}: {said}, got {p['input']!r}" if place and not isinstance(p["input"], dict) else said
-            for place, said, p in places
+            f"{place}: {message}, got {p['input']!r}" if place and not isinstance(p["input"], dict) else message
+            for place, message, p in places
         )
     if isinstance(error, KeyError):
         return f"lacks {error.args[0]!r}" if error.args else "lacks a key"

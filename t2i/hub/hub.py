@@ -62,10 +62,10 @@ def find(name_or_folder: str | Path) -> Path | None:
     folder = Path(name_or_folder)
     if (folder / "model_index.json").is_file():
         return folder
-    known, name = index(), str(name_or_folder)
-    published = "parts" in known.get(name, {})
+    models, name = index(), str(name_or_folder)
+    published = "parts" in models.get(name, {})
     local = cached(name) if published else asset("weights", name.removeprefix("weights/"))
-    if (published or local.name in known) and (local / "model_index.json").is_file():
+    if (published or local.name in models) and (local / "model_index.json").is_file():
         return local
     if folder.is_dir():
         alone = (folder / "config.json").is_file()
@@ -73,11 +73,11 @@ def find(name_or_folder: str | Path) -> Path | None:
         raise UsageError(f"{folder}: no model_index.json in this folder, so it is not a pipeline{more}")
     if published:
         return None
-    if name in known:
+    if name in models:
         raise DataError(f"the files of the bundled model {name!r} are missing from {local}")
-    whole = {key.rpartition("/")[2]: key for key in known}.get(name, name)  # adm-64 is openai/adm-64
+    whole = {key.rpartition("/")[2]: key for key in models}.get(name, name)  # adm-64 is openai/adm-64
     raise UsageError(
-        f"unknown model {name!r}: neither a folder nor one that t2i info lists{did_you_mean(whole, known)}"
+        f"unknown model {name!r}: neither a folder nor one that t2i info lists{did_you_mean(whole, models)}"
     )
 
 

@@ -131,8 +131,8 @@ class ClipImagePort(Port):
         if given.clip_image is not None:
             if given.clip_image.shape[-1] != self.config.dim:
                 raise ValueError(f"image embedding of width {given.clip_image.shape[-1]}, expected {self.config.dim}")
-            said = given.clip_image.to(z.dtype) * self.config.scale
-            z = torch.where(given.dropped["clip_image"][:, None], z, said) if "clip_image" in given.dropped else said
+            cond = given.clip_image.to(z.dtype) * self.config.scale
+            z = torch.where(given.dropped["clip_image"][:, None], z, cond) if "clip_image" in given.dropped else cond
         return Condition(vector=self.vector(z), sequence=self.tokens(z).unflatten(1, (self.config.num_tokens, -1)))
 
 
@@ -157,12 +157,12 @@ class ClipTextPort(Port):
         self.states = nn.Sequential(nn.Linear(config.width, context_dim), nn.LayerNorm(context_dim))
 
     def read(self, given: Given) -> Condition:
-        said: TextFeatures | None = getattr(given, self.reads)
-        if said is None:
+        text: TextFeatures | None = getattr(given, self.reads)
+        if text is None:
             what = "this network reads what a frozen encoder says of a sentence, of the empty sentence too"
             raise ValueError(f"{self.reads} is missing: {what}")
-        sequence = self.states(fit(said.sequence, self.vector.weight))  # (B, L, S)
-        return Condition(vector=self.vector(fit(said.pooled, self.vector.weight)), sequence=sequence, mask=said.mask)
+        sequence = self.states(fit(text.sequence, self.vector.weight))  # (B, L, S)
+        return Condition(vector=self.vector(fit(text.pooled, self.vector.weight)), sequence=sequence, mask=text.mask)
 
 
 class StatesPort(ClipTextPort):
@@ -176,15 +176,15 @@ class StatesPort(ClipTextPort):
         self.null_state = nn.Parameter(torch.zeros(config.width or 0))
 
     def read(self, given: Given) -> Condition:
-        said = given.states if given.states is not None else self._nothing(given.num, 1)
+        text = given.states if given.states is not None else self._nothing(given.num, 1)
         if "states" in given.dropped:
-            gone, nothing = given.dropped["states"], self._nothing(*said.mask.shape)
-            said = TextFeatures(
-                torch.where(gone[:, None], nothing.pooled, said.pooled),
-                torch.where(gone[:, None, None], nothing.sequence, said.sequence),
-                torch.where(gone[:, None], nothing.mask, said.mask),
+            dropped, nothing = given.dropped["states"], self._nothing(*text.mask.shape)
+            text = TextFeatures(
+                torch.where(dropped[:, None], nothing.pooled, text.pooled),
+                torch.where(dropped[:, None, None], nothing.sequence, text.sequence),
+                torch.where(dropped[:, None], nothing.mask, text.mask),
             )
-        return super().read(replace(given, states=said))
+        return super().read(replace(given, states=text))
 
     def _nothing(self, num: int, length: int) -> TextFeatures:
         mask = (torch.arange(length, device=self.null_state.device) == 0).expand(num, -1)  # (B, L) the first alone

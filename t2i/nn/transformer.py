@@ -72,9 +72,9 @@ class TransformerBlock(nn.Module):
         self, x: Tensor, mask: Tensor | None = None, context: KeysValues | None = None
     ) -> tuple[Tensor, KeysValues]:
         """As `Attention.extend`."""
-        seen, known = self.attention.extend(self.norm1(x), context, mask, causal=self.causal)
+        seen, extended = self.attention.extend(self.norm1(x), context, mask, causal=self.causal)
         x = x + seen
-        return x + self.mlp(fit(self.norm2(x), self.attention.proj.weight)), known
+        return x + self.mlp(fit(self.norm2(x), self.attention.proj.weight)), extended
 
 
 class Transformer(nn.Module):
@@ -116,8 +116,8 @@ class Transformer(nn.Module):
         grown = []
         for i, block in enumerate(self.blocks):
             assert isinstance(block, TransformerBlock)
-            x, known = block.extend(x, mask, None if context is None else context[i])
-            grown.append(known)
+            x, extended = block.extend(x, mask, None if context is None else context[i])
+            grown.append(extended)
         return x, tuple(grown)
 
 

@@ -1,6 +1,9 @@
 """What in a stage's config follows from its neighbours, its tokeniser or its data, filled in or checked."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
+
+import torch
 
 from t2i.core.config import Config
 from t2i.core.errors import UsageError
@@ -11,6 +14,7 @@ from t2i.nn.ports import ClassesConfig, TextPortConfig
 from t2i.text.tokenizers import TokenizerConfig
 
 C = TypeVar("C", bound=Config)
+_SAME_CLIP = 0.98  # cosine of two fingerprints; rounding to 8 bits moves it by less than a hundredth
 
 
 def follow(config: C, prefix: str, where: str, **facts: Any) -> C:
@@ -60,6 +64,14 @@ def need_clip(clip: Any, who: str) -> Any:
     if clip is None:
         raise UsageError(f"{who} learns from a trained CLIP: name its folder, clip=FOLDER")
     return clip
+
+
+def same_clip(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Whether two fingerprints are of one CLIP, maybe stored in fewer bits; an empty one is of any."""
+    if not len(theirs):
+        return True
+    a, b = torch.tensor(ours), torch.tensor(theirs)
+    return len(a) == len(b) and bool(torch.cosine_similarity(a, b, dim=0) >= _SAME_CLIP)
 
 
 def check_side(data: DataConfig, side: int, key: str = "model.image_size") -> None:

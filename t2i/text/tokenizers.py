@@ -57,8 +57,8 @@ def tokenize(tokenizer: Tokenizer, captions: Sequence[str], *, trim: bool = Fals
     With `trim`, for networks that do not read padding, L is the length of the longest caption, but at least 1.
     """
     tokens, mask = tokenizer(captions)
-    said = torch.tensor([bool(caption.strip()) for caption in captions])
-    mask = mask & said[:, None]
+    has_words = torch.tensor([bool(caption.strip()) for caption in captions])
+    mask = mask & has_words[:, None]
     length = max(int(mask.sum(dim=1).max()), 1) if trim else tokens.shape[1]
     return tokens[:, :length], mask[:, :length]
 

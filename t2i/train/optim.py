@@ -51,8 +51,8 @@ def freeze(model: nn.Module, only: Sequence[str]) -> None:
     names = [name for name, _ in model.named_parameters()]
     for start in only:
         if not any(name.startswith(start) for name in names):
-            known = ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
-            raise UsageError(f"optim.only: no parameter begins with {start!r}; they begin with {known}")
+            choices = ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
+            raise UsageError(f"optim.only: no parameter begins with {start!r}; they begin with {choices}")
     for name, parameter in model.named_parameters():
         if only and not name.startswith(tuple(only)):
             parameter.requires_grad_(False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from t2i import Pipeline, load_stage
 from t2i.convert.convert import _check_diffusers, convert_files, recognise
-from t2i.convert.diffusers import described
+from t2i.convert.diffusers import layout_of
 from t2i.core.errors import DataError, UsageError
 from t2i.core.types import TextFeatures
 from t2i.stages.clip import convert as clip
@@ -271,7 +271,7 @@ def test_networks_of_a_folder_convert_one_by_one(tmp_path: Path) -> None:
         done = convert_files([folder / name for name in names], tmp_path / place)
         assert done.stage == kind
         assert isinstance(load_stage(tmp_path / place, expect=kind), stage(kind).model)
-    assert described([folder / "prior_scheduler"]) is None
+    assert layout_of([folder / "prior_scheduler"]) is None
 
 
 def test_the_two_networks_of_an_upsampler_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -61,7 +61,11 @@ def test_it_trains_resumes_saves_loads_and_draws(one_step: ModuleType) -> None:
     assert {"phase-judge", "optimizer-judge"} <= checkpoint
 
     def drawn(*seeds: int) -> torch.Tensor:
-        inputs = Inputs(len(seeds), ["a red cube"] * len(seeds), encode=small_clip().encode_text)
+        inputs = Inputs(
+            len(seeds),
+            ["a red cube"] * len(seeds),
+            encode=lambda *texts: [small_clip().encode_text(captions) for captions in texts],
+        )
         return one_step.STAGE.draw(model, inputs, How(Sampling(), Streams(seeds, "prior")))
 
     z_i = drawn(1, 2)

@@ -258,12 +258,12 @@ def _placements(scene: Scene, rng: random.Random) -> list[str]:
     """One or two sentences that place things by each other."""
     facts = _facts(scene)
     rng.shuffle(facts)
-    told: list[str] = []
+    relations: list[str] = []
     pairs: set[frozenset[int]] = set()
     for i, name, j in facts:
-        if frozenset((i, j)) in pairs or len(told) == 2:
+        if frozenset((i, j)) in pairs or len(relations) == 2:
             continue
         pairs.add(frozenset((i, j)))
         a, b = (f"the {scene.things[k].colour} {scene.things[k].shape}" for k in (i, j))
-        told.append(f"{a} is {rng.choice(_PHRASES[name])} {b}")
-    return told
+        relations.append(f"{a} is {rng.choice(_PHRASES[name])} {b}")
+    return relations

@@ -96,10 +96,10 @@ def _write(
 ) -> None:
     """One shard, under its name only when it is whole."""
     temporary = path.with_suffix(".tar.tmp")
-    mark = {_SETTINGS: settings, _LENGTH: str(len(seeds))}
+    header = {_SETTINGS: settings, _LENGTH: str(len(seeds))}
     with clear_errors(path):
         try:
-            with tarfile.open(temporary, "w", pax_headers=mark) as tar:
+            with tarfile.open(temporary, "w", pax_headers=header) as tar:
                 for first in range(0, len(seeds), at_once):
                     few = seeds[first : first + at_once]
                     _add(tar, drawn(few))

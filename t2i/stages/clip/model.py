@@ -107,8 +107,8 @@ def build_clip(config: ClipConfig) -> CLIP:
 def _published(architecture: str, pretrained: str | None, tokenizer: TokenizerConfig) -> CLIP:
     import open_clip
 
-    if architecture not in (known := open_clip.list_models()):
-        hint = did_you_mean(architecture, known) or "; see open_clip.list_models()"
+    if architecture not in (choices := open_clip.list_models()):
+        hint = did_you_mean(architecture, choices) or "; see open_clip.list_models()"
         raise ValueError(f"open_clip knows no architecture {architecture!r}{hint}")
     try:
         model = open_clip.create_model(architecture, pretrained=pretrained)

@@ -28,10 +28,10 @@ def draw(model: Decoder, inputs: Inputs, how: How) -> Tensor:
     guided, ports = how.sampling.guidance != 1, model.config.ports
     labels = inputs.classes if ports.classes is not None else None
     masked = inputs.masked(model.config.image_size) if inputs.masked and ports.masked is not None else None
-    said, *unsaid = _states(model, inputs, inputs.prompts, *([inputs.negatives] if guided else []))
+    cond, *negative = _states(model, inputs, inputs.prompts, *([inputs.negatives] if guided else []))
     condition = model.condition(
         Given(
-            inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, clip_text=said,
+            inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, clip_text=cond,
             classes=labels, masked=masked,
         )
     )  # fmt: skip
@@ -42,7 +42,7 @@ def draw(model: Decoder, inputs: Inputs, how: How) -> Tensor:
             absent = torch.full((inputs.num,), ports.classes.num, device=model.unet.conv_in.weight.device)
         null = model.condition(
             Given(
-                inputs.num, text=_tokens(model, inputs.negatives), clip_text=unsaid[0], classes=absent, masked=masked,
+                inputs.num, text=_tokens(model, inputs.negatives), clip_text=negative[0], classes=absent, masked=masked,
             )
         )  # fmt: skip
     return sample(
@@ -60,8 +60,8 @@ def inverted(
     callback: StepCallback | None = None,
 ) -> Tensor:
     """See `Invert`."""
-    (said,) = _states(model, inputs, inputs.prompts)
-    given = Given(inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, clip_text=said)
+    (cond,) = _states(model, inputs, inputs.prompts)
+    given = Given(inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, clip_text=cond)
     return invert(model, model.condition(given), x_0, steps, corrections=corrections, callback=callback)
 
 

@@ -131,8 +131,8 @@ class Upsampler(nn.Module):
         given = given if given is not None else Given(len(low_res))
         if self.config.ports.text is not None and given.text is None:
             raise ValueError("text missing: this upsampler reads the caption")
-        said = self.ports.read(given, (image.shape[2], image.shape[3]), image.device)
-        return replace(said, image=image if said.image is None else torch.cat([said.image, image], dim=1))
+        cond = self.ports.read(given, (image.shape[2], image.shape[3]), image.device)
+        return replace(cond, image=image if cond.image is None else torch.cat([cond.image, image], dim=1))
 
     def project(self, condition: Condition) -> Condition:
         """See `UNet.project`: do this once before sampling, so that every step reuses the keys and values."""

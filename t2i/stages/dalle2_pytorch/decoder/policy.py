@@ -50,6 +50,6 @@ def clip_facts(config: LaionDecoderConfig) -> ClipFacts:
 
 def _condition(model: LaionDecoder, inputs: Inputs) -> Condition:
     assert inputs.z_i is not None
-    said = model.config.clip_text_width is not None and any(inputs.prompts)
-    text = inputs.encode(inputs.prompts) if said and inputs.encode is not None else [None]
+    has_text = model.config.clip_text_width is not None and any(inputs.prompts)
+    text = inputs.encode(inputs.prompts) if has_text and inputs.encode is not None else [None]
     return model.condition(inputs.z_i, text[0])
