@@ -1,7 +1,10 @@
 """Small stages and a small pipeline that the tests share; nothing here is trained."""
 
+import os
 import sys
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; a GOMP_SPINCOUNT counts more
 
 import pytest
 import torch

@@ -158,3 +158,10 @@ def test_09_what_the_prior_adds(tmp_path: Path) -> None:
     assert rows["renders"]["right"] > 0.6
     assert all(row["frechet"] > 0 and row["diversity"] > 0 for row in rows.values())
     assert Image.open(tmp_path / "prior.png").width > 0
+
+
+@pytest.mark.slow
+def test_14_how_threads_wait(tmp_path: Path) -> None:
+    model = saved(small.glide(), tmp_path / "glide")
+    out = run("14", "--num", 1, "--busy", 0, "--model", model, cwd=tmp_path)
+    assert out.count(" s   (") == 6

@@ -20,6 +20,7 @@ from t2i.cli.info import info
 from t2i.cli.manipulate import interpolate, text_diff, upsample, variations
 from t2i.cli.train import assemble, calibrate, train
 from t2i.core.errors import DataError, T2IError, UsageError
+from t2i.core.threads import wait_quietly
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -49,6 +50,7 @@ app.add_typer(evals.app, name="eval")
 
 def main() -> None:
     """Run a command; every expected error is one line on stderr and an exit code, an interrupt is exit code 130."""
+    wait_quietly()
     warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
     try:
         sys.exit(app(standalone_mode=False))
