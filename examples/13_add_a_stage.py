@@ -123,13 +123,12 @@ def main(steps: int, num: int, out: Path, clip: str, teacher: str, decoder: str)
     out.mkdir(parents=True, exist_ok=True)
     encoder, network = load_stage(clip), load_stage(decoder)
     write_vectors(out / "vectors.tar", encoder, num)
-    config = out / "one_step.yaml"
-    config.write_text(
+    (config := out / "one_step.yaml").write_text(
         f"stage: one_step\nneeds: {{clip: {clip}, teacher: {teacher}}}\nmodel: {{dim: {encoder.dim}}}\n"
         f"data: {{source: {out / 'vectors.tar'}}}\noptim: {{lr: 1e-3}}\n"
         f"train: {{steps: {steps}, batch_size: 64, out: {out / 'run'}, save_every: 100, val_every: 100}}\n"
     )
-    print(train(config, []).metrics)
+    train(config, [])
     prompts = ["a red cube", "a blue sphere", "a green cone", "a yellow torus"]
     model, streams = load_stage(out / "run", expect="one_step"), Streams(range(4), "prior")
     inputs = Inputs(4, prompts, encode=lambda *texts: [encoder.encode_text(captions) for captions in texts])
@@ -137,6 +136,7 @@ def main(steps: int, num: int, out: Path, clip: str, teacher: str, decoder: str)
     seen, how = Inputs(4, prompts, [""] * 4, z_i=z_i), How(Sampling(25, guidance=3.0), Streams(range(4), "decoder"))
     x = stage("decoder").draw(network, seen, how)  # what the library's decoder makes of it
     save_png(sheet(to_pil(x), columns=4), out / "one-step.png")
+    print(out / "one-step.png", ", ".join(prompts))
 
 
 if __name__ == "__main__":

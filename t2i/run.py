@@ -12,13 +12,14 @@ from pydantic import ConfigDict, Field, create_model
 from torch import Tensor, nn
 
 from t2i.core.assets import asset
-from t2i.core.config import AtHome, Config, load, over, parse
+from t2i.core.config import AtHome, Config, agreed, load, over, parse
 from t2i.core.errors import UsageError, did_you_mean, explain
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
 from t2i.data.source import Needs
 from t2i.io.files import output_folder
+from t2i.stages.follow import same_clip
 from t2i.stages.registry import load_stage, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
 from t2i.train.checkpoint import find, load_model
@@ -55,13 +56,12 @@ class Run(Config):
     @classmethod
     def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
         """`clip` among the needs, and `model` over its preset."""
-        data = dict(data)
-        if "clip" in data:
-            clip = data.pop("clip")
-            data["needs"] = (data.get("needs") or {}) | ({"clip": clip} if clip is not None else {})
+        data = needs_section(data)
+        if isinstance(needs := data.get("needs"), dict):
+            data["needs"] = {name: folder for name, folder in needs.items() if folder is not None}
         spec = stage(str(data.get("stage")))
         if isinstance(data.get("model"), dict):
-            data["model"] = spec.older(data["model"], data.get("needs") or {})
+            data["model"] = spec.older(data["model"], _names(data))
         if (name := data.get("preset")) is None:
             return data
         choices = spec.presets
@@ -71,6 +71,21 @@ class Run(Config):
         preset = choices[name].model_dump(mode="json", exclude_unset=True)  # what it leaves open may follow from a CLIP
         given = spec.config.migrate(data.get("model") or {})
         return data | {"model": over(preset, given)}
+
+
+def needs_section(data: dict[str, Any]) -> dict[str, Any]:
+    """A run's data with `clip`, the short form, among its `needs`; ValueError where those name another one."""
+    needs = data.get("needs")
+    if "clip" not in data or not isinstance(needs, dict | None):
+        return data
+    rest = {key: value for key, value in data.items() if key != "clip"}
+    return rest | {"needs": agreed({"clip": data["clip"]}, needs, "needs")}
+
+
+def _names(data: dict[str, Any]) -> list[str]:
+    """The neighbours that a run's data name."""
+    needs = data.get("needs")
+    return [name for name, folder in needs.items() if folder is not None] if isinstance(needs, dict) else []
 
 
 def load_run(path: str | Path, overrides: list[str]) -> Run:
@@ -85,7 +100,16 @@ def load_run(path: str | Path, overrides: list[str]) -> Run:
         "model": (spec.config, ...),
         "task": (spec.options, spec.options()),
     }
-    return load(find_config(path), overrides, create_model("Run", __base__=Run, **fields))
+    with_clip = any(o.startswith(("clip=", "needs.clip=")) and not o.endswith(("=", "=null")) for o in overrides)
+
+    def today(data: dict[str, Any]) -> dict[str, Any]:
+        data = needs_section(data)
+        if not isinstance(model := data.get("model"), dict):
+            return data
+        needs = ["clip"] if "stage" in data and (with_clip or "clip" in _names(data)) else []
+        return data | {"model": spec.config.migrate(spec.older(model, needs))}
+
+    return load(find_config(path), overrides, create_model("Run", __base__=Run, **fields), today)
 
 
 def find_config(path: str | Path) -> Path:
@@ -191,7 +215,7 @@ def start_from(folder: str, run: Run, spec: Stage, model: Any) -> bool:
     before: Any = load_stage(folder, expect=run.stage)
     load_model(model, spec.start(before.state_dict(), model), Path(folder))
     ours, theirs = (spec.clip_facts(config).fingerprint for config in (model.config, before.config))
-    others = "clip" in run.needs and ours != theirs
+    others = "clip" in run.needs and not (same_clip(ours, theirs) and len(ours) == len(theirs))
     if others:
         log.warning("init=%s learned from another CLIP than %s", folder, run.needs["clip"])
     return others

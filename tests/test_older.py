@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import given, small_clip, small_decoder, small_prior, small_upsampler
 
+from t2i.core.assets import asset
 from t2i.core.errors import DataError, UsageError
 from t2i.io.weights import load_folder, load_tensors, save_folder, save_tensors
 from t2i.nn.older import _PREFIXES
-from t2i.run import load_run, train
+from t2i.run import complete, load_neighbours, load_run, train
 from t2i.stages.decoder.model import DecoderConfig
-from t2i.stages.registry import load_stage, save_stage
+from t2i.stages.registry import load_stage, save_stage, stage
 from t2i.train.checkpoint import _digest
 
 UNET = """
@@ -85,6 +86,36 @@ model:
 }
 
 
+@pytest.mark.parametrize("keys", [{"num_classes": 60}, {"text": {"width": 128}}, {"null_class": False}, {}])
+def test_a_decoder_of_before_reads_its_clip_beside_other_ports(keys: dict[str, Any], tmp_path: Path) -> None:
+    unet = {
+        "channels": 32,
+        "multipliers": [1],
+        "num_blocks": 1,
+        "attention": [],
+        "context_dim": 128,
+        "head_channels": 32,
+    }
+    data = {"stage": "decoder", "clip": "weights/shapes/clip", "model": {"unet": unet, "image_size": 64, **keys}}
+    (tmp_path / "older.yaml").write_text(json.dumps(data | {"train": {"steps": 1, "batch_size": 1, "out": "out"}}))
+    run = load_run(tmp_path / "older.yaml", [])
+    spec = stage("decoder")
+    model: Any = complete(run, spec, load_neighbours(run, spec))
+    assert model.ports.clip_image.dim == 128
+
+
+@pytest.mark.parametrize("needs", ["foo", "[a]", "3"])
+def test_needs_that_are_no_names_are_one_line(needs: str) -> None:
+    with pytest.raises(UsageError, match="needs"):
+        load_run("configs/shapes/decoder.yaml", [f"needs={needs}"])
+
+
+def test_the_last_clip_counts_in_either_spelling() -> None:
+    for overrides, clip in ((["needs.clip=/b"], "/b"), (["clip=/a"], "/a"), (["clip=/a", "needs.clip=/b"], "/b")):
+        assert load_run("configs/shapes/decoder.yaml", overrides).needs == {"clip": clip}
+    assert load_run("configs/shapes/decoder.yaml", ["clip=null"]).needs == {}
+
+
 def flat(config: dict[str, Any]) -> dict[str, Any]:
     """A decoder's or an upsampler's config as 0.1 wrote it."""
     config = dict(config)
@@ -132,17 +163,32 @@ def test_a_decoder_that_was_given_a_clip_read_its_embeddings(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.target=eps", r"diffusion\.target is 'x0', but 'eps' by its earlier name; give it once"),
-        ("model.clip_scale=2", r"ports\.clip_image\.scale is 11\.3, but 2 by its earlier name"),
-        ("train.clip=3", None),
+        ("target: eps", r"diffusion\.target is 'x0', but 'eps' by its earlier name"),
+        ("clip_scale: 2", r"ports\.clip_image\.scale is 11\.3, but 2 by its earlier name"),
     ],
 )
-def test_a_key_by_both_of_its_names_says_one_thing(override: str, message: str | None) -> None:
-    if message is None:
-        assert load_run("configs/shapes/decoder.yaml", [override]).train.max_grad_norm == 3
-        return
+def test_a_key_by_both_of_its_names_says_one_thing(override: str, message: str, tmp_path: Path) -> None:
+    text = asset("configs", "shapes", "decoder.yaml").read_text().replace("  ports:", f"  {override}\n  ports:")
+    (tmp_path / "both.yaml").write_text(text)
     with pytest.raises(UsageError, match=message):
-        load_run("configs/shapes/decoder.yaml", [override])
+        load_run(tmp_path / "both.yaml", [])
+
+
+@pytest.mark.parametrize("older_file", [True, False])
+def test_overrides_win_in_either_form_over_either_form(older_file: bool, tmp_path: Path) -> None:
+    (tmp_path / "older.yaml").write_text(OLDER["decoder"] + "train: {steps: 1, batch_size: 1, out: out}\n")
+    path = tmp_path / "older.yaml" if older_file else "configs/shapes/decoder.yaml"
+    for key in ("model.target", "model.diffusion.target"):
+        model: Any = load_run(path, [f"{key}=eps"]).model
+        assert model.diffusion.target == "eps"
+        assert model.diffusion.schedule == "cosine"
+    model = load_run(path, ["model.clip_scale=2", "model.text.layers=1", "train.clip=3"]).model
+    assert (model.ports.clip_image.scale, model.ports.text.layers, model.ports.text.width) == (2, 1, 128)
+    model = load_run(path, ["model.target=eps", "model.diffusion.target=v"]).model
+    assert model.diffusion.target == "v", "the last one counts"
+    model = load_run(path, ["clip=null", "model.clip_dim=null"]).model
+    assert model.ports.clip_image is None
+    assert load_run(path, ["train.clip=3"]).train.max_grad_norm == 3
 
 
 @pytest.mark.parametrize(("name", "make"), [("decoder", small_decoder), ("upsampler", lambda: small_upsampler(8, 32))])

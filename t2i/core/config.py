@@ -5,7 +5,8 @@ Unknown keys are errors that name the full key and the nearest known one; later 
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -14,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from t2i.core.errors import T2IError, UsageError, did_you_mean
+from t2i.core.errors import T2IError, UsageError, did_you_mean, explain
 
 Model = TypeVar("Model", bound=BaseModel)
 AtHome = AfterValidator(lambda path: type(path)(os.path.expanduser(path)))
@@ -85,20 +86,36 @@ def agreed(earlier: Any, today: Any, place: str) -> Any:
         both = earlier.keys() & today.keys()
         return {**earlier, **today, **{k: agreed(earlier[k], today[k], f"{place}.{k}") for k in both}}
     if earlier != today and not (isinstance(earlier, list | tuple) and tuple(earlier) == tuple(today or ())):
-        raise ValueError(f"{place} is {today!r}, but {earlier!r} by its earlier name; give it once, as {place}")
+        raise ValueError(f"{place} is {today!r}, but {earlier!r} by its earlier name; leave the earlier one out")
     return today
 
 
-def load(path: str | Path | None, overrides: Sequence[str], model: type[Model]) -> Model:
+def load(
+    path: str | Path | None,
+    overrides: Sequence[str],
+    model: type[Model],
+    today: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Model:
     """Read a YAML file (None for an empty one), apply `key.sub=value` overrides, validate.
+
+    Args:
+        today: data of an earlier version in the form of today; file and overrides may be of different ones.
 
     Raises:
         UsageError: missing or malformed file, malformed override, unknown key, wrong type or value.
     """
-    data = {} if path is None else _read(Path(path))
+    source = str(path) if path is not None else "config"
+    with explain(source, UsageError):
+        data = today({} if path is None else _read(Path(path)))
     for override in overrides:
+        alone: dict[str, Any] = {}
+        _apply(alone, override)
+        with suppress(ValueError):  # what says nothing without the rest is looked at when all is there
+            if (translated := today(alone)) != alone:
+                data = over(data, translated)
+                continue
         _apply(data, override)
-    return parse(data, model, source=str(path) if path is not None else "config")
+    return parse(data, model, source=source)
 
 
 def parse(data: dict[str, Any], model: type[Model], source: str = "config", kind: type[T2IError] = UsageError) -> Model:

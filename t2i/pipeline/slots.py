@@ -137,14 +137,25 @@ class Planner:
                 samplers.get(name, "ddim"),
                 scales[name],
                 temperature=self.slots[name].temperature,
-                clamp=settings.get("clamp", {}).get(name),
-                variance=settings.get("variance", {}).get(name),
+                **self._own(name),
             )
             for name in stages[: last + 1]
         }
         for name, sampling in plan.items():
             self._check(name, sampling)
         return plan, {name: scales[name] for name in guides}
+
+    def _own(self, name: str) -> dict[str, Any]:
+        """Bound of x_0 and variance that the settings say; UsageError for others than there are."""
+        own = {what: self.settings.get(what, {}).get(name) for what in ("clamp", "variance")}
+        clamp, variance, num = own["clamp"], own["variance"], self.settings.get("candidates", {}).get(name, 1)
+        if clamp not in (None, False) and (isinstance(clamp, bool) or not isinstance(clamp, int | float) or clamp <= 0):
+            raise UsageError(f"clamp of {name} must be above 0, or false for no bound, got {clamp!r}")
+        if variance not in (None, *(choices := ("fixed_small", "fixed_large", "analytic"))):
+            raise UsageError(f"variance of {name} must be one of {', '.join(choices)}, got {variance!r}")
+        if isinstance(num, bool) or not isinstance(num, int) or num < 1:
+            raise UsageError(f"candidates of {name} must be a whole number from 1, got {num!r}")
+        return own
 
     def _stepped(self, stages: list[str], **given: Any) -> list[str]:
         """Of `stages` those that have steps and a sampler; UsageError if another one is `given` them by name."""

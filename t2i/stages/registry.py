@@ -39,13 +39,16 @@ def stage(name: str) -> Stage:
 
 
 def stage_of(model: nn.Module) -> Stage:
-    """The stage that a model is of: `STAGE` of the module that its class is written in, or of a package around it."""
-    module = type(model).__module__
-    while module:
-        found = getattr(import_module(module), "STAGE", None)
-        if isinstance(found, Stage):
-            return found
-        module = module.rpartition(".")[0]
+    """The stage that a model is of: `STAGE` of the module that its class, or one that this derives from, is written in,
+    or of a package around it. A compiled model is of the stage of what was compiled."""
+    model = getattr(model, "_orig_mod", model)
+    for kind in type(model).__mro__:
+        module = kind.__module__
+        while module and issubclass(kind, nn.Module) and kind is not nn.Module:
+            found = getattr(import_module(module), "STAGE", None)
+            if isinstance(found, Stage):
+                return found
+            module = module.rpartition(".")[0]
     raise UsageError(f"{type(model).__name__} is the model of no stage")
 
 

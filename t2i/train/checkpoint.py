@@ -124,7 +124,7 @@ def load(path: Path, renamed: Callable[[str], str] = str) -> tuple[State, dict[s
     }
     tensors = {name: weights.load_tensors(path, name) for name in names}
     for name, group in tensors.items():
-        if name != "memory":
+        if name in ("model", "optimizer") or name.startswith("ema-"):
             tensors[name] = {renamed(key): value for key, value in group.items()}
     return tensors, files.read_json(path / "state.json")
 

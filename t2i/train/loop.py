@@ -109,6 +109,9 @@ class _Run:
         task.to(self.device)  # frozen neighbours and tables beside the model
         self.model: nn.Module = task.model.to(self.device, memory_format=torch.channels_last)
         self.dtype, self.lr = choose_dtype(config.precision, self.device), optim.lr
+        names = [phase.name for phase in task.phases()]
+        if len({*names}) < len(names) or not all(name.isidentifier() for name in names):
+            raise UsageError(f"phases have different names of letters, digits and underscores, got {names}")
         self.learners = [
             Learner(phase, optim, self.parallel, self.dtype, first=number == 0)
             for number, phase in enumerate(task.phases())

@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import sys
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,9 @@ from conftest import small_clip, small_decoder, small_prior
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
 from t2i.diffusion.sampling import Sampling
+from t2i.nn.older import renamed
 from t2i.run import train
+from t2i.stages.decoder.model import Decoder
 from t2i.stages.registry import STAGES, load_stage, save_stage, stage, stage_of
 from t2i.stages.stage import How, Inputs
 
@@ -105,3 +110,34 @@ def test_mistakes_are_one_line(one_step: ModuleType, changes: list[str], error: 
     with pytest.raises(error, match=message) as caught:
         train("run.yaml", changes)
     assert "\n" not in str(caught.value)
+
+
+def test_phases_have_names_of_their_own(one_step: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = one_step.OneStepTask.phases
+    monkeypatch.setattr(one_step.OneStepTask, "phases", lambda task: [*phases(task), phases(task)[1]])
+    with pytest.raises(UsageError, match=r"different names .*\['main', 'judge', 'judge'\]"):
+        train("run.yaml", [])
+
+
+def test_a_phase_is_resumed_whatever_its_parts_are_called(
+    one_step: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what earlier versions wrote has earlier names."""
+    init = one_step.OneStepTask.__init__
+
+    def with_text(task: Any, *given: Any, **neighbours: Any) -> None:
+        init(task, *given, **neighbours)
+        task.judge = torch.nn.Sequential(OrderedDict(text=task.judge))
+
+    monkeypatch.setattr(one_step.OneStepTask, "__init__", with_text)
+    monkeypatch.setattr(one_step, "STAGE", replace(one_step.STAGE, renamed=renamed))
+    train("run.yaml", ["train.steps=2"])
+    assert train("run.yaml", ["train.steps=4"]).step == 4
+
+
+def test_a_compiled_or_derived_network_is_of_its_stage() -> None:
+    class Mine(Decoder):
+        pass
+
+    assert stage_of(Mine(small_decoder().config)).name == "decoder"
+    assert stage_of(torch.compile(small_decoder())).name == "decoder"  # type: ignore[arg-type]

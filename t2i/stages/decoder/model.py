@@ -39,7 +39,8 @@ class DecoderConfig(Config):
                 f"variance {self.diffusion.variance!r} needs unet.out_channels={wanted}, got {unet.out_channels}"
             )
         if unet.image_channels != (4 if self.ports.masked is not None else 0):
-            raise ValueError(f"ports.masked={self.ports.masked} does not fit unet.image_channels={unet.image_channels}")
+            masked = "a port for masked pictures" if self.ports.masked is not None else "no port for masked pictures"
+            raise ValueError(f"{masked} does not fit unet.image_channels={unet.image_channels}; it needs 4, or else 0")
         if self.image_size % unet.factor:
             raise ValueError(f"image_size={self.image_size} is not a multiple of {unet.factor}, which the U-Net folds")
         self.ports.check(unet.context_dim)

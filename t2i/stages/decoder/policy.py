@@ -12,6 +12,7 @@ from torch import Tensor
 from t2i.core.errors import UsageError
 from t2i.core.types import StepCallback, TextFeatures, Tokenizer
 from t2i.data.config import DataConfig
+from t2i.nn.older import FLAT
 from t2i.nn.ports import ClipImageConfig, Given, PortsConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.sample import invert, sample
@@ -168,7 +169,8 @@ def complete(config: DecoderConfig, neighbours: Neighbours, data: DataConfig) ->
 
 def older(model: dict[str, Any], needs: Collection[str]) -> dict[str, Any]:
     """Before 0.2 a decoder that was given a CLIP read its embeddings unless `clip_dim` was null by name."""
-    if "clip" in needs and "ports" not in model and "clip_dim" not in model and "text" in model:
+    flat = model.keys() & {*FLAT, "text", "tokenizer", "inpaint"}
+    if "clip" in needs and "ports" not in model and "clip_dim" not in model and flat:
         return {"clip_scale": 1.0, **model}
     return model
 
