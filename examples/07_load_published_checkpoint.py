@@ -13,7 +13,7 @@ from pathlib import Path
 
 import t2i
 from t2i.convert.convert import convert_files
-from t2i.hub.hub import index
+from t2i.hub.index import models
 from t2i.io.weights import load_config
 from t2i.pipelines.adm import ADM
 from t2i.pipelines.glide import GLIDE
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("published"))
     args = parser.parse_args()
     if args.model is None:
-        print("\n".join(f"{name:<34} {entry['description']}" for name, entry in index().items()))
+        print("\n".join(f"{name:<34} {entry.description}" for name, entry in models().items()))
         return
     args.out.mkdir(parents=True, exist_ok=True)
     if Path(args.model).is_file():

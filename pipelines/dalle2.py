@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from t2i.core.errors import DataError, UsageError, did_you_mean
 from t2i.core.types import TextFeatures, Tokenizer
-from t2i.hub.hub import presets
+from t2i.hub.index import presets
 from t2i.pipeline.arguments import Draw, Prompts, prompt_rows
 from t2i.pipeline.base import Pipeline
 from t2i.pipeline.inputs import Latent
@@ -141,15 +141,15 @@ def with_preset(pipe: DALLE2, preset: str) -> dict[str, dict[str, Any]]:
     choices = presets()
     if preset not in choices:
         raise UsageError(f"unknown preset {preset!r}; known: {', '.join(choices)}{did_you_mean(preset, choices)}")
-    theirs: dict[str, dict[str, Any]] = dict(choices[preset]["settings"])
+    theirs: dict[str, dict[str, Any]] = dict(choices[preset].settings)
     prior = pipe.parts.get("prior")
     if prior is not None and stage_of(prior).name == "prior":
-        clamp, variance = choices[preset]["prior"]["clamp"], choices[preset]["prior"]["variance"]
+        clamp, variance = choices[preset].prior.clamp, choices[preset].prior.variance
+        theirs |= {"clamp": {"prior": clamp or False}, "variance": {"prior": variance}}
         if variance == "analytic" and prior.x_0_variance is None:
-            variance = None
+            theirs["variance"] = {"prior": None}
             message = f"preset {preset!r}: this prior lacks the variances that t2i calibrate measures"
             warnings.warn(message, stacklevel=3)
-        theirs |= {"clamp": {"prior": False if clamp is None else clamp}, "variance": {"prior": variance}}
     names = {*pipe.settings, *theirs}
     chosen = {what: {**pipe.settings.get(what, {}), **theirs.get(what, {})} for what in names}
     try:

@@ -12,7 +12,8 @@ import torch
 from t2i.core.devices import fast_bfloat16, stored_as
 from t2i.core.errors import UsageError, explain
 from t2i.diffusion.sampling import Sampling
-from t2i.hub.hub import cached, find, index, megabytes, parts
+from t2i.hub.hub import cached, find
+from t2i.hub.index import megabytes, models, parts
 from t2i.io.files import read_json
 from t2i.io.int8 import num_bytes
 from t2i.io.weights import stage_folders, stored_dtype
@@ -43,7 +44,7 @@ def _installation() -> str:
             f"t2i {__version__} · Python {platform.python_version()} · torch {torch.__version__}",
             f"device {device} ({name}), {'fast' if fast_bfloat16(device) else 'slow'} bfloat16",
             "bundled models:",
-            *(f"  {key:<13} {e['description']} ({e['licence']})" for key, e in index().items() if "parts" not in e),
+            *(f"  {key:<13} {e.description} ({e.licence})" for key, e in models().items() if not e.published),
             "published models, downloaded and converted on first use (* on this machine):",
             *_groups(),
         ]
@@ -53,24 +54,24 @@ def _installation() -> str:
 def _groups() -> list[str]:
     """Published models by owner and licence, with their sizes."""
     groups: dict[str, list[str]] = {}
-    for key, entry in index().items():
-        if "parts" in entry:
+    for key, entry in models().items():
+        if entry.published:
             owner, _, name = key.rpartition("/")
             star = "*" if (cached(key) / "model_index.json").is_file() else ""
             size = _size(megabytes(key)).replace(" ", "\N{NO-BREAK SPACE}")
-            groups.setdefault(f"  {owner}/ ({entry['licence']})", []).append(f"{name}{star}\N{NO-BREAK SPACE}{size}")
+            groups.setdefault(f"  {owner}/ ({entry.licence})", []).append(f"{name}{star}\N{NO-BREAK SPACE}{size}")
     wrap = partial(textwrap.fill, width=110, subsequent_indent=" " * 6, break_on_hyphens=False)
     return [wrap(f"{title} {', '.join(names)}").replace("\N{NO-BREAK SPACE}", " ") for title, names in groups.items()]
 
 
 def _published(model: str) -> str:
-    entry = index()[model]
-    lines = [f"{model}: {entry['pipeline']}, not downloaded yet; {entry['description']}"]
+    entry = models()[model]
+    lines = [f"{model}: {entry.pipeline}, not downloaded yet; {entry.description}"]
     for place, rows in parts(model).items():
-        count, size = sum(row["parameters"] for row in rows), _size(sum(row["megabytes"] for row in rows))
-        lines.append(f"  {place:<17} {count / 1e6:7.2f} M parameters  {size:>7}  {_chosen(entry['settings'], place)}")
+        count, size = sum(row.parameters for row in rows), _size(sum(row.megabytes for row in rows))
+        lines.append(f"  {place:<17} {count / 1e6:7.2f} M parameters  {size:>7}  {_chosen(entry.settings, place)}")
     return "\n".join(
-        [*lines, f"licence {entry['licence']}; first use downloads {_size(megabytes(model))} to {cached(model)}"]
+        [*lines, f"licence {entry.licence}; first use downloads {_size(megabytes(model))} to {cached(model)}"]
     )
 
 

@@ -5,11 +5,11 @@ Unknown keys are errors that name the full key and the nearest known one; later 
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
@@ -222,11 +222,17 @@ def _locate(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[tu
     """The place of a problem without pydantic's names of union branches, and the keys known there."""
     owners: list[type] = [model]
     place: list[int | str] = []
+    named = False  # the part before is a table, and this one a key of it that its owner chose
     for i, part in enumerate(location):
+        if named:
+            place.append(part)
+            named = False
+            continue
         choices = {name: kind for owner in owners for name, kind in _keys(owner).items()}
         inside = _models(choices[part]) if part in choices else []
         if isinstance(part, int) or part in choices or (i == len(location) - 1 and not _is_branch(part)):
             place.append(part)
+        named = part in choices and get_origin(choices[part]) in (dict, Mapping)
         owners = inside or owners
     return tuple(place), sorted({name for owner in owners for name in _keys(owner)})
 

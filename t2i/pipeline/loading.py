@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from t2i.core.errors import DataError, UsageError, did_you_mean
-from t2i.hub.hub import presets, resolve
+from t2i.hub.hub import resolve
+from t2i.hub.index import presets
 from t2i.io.files import read_json
 from t2i.io.weights import fingerprint, stage_folders
 from t2i.pipeline.base import Pipeline
@@ -43,7 +44,7 @@ def open_pipeline(name_or_folder: str | Path, expect: type[P]) -> P:
         if kind in UNCLIP:
             from t2i.convert.unclip import read_unclip
 
-            pipe = cls(read_unclip(folder, index), presets()["diffusers"]["settings"])
+            pipe = cls(read_unclip(folder, index), presets()["diffusers"].settings)
         else:
             pipe = cls.assemble(stages, settings)
     except UsageError as error:  # here the folder is to blame, not who opens it

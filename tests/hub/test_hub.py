@@ -19,14 +19,16 @@ from manifests import UNCLIP, manifests, shapes
 from t2i import Pipeline
 from t2i.cli.describe import describe
 from t2i.convert.convert import layouts
+from t2i.core.config import parse
 from t2i.core.errors import DataError, FullDiskError, UsageError
-from t2i.hub import hub
+from t2i.hub import hub, index
+from t2i.hub.index import Checkpoint, Entry, Index, models, parts, read_index
 from t2i.io.weights import save_folder
 from t2i.pipeline.loading import pipeline_class
 from t2i.pipeline.slots import chain
 
-MODELS, ROWS = hub._tables()["models"], hub._tables()["checkpoints"]
-PUBLISHED = [name for name, entry in MODELS.items() if "parts" in entry]
+MODELS, ROWS = models(), read_index().checkpoints
+PUBLISHED = [name for name, entry in MODELS.items() if entry.published]
 FILES = {file: entry for entry in manifests().values() for file in entry["files"]}
 ELSEWHERE = {
     "clip/ViT-L-14": "clip/ViT-L-14 (OpenAI)",
@@ -38,20 +40,20 @@ ELSEWHERE = {
 BODIES = {name: random.Random(name).randbytes(300_000) for name in ("base", "upsample", "image", "text")}
 
 
-def source(row: dict[str, Any]) -> str:
+def source(row: Checkpoint) -> str:
     """The file of a checkpoint, as the manifests name it."""
-    return row.get("folder") or row.get("hub") or row.get("file") or PurePosixPath(row["url"]).name
+    return row.folder or row.hub or row.file or row.filename
 
 
 # -- the index ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_published_file_is_listed_once() -> None:
-    families = [row["family"] if "url" in row else "hub" for row in ROWS.values()]
+    families = [row.family if row.url else "hub" for row in ROWS.values()]
     assert {f: families.count(f) for f in families} == {
         "hub": 18, "ddpm": 8, "iddpm": 8, "adm": 15, "glide": 6, "karlo": 4, "laion": 2,
     }  # fmt: skip
-    assert len({row.get("url") or (row["hub"], row.get("folder"), row["config"]) for row in ROWS.values()}) == len(ROWS)
+    assert len({row.url or (row.hub, row.folder, row.config) for row in ROWS.values()}) == len(ROWS)
     assert FILES.keys() <= {source(row) for row in ROWS.values()}
 
 
@@ -59,37 +61,37 @@ def test_every_published_file_is_listed_once() -> None:
 def test_a_checkpoint_is_what_its_manifest_says(name: str) -> None:
     row = ROWS[name]
     if name == "karlo/statistics":  # of 768 embeddings, mean and deviation
-        assert row["parameters"] == 2 * 768
+        assert row.parameters == 2 * 768
         return
     entry = manifests(UNCLIP).get(ELSEWHERE.get(name, name))
-    entry = entry or FILES.get(source(row), manifests()["ddpm/256 (diffusers)"] if "hub" in row else None)
+    entry = entry or FILES.get(source(row), manifests()["ddpm/256 (diffusers)"] if row.hub else None)
     assert entry is not None
-    assert row["parameters"] == entry["n_params"]
-    assert row["megabytes"] == round(4 * row["parameters"] / 1e6, 1)
-    assert row["family"] in (entry["family"], entry["family"].removesuffix("-diffusers"), name.split("/")[0])
-    assert (row["stage"], row["config"]) in {(layout.stage, layout.name) for layout in layouts()}
-    assert row.get("url", "https://").startswith("https://")
-    assert len(row.get("md5", "0" * 32)) == 32
-    assert row["licence"]
+    assert row.parameters == entry["n_params"]
+    assert row.megabytes == round(4 * row.parameters / 1e6, 1)
+    assert row.family in (entry["family"], entry["family"].removesuffix("-diffusers"), name.split("/")[0])
+    assert (row.stage, row.config) in {(layout.stage, layout.name) for layout in layouts()}
+    assert (row.url or "https://").startswith("https://")
+    assert len(row.md5 or "0" * 32) == 32
+    assert row.licence
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_model_fits_its_pipeline(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("t2i.text.tokenizers.TokenizerConfig.build", lambda _: None)
     entry = MODELS[name]
-    cls = pipeline_class(entry["pipeline"])
+    cls = pipeline_class(entry.pipeline)
     accepts = {slot.name: slot.accepts for slot in cls.slots}
-    stages = {place: {row["stage"] for row in rows} for place, rows in hub.parts(name).items()}
+    stages = {place: {row.stage for row in rows} for place, rows in parts(name).items()}
     assert list(stages) == chain(cls.slots, stages)
     assert all(len(kinds) == 1 and kinds <= {*accepts[place]} for place, kinds in stages.items())
-    licences = {row["licence"] for rows in hub.parts(name).values() for row in rows}
-    assert licences - {"MIT"} == {entry["licence"]} - {"MIT"}, "MIT forbids nothing that others allow"
-    files = [PurePosixPath(source(row)).name for rows in hub.parts(name).values() for row in rows if "url" in row]
+    licences = {row.licence for rows in parts(name).values() for row in rows}
+    assert licences - {"MIT"} == {entry.licence} - {"MIT"}, "MIT forbids nothing that others allow"
+    files = [PurePosixPath(source(row)).name for rows in parts(name).values() for row in rows if row.url]
     assert len(set(files)) == len(files), "they lie in one folder while they wait for their conversion"
     monkeypatch.setattr("t2i.stages.clip.model.ClipEncoder.fingerprint", lambda _: (1.0,))
-    networks = {place: network(rows[0]["config"]) for place, rows in hub.parts(name).items()}
-    settings = cls(networks, entry["settings"]).settings  # which checks that they fit each other
-    for what, values in entry["settings"].items():
+    networks = {place: network(rows[0].config) for place, rows in parts(name).items()}
+    settings = cls(networks, entry.settings).settings  # which checks that they fit each other
+    for what, values in entry.settings.items():
         assert settings[what] | values == settings[what]
 
 
@@ -101,8 +103,29 @@ def network(name: str) -> torch.nn.Module:
         return layout.model(layout.config)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hub": "us/it"}, "a url or a hub, one of them"),
+        ({"url": None}, "a url or a hub, one of them"),
+        ({"parametres": 1}, r"key 'checkpoints\.base\.parametres', did you mean 'checkpoints\.base\.parameters'"),
+        ({"parameters": "many"}, "parameters"),
+    ],
+)
+def test_a_wrong_row_is_refused(change: dict[str, Any], words: str) -> None:
+    row = _row("https://us/base.pt", b"").model_dump(exclude_none=True)
+    with pytest.raises(UsageError, match=words):
+        parse({"checkpoints": {"base": row | change}}, Index, source="index.yaml")
+
+
+def test_a_model_of_an_unknown_checkpoint_is_refused() -> None:
+    row, model = _row("https://us/base.pt", b""), {"description": "", "licence": "MIT", "parts": {"decoder": "bas"}}
+    with pytest.raises(UsageError, match="pair: unknown checkpoint 'bas', did you mean 'base'"):
+        parse({"checkpoints": {"base": row.model_dump()}, "models": {"pair": model}}, Index, source="index.yaml")
+
+
 def test_every_checkpoint_is_part_of_a_model() -> None:
-    used = [id(row) for name in PUBLISHED for rows in hub.parts(name).values() for row in rows]
+    used = [id(row) for name in PUBLISHED for rows in parts(name).values() for row in rows]
     assert {id(row) for row in ROWS.values()} == set(used)
 
 
@@ -119,18 +142,19 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServ
     monkeypatch.setattr("t2i.io.download.WAIT", 0.0)
     with serving({f"/{name}.pt": body for name, body in BODIES.items()}) as state:
         rows = {name: _row(f"{state.url}/{name}.pt", body) for name, body in BODIES.items()}
-        model = {
+        model = Entry.model_validate({
             "description": "two stages", "licence": "MIT", "pipeline": "glide", "settings": {"steps": {"decoder": 7}},
             "parts": {"decoder": "base", "upsampler": "upsample", "clip": ["image", "text"]},
-        }  # fmt: skip
-        tables = {"checkpoints": rows, "models": {"shapes": MODELS["shapes"], "us/pair": model}}
-        monkeypatch.setattr(hub, "_tables", lambda: tables)
+        })  # fmt: skip
+        known = Index(checkpoints=rows, models={"shapes": MODELS["shapes"], "us/pair": model})
+        monkeypatch.setattr(index, "read_index", lambda: known)
         yield state
 
 
-def _row(url: str, body: bytes) -> dict[str, Any]:
+def _row(url: str, body: bytes) -> Checkpoint:
+    what = {"family": "ours", "stage": "decoder", "config": "a network", "licence": "MIT"}
     md5 = hashlib.md5(body).hexdigest()
-    return {"url": url, "md5": md5, "config": "a network", "parameters": 75_000, "megabytes": 0.3, "licence": "MIT"}
+    return Checkpoint.model_validate({"url": url, "md5": md5, "parameters": 75_000, "megabytes": 0.3, **what})
 
 
 @pytest.fixture
@@ -274,7 +298,7 @@ def test_unknown_names_get_a_hint(name: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"unknown model '{name}': .*, did you mean '{meant}'"):
         hub.resolve(name)
     with pytest.raises(UsageError, match="unknown checkpoint 'adm/64_diffusion', did you mean 'adm/64x64_diffusion'"):
-        hub.checkpoint("adm/64_diffusion")
+        index.checkpoint("adm/64_diffusion")
 
 
 def test_folders_win_over_names(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from small import with_ports
 
 from t2i.core.errors import DataError, NonFiniteError, UsageError
+from t2i.hub.index import Preset, PriorPreset, models
 from t2i.io.provenance import read_recipe
 from t2i.nn.ports import READ, ClassesConfig, ClipImageConfig, TextPortConfig
 from t2i.pipeline.arguments import Texts
@@ -318,8 +319,8 @@ def test_presets_that_cannot_be_are_one_clear_line(pipe: DALLE2, monkeypatch: py
     before = pipe.settings
     with pytest.raises(UsageError, match=r"unknown preset 'papers'.*did you mean 'paper'"):
         pipe.use_preset("papers")
-    own = {"clamp": None, "variance": "fixed_small"}
-    short = {"paper": {"prior": own, "settings": {"steps": {"decoder": 5000}}}}
+    own = PriorPreset(clamp=None, variance="fixed_small")
+    short = {"paper": Preset(prior=own, settings={"steps": {"decoder": 5000}})}
     monkeypatch.setattr("t2i.pipelines.dalle2.presets", lambda: short)
     with pytest.raises(UsageError, match=r"'paper' is not for this model.*5000"):
         pipe.use_preset("paper")
@@ -586,7 +587,7 @@ def _saved(pipe: DALLE2, folder: Path) -> dict[str, Path]:
 
 def test_a_bundled_model_keeps_its_name(pipe: DALLE2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("t2i.hub.hub.asset", lambda *parts: tmp_path.joinpath(*parts))
-    monkeypatch.setattr("t2i.hub.hub.index", lambda: {"shapes": {}})
+    monkeypatch.setattr("t2i.hub.hub.models", lambda: {"shapes": models()["shapes"]})
     with pytest.raises(DataError, match=r"'shapes' are missing from .*weights"):
         Pipeline.from_pretrained("shapes")
     pipe.save_pretrained(tmp_path / "weights" / "shapes")
