@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from t2i.core.seed import Streams, mix
-from t2i.core.types import Task
+from t2i.core.types import Phase, Task
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
 from t2i.diffusion.timesteps import LossSecondMoment, draw_steps
@@ -74,6 +74,33 @@ class TinyTask(Task):
 
     def metrics(self, batch: dict[str, Any]) -> dict[str, float]:
         return {"count": float(len(batch["seed"]))}
+
+
+class Against(TinyTask):
+    """And a critic with an optimiser of its own: the first phase shall please it, the second tells pictures apart."""
+
+    def __init__(self, kill_at: int = -1) -> None:
+        super().__init__(dropout=0.0)
+        self.critic, self.kill_at = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 1, 3)), kill_at
+
+    def phases(self) -> list[Phase]:
+        return [
+            Phase("generator", self.model, self._please),
+            Phase("critic", self.critic, self._tell_apart, lr=0.5),
+        ]
+
+    def _please(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        losses = super().loss(batch)
+        if self.calls == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        score = self.critic(self.model(batch["image"])).mean((1, 2, 3))
+        return {"loss": losses["loss"] - 0.1 * score, "half": losses["half"]}
+
+    def _tell_apart(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            made = self.model(batch["image"])
+        real, fake = (self.critic(x).mean((1, 2, 3)) for x in (batch["image"], made))
+        return {"loss": (1 - real).relu() + (1 + fake).relu()}
 
 
 class Pictures:
@@ -187,5 +214,8 @@ def child(
         os.setpgrp()
         multiprocessing.set_start_method("fork", force=True)  # not the way this process came about
         changes["loader"] = partial(Loader, DataConfig(source=folder, size=8, num_workers=2))
+    if changes.pop("against", False):
+        run(out, Against(kill_at), **changes)
+        return
     task = SlowTask(changes.pop("dropout", 0.1), kill_at, signal_at, changes.pop("memory", False))
     run(out, task, **changes)

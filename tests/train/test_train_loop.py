@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
-from tiny_run import Pictures, TinyTask, child, curve, export, run
+from tiny_run import Against, Pictures, TinyTask, child, curve, export, run
 
 from t2i.core.errors import DataError, NonFiniteError, Stopped, UsageError
 from t2i.core.types import Task
@@ -338,6 +338,20 @@ def test_two_processes_and_two_micro_batches(tmp_path):
     run(tmp_path / "one", TinyTask(dropout=0.0), steps=4)
     assert finish(launch(tmp_path / "two", world=2, dropout=0.0, steps=4, accumulate=2)) == [0, 0]
     assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-4)
+
+
+def test_two_processes_of_two_phases_follow_one_and_survive_kill_9(tmp_path):
+    run(tmp_path / "one", Against())
+    assert finish(launch(tmp_path / "two", world=2, against=True)) == [0, 0]
+    assert finish(launch(tmp_path / "parts", world=2, kill_at=8, against=True)) == [-signal.SIGKILL] * 2
+    assert os.listdir(tmp_path / "parts" / "checkpoints") == ["step-000005"]
+    assert finish(launch(tmp_path / "parts", world=2, against=True)) == [0, 0]
+    for name in ("loss", "critic/loss", "critic/grad_norm"):
+        assert curve(tmp_path / "parts", name) == curve(tmp_path / "two", name)
+        assert curve(tmp_path / "two", name) == pytest.approx(curve(tmp_path / "one", name), rel=2e-3), name
+    last = "checkpoints/step-000012"
+    for name in ("model", "optimizer", "phase-critic", "optimizer-critic"):
+        assert_same(*(load_tensors(tmp_path / out / last, name) for out in ("parts", "two")))
 
 
 def test_a_signal_to_one_process_stops_both(tmp_path):
