@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 TOP = 127
-SMALL = 2048
-"""Weights; a smaller tensor saves less than the digits are worth, such as the first and last convolution."""
+SMALL = 20_000
+"""Weights. A smaller tensor saves little, and the first, last and finest convolutions are small: rounded, they moved
+the mean colour of ADM's pictures by 6 of 255; in float16 they leave it within 1.2."""
 HEADER = "t2i.int8"
 """Key of a file's metadata: a JSON object, name of the values → name of their scale."""
 _TINY = torch.finfo(torch.float32).tiny  # the smallest scale, of channels that are zero

@@ -74,12 +74,12 @@ def test_channels_of_zeros_and_of_almost_nothing() -> None:
 
 
 def test_what_is_stored_of_each_tensor() -> None:
-    big, row = torch.randn(64, 64), torch.randn(64)
+    big, row = torch.randn(160, 160), torch.randn(160)
     state = {
         "matrix": big,
         "half": big.bfloat16(),
         "table of one row": big.flatten()[None],
-        "thin": torch.randn(2048, 2),
+        "thin": torch.randn(SMALL, 2),
         "small": torch.randn(SMALL // 8 - 1, 8),
         "bias": row,
         "scalar": torch.tensor(4.6),
@@ -123,19 +123,19 @@ def test_what_is_stored_of_each_tensor() -> None:
 def test_weights_at_the_end_of_float32_stay_finite() -> None:
     for largest in (3.4e38, 3.39e38, 3.3e38, torch.finfo(torch.float32).max):
         for sign in (1, -1):
-            back = loaded(compact({"w": torch.full((64, 64), sign * largest)}))["w"]
+            back = loaded(compact({"w": torch.full((160, 160), sign * largest)}))["w"]
             assert back.isfinite().all()
-            torch.testing.assert_close(back, torch.full((64, 64), sign * largest), rtol=2**-8, atol=0)
+            torch.testing.assert_close(back, torch.full((160, 160), sign * largest), rtol=2**-8, atol=0)
 
 
 def state(seed: int = 0) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     return {
-        "a.weight": torch.randn(64, 64) * 10.0 ** torch.randint(-20, 20, (64, 1)),
-        "a.bias": torch.randn(64),
-        "b.weight": torch.randn(32, 16, 3, 3),
-        "b.bias": torch.randn(32) * 1e-7,
-        "c.weight": torch.zeros(128, 64),
+        "a.weight": torch.randn(160, 160) * 10.0 ** torch.randint(-20, 20, (160, 1)),
+        "a.bias": torch.randn(160),
+        "b.weight": torch.randn(64, 48, 3, 3),
+        "b.bias": torch.randn(64) * 1e-7,
+        "c.weight": torch.zeros(160, 128),
         "mean": torch.randn(64),
         "ids": torch.arange(3),
     }
@@ -170,7 +170,7 @@ def test_a_file_says_what_its_values_and_scales_are(tmp_path: Path) -> None:
     assert weights.load_tensors(tmp_path).keys() == state().keys()
     assert weights.stored_dtype(tmp_path) == "int8"
     stored = sum(v.numel() * v.element_size() for v in tensors.values())
-    assert stored == num_bytes(state(), {"mean"}) + 2 * 32  # b.bias is too small for float16
+    assert stored == num_bytes(state(), {"mean"}) + 2 * 64  # b.bias is too small for float16
 
 
 def test_a_weight_and_its_scale_lie_in_one_file(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_weight_and_its_scale_lie_in_one_file(tmp_path: Path) -> None:
 def test_names_of_scales_are_no_names_of_weights(tmp_path: Path) -> None:
     taken = state() | {
         "a.weight.scale": torch.ones(64),
-        "a.weight..scale": torch.randn(64, 64),
+        "a.weight..scale": torch.randn(160, 160),
         "q": torch.ones(2).char(),
     }
     store(tmp_path, taken)
@@ -199,7 +199,7 @@ def test_names_of_scales_are_no_names_of_weights(tmp_path: Path) -> None:
 
 def test_what_is_not_int8_has_no_such_header(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        weights.save_folder(tmp_path, {}, {"w": torch.randn(64, 64).to(dtype), "ids": torch.arange(3)})
+        weights.save_folder(tmp_path, {}, {"w": torch.randn(160, 160).to(dtype), "ids": torch.arange(3)})
         with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
         assert weights.load_tensors(tmp_path)["w"].dtype == dtype
@@ -215,7 +215,7 @@ def with_(**changes: Tensor) -> Callable[[dict[str, Tensor]], None]:
     return lambda tensors: tensors.update({key.replace("_", "."): value for key, value in changes.items()})
 
 
-ONES = torch.ones(64, dtype=torch.bfloat16)
+ONES = torch.ones(160, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -224,13 +224,13 @@ ONES = torch.ones(64, dtype=torch.bfloat16)
         (without("a.weight.scale"), "the int8 weight 'a.weight', whose scale 'a.weight.scale' is not there"),
         (without("a.weight"), "the int8 weight 'a.weight', which is not there"),
         (
-            with_(a_weight_scale=ONES[:63]),
-            r"one scale for each channel of 'a.weight', got \[63\] scales for \[64, 64\]",
+            with_(a_weight_scale=ONES[:159]),
+            r"one scale for each channel of 'a.weight', got \[159\] scales for \[160, 160\]",
         ),
-        (with_(a_weight_scale=ONES[:, None]), r"got \[64, 1\] scales for \[64, 64\] weights"),
+        (with_(a_weight_scale=ONES[:, None]), r"got \[160, 1\] scales for \[160, 160\] weights"),
         (with_(a_weight_scale=ONES.half()), "a scale of bfloat16 for 'a.weight', got int8 and a scale of float16"),
-        (with_(a_weight=torch.ones(64, 64)), "'a.weight', got float32 and a scale of bfloat16"),
-        (with_(a_weight=torch.tensor(1).char()), r"got \[64\] scales for \[\] weights"),
+        (with_(a_weight=torch.ones(160, 160)), "'a.weight', got float32 and a scale of bfloat16"),
+        (with_(a_weight=torch.tensor(1).char()), r"got \[160\] scales for \[\] weights"),
         (with_(a_weight_scale=ONES * 0), "of 'a.weight' must be positive and finite, got 0 to 0"),
         (with_(a_weight_scale=ONES / 0), "must be positive and finite, got inf to inf"),
     ],
@@ -248,6 +248,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, change: Callable[[dict[str, Ten
 
 @pytest.mark.parametrize("header", ["", "[]", "{", '{"a.weight": 3}', "null"])
 def test_a_header_that_says_nothing_is_refused(tmp_path: Path, header: str) -> None:
-    save_file({"a.weight": torch.ones(64, 64).char()}, tmp_path / "model.safetensors", metadata={HEADER: header})
+    save_file({"a.weight": torch.ones(160, 160).char()}, tmp_path / "model.safetensors", metadata={HEADER: header})
     with pytest.raises(DataError, match=r"model\.safetensors: its header names no int8 weights and scales: "):
         weights.load_tensors(tmp_path)
