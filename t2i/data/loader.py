@@ -79,6 +79,10 @@ class Loader:
         self.batch_size, self.accumulate, self.rank, self.start = batch_size, accumulate, rank, start
         self.micro = batch_size // (accumulate * world)
         self.data = _Positions(config, seed, self.micro, split, needs)
+        if split == "train" and rank == 0:
+            for given, source in zip(config.sources, self.data.sources, strict=True):
+                if not isinstance(source, ShapesSource):
+                    log.info("%s: %s", given.src, source)
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = self.num_enlarged = 0

@@ -20,7 +20,8 @@ import torch
 
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
-from t2i.data.source import IMAGE_TYPES, BadSample, Sample, decode, lines_of, pick_caption
+from t2i.data.scan import scan
+from t2i.data.source import IMAGE_TYPES, BadSample, Sample, Tally, decode, lines_of, pick_caption
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,13 @@ class ShardSource:
     `label` (int), `key.npy` and `key.NAME.npy` become tensors `npy` and `NAME`.
 
     Args:
-        src: a tar, a folder of them, a glob, or names in braces such as `shards/{00000..00099}.tar`.
+        src: a tar, a folder of them at any depth, a glob, or names in braces such as `shards/{00000..00099}.tar`.
         size: short side after resizing, pixels.
         crop: side of a random window of that picture, or None for its centre square.
         captions: weights by kind, see `pick_caption`; lines of `.txt` are of the kind `text`.
         needs: what a sample must have: `image`, `caption`, or arrays by name, such as `z` of `key.z.npy`. Pictures are
             read only if they are needed; a caption that is not needed may be missing, and is empty then.
+        left_out: what lies beside the tars and is not used.
 
     Raises:
         UsageError: a compressed tar or a `pipe:` address.
@@ -59,10 +61,11 @@ class ShardSource:
         crop: int | None = None,
         captions: Mapping[str, float] | None = None,
         needs: Sequence[str] = ("image", "caption"),
+        left_out: Tally | None = None,
     ) -> None:
         self.size, self.crop, self.captions, self.needs = size, crop, captions or {}, tuple(needs)
         arrays = {f"{name}.npy" for name in needs if name not in _NO_ARRAYS}
-        self.tars = expand(src)
+        self.tars, self.left_out = expand(src), left_out or Tally()
         self.keys: list[str] = []
         self._samples: list[tuple[int, dict[str, tuple[int, int]]]] = []  # (tar, {type: (offset, bytes)})
         self._open: dict[int, int] = {}
@@ -78,6 +81,11 @@ class ShardSource:
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    def __str__(self) -> str:
+        """What is used and what is not, in one line."""
+        used = f"{len(self):,} samples from {len(self.tars):,} tar{'s' * (len(self.tars) != 1)}"
+        return used + (f"; left out: {self.left_out}" if self.left_out.counts else "")
 
     def load(self, index: int, rng: Streams) -> Sample:
         """Sample `index`; see `Source`."""
@@ -133,7 +141,7 @@ def expand(src: str) -> list[str]:
     if src.startswith("pipe:") or "://" in src:
         raise UsageError(f"shards are read from files, got {src!r}")
     if os.path.isdir(src):
-        names = [os.path.join(src, name) for name in sorted(glob.glob("*.tar", root_dir=src))]
+        names = [os.path.join(src, name) for name in scan(src).tars]
     elif os.path.exists(src):
         names = [src]
     else:
@@ -141,10 +149,10 @@ def expand(src: str) -> list[str]:
     if not names:
         raise DataError(f"no file matches {src}")
     for name in names:
-        if not name.endswith(".tar") and (".tar" in name or os.path.exists(name)):
+        if not name.lower().endswith(".tar") and (".tar" in name or os.path.exists(name)):
             raise UsageError(f"shards must be uncompressed .tar files, got {name}")
         if not os.path.isfile(name):
-            raise DataError(f"{name} does not exist")
+            raise DataError(f"{name} {'is no regular file' if os.path.exists(name) else 'does not exist'}")
     return names
 
 
