@@ -56,7 +56,7 @@ def scan(root: str | Path) -> Scan:
         elif kind in (".txt", ".tar"):
             (texts if kind == ".txt" else tars).append(name)
         else:
-            left_out.add(kind if kind[1:].isalnum() and len(kind) <= 8 else "other files", name)
+            left_out.add_other(name)
     captions = _captions(pictures, texts)
     for text in sorted(set(texts) - set(captions.values())):
         left_out.add(".txt beside no picture", text)

@@ -68,6 +68,16 @@ class Tally:
         self.counts[what] += 1
         self.examples.setdefault(what, example)
 
+    def add_other(self, name: str) -> None:
+        """Count a file of a kind that is not read, by the end of its name."""
+        kind = os.path.splitext(name)[1].lower()
+        self.add(kind if kind[1:].isalnum() and len(kind) <= 8 else "other files", name)
+
+    def merge(self, other: "Tally") -> None:
+        """Count what another one has."""
+        self.counts += other.counts
+        self.examples = {**other.examples, **self.examples}
+
     def __str__(self) -> str:
         """`3 hidden (such as .x), 1 .heic (such as a.heic)`, the most frequent first."""
         most = self.counts.most_common(6)
