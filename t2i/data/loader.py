@@ -79,6 +79,10 @@ class Loader:
         self.batch_size, self.accumulate, self.rank, self.start = batch_size, accumulate, rank, start
         self.micro = batch_size // (accumulate * world)
         self.data = _Positions(config, seed, self.micro, split, needs)
+        if split == "train" and rank == 0:
+            for given, source in zip(config.sources, self.data.sources, strict=True):
+                if not isinstance(source, ShapesSource):
+                    log.info("%s: %s", given.src, source)
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = self.num_enlarged = 0
@@ -88,7 +92,7 @@ class Loader:
     def __iter__(self) -> Generator[Batch, None, None]:
         """Micro-batches, b = batch_size/accumulate/world: `image` (b, 3, h, h) in [-1, 1], `caption`, `key`, `seed`."""
         stream = self._stream()
-        atexit.register(_close, weakref.ref(stream))  # loader processes ignore SIGTERM, so they must be told to end
+        _open_streams.add(stream)
         return stream
 
     def _stream(self) -> Generator[Batch, None, None]:
@@ -223,6 +227,11 @@ def _ignore_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _close(stream: "weakref.ref[Generator[Batch, None, None]]") -> None:
-    if (open_stream := stream()) is not None:
-        open_stream.close()
+_open_streams: "weakref.WeakSet[Generator[Batch, None, None]]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_streams() -> None:
+    """Loader processes ignore SIGTERM, so they must be told to end."""
+    for stream in list(_open_streams):
+        stream.close()

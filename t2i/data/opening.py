@@ -1,6 +1,5 @@
 """Which source a path or name means, and which part of it belongs to a split."""
 
-import logging
 import os
 from collections.abc import Sequence
 
@@ -8,11 +7,10 @@ from t2i.core.errors import UsageError
 from t2i.core.seed import Streams, mix
 from t2i.data.config import DataConfig
 from t2i.data.folder import FolderSource
+from t2i.data.scan import scan
 from t2i.data.scenes import ShapesSource
 from t2i.data.shards import ShardSource
 from t2i.data.source import Sample, Source
-
-log = logging.getLogger(__name__)
 
 
 class _Subset:
@@ -25,6 +23,9 @@ class _Subset:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __str__(self) -> str:
+        return str(self.source)
+
     def load(self, index: int, rng: Streams) -> Sample:
         return self.source.load(self.rows[index], rng)
 
@@ -34,16 +35,26 @@ def open_source(src: str, config: DataConfig, split: str, needs: Sequence[str]) 
     is held out."""
     if src == "shapes":
         return ShapesSource(config, split)
-    if os.path.isdir(src) and not any(name.endswith(".tar") for name in os.listdir(src)):
-        source: Source = FolderSource(src, config.size, config.crop, config.captions, needs)
-    else:
-        source = ShardSource(src, config.size, config.crop, config.captions, needs)
-    if split == "train":
-        log.info("%s: %d samples from %s", src, len(source), type(source).__name__)
+    source = _open_files(src, config, needs)
     held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
     if all(held) or not any(held):  # training comes first
         return source if split == "train" else None
     return _Subset(source, [row for row, is_val in enumerate(held) if is_val == (split == "val")])
+
+
+def _open_files(src: str, config: DataConfig, needs: Sequence[str]) -> FolderSource | ShardSource:
+    """All of a source on disk. A folder of pictures and tars is what it holds more of."""
+    how = (config.size, config.crop, config.captions, needs)
+    if not os.path.isdir(src):
+        return ShardSource(src, *how)
+    found = scan(src)
+    if len(found.tars) > len(found.pictures):
+        for name in found.pictures:
+            found.left_out.add("beside more tars", name)
+        return ShardSource(src, *how, found.left_out)
+    for name in found.tars:
+        found.left_out.add(".tar beside pictures", name)
+    return FolderSource(src, *how, found)
 
 
 def class_names(config: DataConfig) -> tuple[str, ...]:

@@ -4,6 +4,11 @@ A source is addressed at random: `source.load(index, rng)` gives one sample, and
 crop) comes from `rng`, one random stream per sample.
 """
 
+import codecs
+import os
+import re
+import stat
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -16,9 +21,16 @@ from t2i.core.types import Batch
 from t2i.data.shapes.captions import WEIGHTS
 from t2i.io.images import centre_square, from_pil, open_image, resize_short
 
-IMAGE_TYPES = ("jpg", "jpeg", "png", "webp")
+IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "jpe", "jfif", "gif", "bmp", "tif", "tiff", "avif")
+"""Ends of the names of pictures; of two in one sample of a shard, the first of these is taken."""
+MAX_FILE = 256 * 2**20
+"""Bytes of a picture's file; larger ones are refused before they are read."""
+MAX_TEXT = 2**20
+"""The same for captions."""
 MAX_RATIO = 20
 """Of the sides of a picture; what is narrower is refused before it is enlarged into gigabytes."""
+
+_CLEAN = dict.fromkeys(map(ord, "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), " ") | dict.fromkeys(map(ord, "\0\ufeff"))
 
 Sample = dict[str, Any]
 
@@ -44,6 +56,41 @@ class BadSample(Exception):
         self.reason, self.detail = reason, detail
 
 
+class Tally:
+    """How often each of several things was met, and the first example of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def add(self, what: str, example: str) -> None:
+        """Count one more."""
+        self.counts[what] += 1
+        self.examples.setdefault(what, example)
+
+    def add_other(self, name: str) -> None:
+        """Count a file of a kind that is not read, by the end of its name."""
+        kind = os.path.splitext(name)[1].lower()
+        self.add(kind if kind[1:].isalnum() and len(kind) <= 8 else "other files", name)
+
+    def merge(self, other: "Tally") -> None:
+        """Count what another one has."""
+        self.counts += other.counts
+        self.examples = {**other.examples, **self.examples}
+
+    def __str__(self) -> str:
+        """`3 hidden (such as .x), 1 .heic (such as a.heic)`, the most frequent first."""
+        most = self.counts.most_common(6)
+        parts = [f"{count:,} {what} (such as {shown(self.examples[what])})" for what, count in most]
+        others = self.counts.total() - sum(count for _, count in most)
+        return ", ".join([*parts, *([f"{others:,} others"] if others else [])])
+
+
+def shown(text: str, length: int = 60) -> str:
+    """A text of a user's for one line: cut, and what a terminal would obey is escaped."""
+    return repr(text[:length])[1:-1] + "…" * (len(text) > length)
+
+
 class Source(Protocol):
     """Captioned pictures that can be loaded in any order."""
 
@@ -54,6 +101,20 @@ class Source(Protocol):
 
     def load(self, index: int, rng: Streams) -> Sample:
         """What `decode` gives, `caption`, `key`, and what else the source holds; or BadSample."""
+
+
+def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """A regular file of at most `limit` bytes; BadSample for anything else, before it is read."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # pipes block
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise BadSample("unreadable file", f"{path} is no regular file")
+            if about.st_size > limit:
+                raise BadSample("file too large", f"{path} has {about.st_size:,} bytes, at most {limit:,} are read")
+            return file.read(limit)
+    except OSError as error:
+        raise BadSample("unreadable file", f"{path}: {error.strerror}") from None
 
 
 def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Sample:
@@ -102,9 +163,19 @@ def choose(names: Sequence[str], weights: Sequence[float], rng: Streams) -> str:
     return next(n for n, w in zip(reversed(names), reversed(weights), strict=True) if w)
 
 
+def text_of(data: bytes) -> str:
+    """UTF-8, or UTF-16 where a byte order mark says so; UnicodeDecodeError for other encodings."""
+    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8")
+
+
 def lines_of(text: str) -> list[str]:
     """The captions of a text file, one per line; an empty file is one empty caption (unconditional)."""
-    return [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    return [line for part in re.split(r"\r\n|\n|\r", text) if (line := clean(part).strip())] or [""]
+
+
+def clean(caption: str) -> str:
+    """Without byte order marks and NULs; separators that end no line of a file are spaces."""
+    return caption.translate(_CLEAN)
 
 
 def _random_window(image: Image.Image, crop: int, rng: Streams) -> Image.Image:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i.core.types import Batch, Task
+from t2i.core.types import Batch, Task, Tokenizer
 from t2i.io import files
 from t2i.text.words import split
 
@@ -98,14 +98,15 @@ def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype)
             log.info("%s: %s %s in [%.3g, %.3g]", key, tuple(x.shape), x.dtype, x.min(), x.max())
     for caption in first.get("caption", [])[:2]:
         log.info("caption: %s", caption)
-    if problem := unknown_words(task, first.get("caption", [])):
-        log.warning(problem)
+    read = first.get("caption", []) if "caption" in task.keys else []
+    for problem in (unknown_words(task, read), cut_captions(task, read)):
+        if problem is not None:
+            log.warning(problem)
 
 
 def unknown_words(task: Task, captions: Sequence[str]) -> str | None:
     """What to warn of when more than a tenth of the words are none of the vocabulary that a task reads them with."""
-    readers = (task, task.model, *(getattr(task, name, None) for name in task.needs))
-    tokenizers: list[Any] = [t for reader in readers if (t := getattr(reader, "tokenizer", None)) is not None]
+    tokenizers = _tokenizers(task)
     unknown = [word for caption in captions for word in tokenizers[0].unknown(caption)] if tokenizers else []
     total = sum(len(split(caption)) for caption in captions)
     if len(unknown) <= 0.1 * total:
@@ -115,6 +116,22 @@ def unknown_words(task: Task, captions: Sequence[str]) -> str | None:
         f"such as {', '.join(map(repr, list(dict.fromkeys(unknown))[:3]))}; a CLIP trained with "
         "model.tokenizer.kind=clip model.tokenizer.context=77 reads any word, and so do the stages that learn from it"
     )
+
+
+def cut_captions(task: Task, captions: Sequence[str]) -> str | None:
+    """What to warn of when some captions are longer than a tokeniser that a task reads them with."""
+    tokenizers = _tokenizers(task)
+    cut = [caption for caption in captions if any(tokenizer.truncated(caption) for tokenizer in tokenizers)]
+    if not cut:
+        return None
+    room = min(tokenizer.room for tokenizer in tokenizers)
+    count = f"{len(cut)} of the first {len(captions)} captions are longer"
+    return f"{count} than the {room} tokens that are read: {cut[0][:60]!r}…"
+
+
+def _tokenizers(task: Task) -> list[Tokenizer]:
+    readers = (task, task.model, *(getattr(task, name, None) for name in task.needs))
+    return [t for reader in readers if (t := getattr(reader, "tokenizer", None)) is not None]
 
 
 def _short(count: int) -> str:
