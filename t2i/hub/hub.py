@@ -127,7 +127,7 @@ def _from_hub(repository: str, folder: str = "") -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    from t2i.convert.convert import FOLDER_FILES
+    from t2i.convert.folder import FOLDER_FILES
 
     fetch = partial(hf_hub_download, repository, local_files_only=offline())
     *names, last = (f"{folder}/{name}" if folder else name for name in FOLDER_FILES)

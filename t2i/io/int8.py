@@ -107,7 +107,8 @@ def pack(state: Mapping[str, Stored]) -> tuple[dict[str, Tensor], dict[str, str]
 
 
 def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Stored]:
-    """Weights of a file, by what its header says of them; ValueError where that is not so."""
+    """Weights of a file, by what its header says of them; ValueError where that is not so. Of tensors on the device
+    "meta" all but the numbers is checked."""
     names = _names(metadata.get(HEADER, "{}"))
     state: dict[str, Stored] = {key: value for key, value in tensors.items() if key not in names.values()}
     for key, name in names.items():
@@ -152,6 +153,6 @@ def _checked(key: str, stored: Int8) -> Int8:
     if values.ndim == 0 or scale.shape != values.shape[:1]:
         found = f"{list(scale.shape)} scales for {list(values.shape)} weights"
         raise ValueError(f"expected one scale for each channel of {key!r}, got {found}")
-    if not (scale.isfinite() & (scale > 0)).all():
+    if not scale.is_meta and not (scale.isfinite() & (scale > 0)).all():
         raise ValueError(f"the scales of {key!r} must be positive and finite, got {scale.min():g} to {scale.max():g}")
     return stored

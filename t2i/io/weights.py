@@ -20,8 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from t2i.core.errors import DataError
-from t2i.io.files import clear_errors, read_json, writable, write
+from t2i.io.files import read_json, writable, write
 from t2i.io.int8 import HEADER, Int8, Stored, loaded, pack, unpack
+from t2i.io.kinds import kind_of
 
 MAX_SHARD_SIZE = 15 * 2**20
 """Bytes. Small enough for hosts and version control that refuse large files."""
@@ -62,6 +63,15 @@ def load_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple
 def stored_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Stored]]:
     """`load_folder`, with weights as they are stored: `save_folder` writes the same ones again."""
     return load_config(folder), _stored_tensors(Path(folder), "model", device)
+
+
+def load_shapes(folder: str | Path) -> dict[str, Tensor]:
+    """The weights that `load_folder` gives, without their numbers: tensors that take no memory, by the headers of the
+    files alone. Errors as there."""
+    state: dict[str, Stored] = {}
+    for path in _files(Path(folder), "model")[0]:
+        state.update(_load_file(path, "meta")[0])
+    return loaded(state)
 
 
 def stored_dtype(folder: str | Path) -> str:
@@ -178,23 +188,44 @@ def fingerprint(folders: Mapping[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _stored_tensors(folder: Path, name: str, device: str | torch.device) -> dict[str, Stored]:
-    index = folder / f"{name}.safetensors.index.json"
-    if (folder / f"{name}.safetensors").exists() or not index.exists():
-        return _load_file(folder / f"{name}.safetensors", device)[0]
-    content = read_json(index)
+def shards_of(index: Path) -> dict[str, str]:
+    """Name of a tensor → the file beside an index that holds it; DataError for what is no index."""
+    where = _index(index)[0]
+    if not where or not all(isinstance(file, str) for file in where.values()):
+        raise DataError(f"{index} is not an index of shards")
+    if outside := next((file for file in where.values() if Path(file).name != file), None):
+        raise DataError(f"{index} points outside its folder: {outside!r}")
+    return where
+
+
+def _index(path: Path) -> tuple[dict[str, str], Any]:
+    """What an index says: files by tensor, and the fingerprint of the save, None if it has none."""
+    content = read_json(path)
     try:
-        where, expected = dict(content["weight_map"]), content["metadata"].get("save")
+        return dict(content["weight_map"]), content["metadata"].get("save")
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise DataError(f"{index} is not an index of safetensors shards") from None
+        raise DataError(f"{path} is not an index of shards") from None
+
+
+def _files(folder: Path, name: str) -> tuple[list[Path], Path | None]:
+    """The files that hold a save, and its index if they are shards."""
+    whole, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
+    if whole.exists() or not index.exists():
+        return [whole], None
+    return [folder / file for file in sorted(set(shards_of(index).values()))], index
+
+
+def _stored_tensors(folder: Path, name: str, device: str | torch.device) -> dict[str, Stored]:
+    files, index = _files(folder, name)
+    if index is None:
+        return _load_file(files[0], device)[0]
+    where, expected = _index(index)
     state: dict[str, Stored] = {}
     found: set[str] = set()
-    for file in sorted(set(where.values())):
-        if Path(file).name != file:
-            raise DataError(f"{index} points outside its folder: {file!r}")
-        shard, header, keys = _load_file(folder / file, device)
+    for file in files:
+        shard, header, keys = _load_file(file, device)
         if expected != header.get("save"):
-            raise DataError(f"{folder / file} belongs to another save than {index.name}: save or download it again")
+            raise DataError(f"{file} belongs to another save than {index.name}: save or download it again")
         state.update(shard)
         found |= keys
     if missing := set(where) - found:
@@ -203,19 +234,28 @@ def _stored_tensors(folder: Path, name: str, device: str | torch.device) -> dict
 
 
 def _load_file(path: Path, device: str | torch.device) -> tuple[dict[str, Stored], dict[str, str], set[str]]:
-    """Weights, metadata and the names of all tensors, scales among them."""
-    with _opened(path, device) as file:
-        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    """Weights, metadata and the names of all tensors, scales among them; of the device "meta" their shapes alone."""
+    meta = str(device) == "meta"
+    with _opened(path, "cpu" if meta else device) as file:
+        header = file.metadata() or {}
+        tensors = {key: _shape(file, key) if meta else file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     try:
         return unpack(tensors, header), header, set(tensors)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
 
 
+def _shape(file: Any, key: str) -> Tensor:
+    """A tensor of a file without its numbers."""
+    part = file.get_slice(key)
+    shape = part.get_shape()
+    return torch.empty(shape, dtype=(part[:0] if shape else file.get_tensor(key)).dtype, device="meta")
+
+
 @contextmanager
 def _opened(path: Path, device: str | torch.device) -> Iterator[Any]:
-    with clear_errors(path), open(path, "rb"):
-        pass
+    if (kind := kind_of(path)) != "safetensors":
+        raise DataError(f"{path} is a {kind} file of torch, which may hold code: t2i convert reads such files")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             yield file

@@ -91,6 +91,10 @@ def load_stage(folder: str | Path, expect: str | Sequence[str] | None = None) ->
     Raises DataError for a missing, truncated or foreign folder and for weights that do not fit their config.
     """
     folder = find_stage(folder)
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; a stage is a folder with config.json and model.safetensors (t2i convert)")
+    if not (folder / "config.json").exists() and (folder / "model_index.json").exists():
+        raise DataError(f"{folder} is a pipeline, expected one of its stages, such as {folder / 'decoder'}")
     config, state = load_folder(folder)
     name = str(config.get("stage", ""))
     if name not in STAGES:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_tools import fill_state_dict
+from flat_network import FACTS, SMALL, unpublished
 from manifests import manifests, shapes, state
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,7 +21,6 @@ from t2i.core.errors import DataError, UsageError
 from t2i.io.weights import stored_dtype
 from t2i.keymaps.flat import rekey
 from t2i.stages.decoder.convert import convert as convert_decoder
-from t2i.stages.decoder.convert import flat_entries
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.convert import join
 from t2i.stages.registry import load_stage, save_stage
@@ -131,22 +130,6 @@ def test_one_change_is_named(manifest: str) -> None:
         with pytest.raises(DataError) as error:
             recognise(bad, "my.pt")
         assert str(error.value) == f"my.pt: {message}"
-
-
-SMALL = {  # a network that nobody published
-    "unet": {"channels": 32, "multipliers": [1, 2], "num_blocks": 1, "attention": [2], "head_channels": 16},
-    "image_size": 16,
-    "ports": {"classes": {"num": 5}},
-}
-FACTS = ["head_channels=16", "image_size=16", "schedule=cosine", "num_steps=1000", "rescale_timesteps=false"]
-
-
-def unpublished() -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
-    """Its config, and weights by their foreign keys."""
-    config = DecoderConfig.model_validate(SMALL)
-    wanted = {key: tuple(value.shape) for key, value in Decoder(config).state_dict().items()}
-    keys = {k: s for e in flat_entries(config, "new") for ks, _, s in e.tensors(wanted) for k in ks}
-    return config, fill_state_dict(keys)
 
 
 @pytest.mark.parametrize("order", ["legacy", "new"])
