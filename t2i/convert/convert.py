@@ -21,7 +21,8 @@ from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_py
 from t2i.convert.diffusers import layout_of
 from t2i.core.devices import stored_as
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain
-from t2i.io.files import clear_errors, output_folder, read_json
+from t2i.core.reading import open_regular
+from t2i.io.files import output_folder, read_json
 from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
 from t2i.stages.noised_clip.convert import join, tower_of
@@ -163,7 +164,7 @@ def _weights_and_version(path: Path) -> tuple[dict[str, Tensor], str]:
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
         if path.is_dir():
             raise DataError(f"{path}: holds none of {', '.join(FOLDER_FILES)}")
-    with clear_errors(path), open(path, "rb"):
+    with open_regular(path):
         pass
     data: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     version = data.get("version") if isinstance(data, dict) else None
@@ -207,11 +208,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
-    if _is_program(path):
-        raise DataError(
-            f"{path}: a program (TorchScript), and code from a file is never run; OpenAI's CLIP is at "
-            "openai/clip-vit-large-patch14, in transformers' format"
-        )
+    _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
@@ -223,12 +220,23 @@ def _read_pickle(path: Path) -> Any:
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
 
 
-def _is_program(path: Path) -> bool:
+def _check_archive(path: Path) -> None:
+    """DataError for a zip file that is a program, or that unpacks to more than it is, which none of torch's does."""
+    if not _is_zip(path):
+        return
     try:
         with ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # another format, or damaged, which is found out where it is read
-        return False
+            members = archive.infolist()
+    except Exception:  # a damaged directory provokes all sorts
+        raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise DataError(
+            f"{path}: a program (TorchScript), and code from a file is never run; OpenAI's CLIP is at "
+            "openai/clip-vit-large-patch14, in transformers' format"
+        )
+    size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > size:
+        raise DataError(f"{path}: has {size:,} bytes and unpacks to {unpacked:,}; torch never packs its files")
 
 
 def _is_zip(path: Path) -> bool:

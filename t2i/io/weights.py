@@ -20,7 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from t2i.core.errors import DataError
-from t2i.io.files import clear_errors, read_json, writable, write
+from t2i.core.reading import open_regular, read_bytes
+from t2i.io.files import read_json, writable, write
 from t2i.io.int8 import HEADER, Int8, Stored, loaded, pack, unpack
 
 MAX_SHARD_SIZE = 15 * 2**20
@@ -169,9 +170,9 @@ def fingerprint(folders: Mapping[str, Path]) -> str:
             size = path.stat().st_size
             digest.update(f"{place}/{path.name}\0{size}\0".encode())
             if size <= 2**26:
-                digest.update(path.read_bytes())
+                digest.update(read_bytes(path, 2**26))
                 continue
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 for i in range(64):
                     file.seek((size - 2**16) * i // 63)
                     digest.update(file.read(2**16))
@@ -214,7 +215,7 @@ def _load_file(path: Path, device: str | torch.device) -> tuple[dict[str, Stored
 
 @contextmanager
 def _opened(path: Path, device: str | torch.device) -> Iterator[Any]:
-    with clear_errors(path), open(path, "rb"):
+    with open_regular(path):
         pass
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
