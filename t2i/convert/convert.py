@@ -264,19 +264,22 @@ def _read_pickle(path: Path, is_zip: bool) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """DataError for archives that torch did not write, or that hold a program."""
+    """DataError for archives that torch did not write, that hold a program, or that unpack to more than they are."""
     try:
         with ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # damaged, which is found out where it is read
-        return
-    if any(name.endswith("/constants.pkl") for name in names):
+            members = archive.infolist()
+    except Exception:  # a damaged directory provokes all sorts
+        raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
+    if any(member.filename.endswith("/constants.pkl") for member in members):
         raise DataError(
             f"{path}: a program (TorchScript), and code from a file is never run; OpenAI's CLIP is at "
             "openai/clip-vit-large-patch14, in transformers' format"
         )
-    if not any(name.endswith("/data.pkl") for name in names):
+    if not any(member.filename.endswith("/data.pkl") for member in members):
         raise DataError(f"{path}: a zip archive without tensors; unpack it, and give the file of weights that is in it")
+    size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > size:
+        raise DataError(f"{path}: has {size:,} bytes and unpacks to {unpacked:,}; torch never packs its files")
 
 
 def _check_diffusers(path: Path, config: Any) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -15,11 +16,16 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from t2i.core.errors import T2IError, UsageError, did_you_mean, explain
+from t2i.core.errors import DataError, T2IError, UsageError, did_you_mean, explain, shown
+from t2i.core.reading import read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
 AtHome = AfterValidator(lambda path: type(path)(os.path.expanduser(path)))
 """For `Annotated`: a path, as text or as `Path`, that may begin with `~`."""
+MAX_YAML = 2**20
+"""Bytes of a YAML file."""
+MAX_VALUES = 100_000
+"""Of a YAML text, each counted wherever an alias repeats it: a few lines of aliases of aliases are billions."""
 _NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # bad syntax, too many brackets, the 31st of February
 
 
@@ -144,7 +150,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise UsageError(f"line {key.start_mark.line + 1}: key {key.value!r} appears twice")
+                raise UsageError(f"line {key.start_mark.line + 1}: key {shown(repr(key.value))} appears twice")
             seen.add(key.value)
         return node
 
@@ -155,14 +161,30 @@ _Loader.add_implicit_resolver(
 
 
 def _yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    if (count := _count(node, {})) > MAX_VALUES:
+        raise UsageError(f"its aliases make {count:,} values of it, more than {MAX_VALUES:,}")
+    return loader.construct_document(node)
+
+
+def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values in a node, each as often as aliases repeat it; a node within itself is endless."""
+    if id(node) not in counted:
+        counted[id(node)] = MAX_VALUES + 1  # until it is known: an alias within
+        inside = node.value if isinstance(node, yaml.CollectionNode) else []
+        nodes = chain.from_iterable(inside) if isinstance(node, yaml.MappingNode) else inside  # keys and values
+        counted[id(node)] = 1 + sum(_count(one, counted) for one in nodes)
+    return counted[id(node)]
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = _yaml(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read config {path}: {error.strerror}") from None
+        data = _yaml(read_bytes(path, MAX_YAML).decode("utf-8"))
+    except DataError as error:
+        raise UsageError(f"config {error}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not a text file") from None
     except UsageError as error:
@@ -180,13 +202,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UsageError(f"an override looks like key.sub=value, got {override!r}")
+        raise UsageError(f"an override looks like key.sub=value, got {shown(repr(override))}")
     try:
         value = _yaml(text)
     except UsageError:
         raise
     except _NOT_YAML:
-        raise UsageError(f"the value of {override!r} is not valid YAML") from None
+        raise UsageError(f"the value of {shown(repr(override))} is not valid YAML") from None
     for part in parts[:-1]:
         if not isinstance(data.get(part), dict):
             data[part] = {}
@@ -210,11 +232,13 @@ def _sentence(where: str, choices: list[str], model: type[BaseModel], problem: E
         hint = did_you_mean(name, choices, above + dot) or f", known keys: {', '.join(choices)}"
         if deeper and not above:
             hint = f", did you mean {' or '.join(map(repr, deeper))}?"
-        return f"unknown key {where!r}{hint}"
+        return f"unknown key {shown(repr(where))}{hint}"
     if problem["type"] == "missing":
         return f"missing key {where!r}"
     message = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"  # its keys are in the message
+    given = (
+        "" if isinstance(problem["input"], dict) else f", got {shown(repr(problem['input']))}"
+    )  # its keys are in the message
     return f"{where}: {message[:1].lower()}{message[1:]}{given}"
 
 

@@ -1,8 +1,12 @@
 """Errors a user can do something about. Each carries the exit code of the command line."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+_UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+"""Characters that move a terminal's cursor, end its line or turn its writing about, and halves of characters."""
 
 
 class T2IError(Exception):
@@ -64,14 +68,24 @@ def reason(error: Exception) -> str:
     lacking."""
     problems = getattr(error, "errors", None)
     if callable(problems):
-        places = [(".".join(map(str, p["loc"])), p["msg"].removeprefix("Value error, "), p) for p in problems()]
+        places = [
+            (".".join(map(str, p["loc"])), p["msg"].removeprefix("Value error, "), p["input"]) for p in problems()
+        ]
         return "; ".join(
-            f"{place}: {message}, got {p['input']!r}" if place and not isinstance(p["input"], dict) else message
-            for place, message, p in places
+            f"{place}: {message}, got {shown(repr(given))}" if place and not isinstance(given, dict) else message
+            for place, message, given in places
         )
     if isinstance(error, KeyError):
         return f"lacks {error.args[0]!r}" if error.args else "lacks a key"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(text: object, limit: int = 200) -> str:
+    """Text of others as one line for a terminal: control characters escaped as in Python, and cut, with its length, at
+    `limit` characters."""
+    text = str(text)
+    cut = f"… ({len(text):,} characters)" if len(text) > limit else ""
+    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text[:limit]) + cut
 
 
 def did_you_mean(name: object, choices: Iterable[str], prefix: str = "") -> str:

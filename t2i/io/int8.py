@@ -131,7 +131,7 @@ def _compacted(tensor: Tensor) -> Stored:
 def _names(text: str) -> dict[str, str]:
     try:
         names = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"its header names no int8 weights and scales: {text[:80]!r}")

@@ -1,11 +1,10 @@
 """What a file of weights is, told from its first bytes and never from its name."""
 
-import stat
 from pathlib import Path
 from typing import Literal
 
 from t2i.core.errors import DataError
-from t2i.io.files import clear_errors
+from t2i.core.reading import open_regular
 
 Kind = Literal["safetensors", "zip", "pickle"]
 """Formats of weights: torch's is a zip archive, and was a bare pickle before 2020."""
@@ -27,11 +26,10 @@ def kind_of(path: Path) -> Kind:
     Raises DataError for anything else, saying what it is and what to do: a pointer of git-lfs, a web page, an archive,
     text, an empty file.
     """
-    with clear_errors(path):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{path} is {'a folder' if path.is_dir() else 'no file'}, expected a file of weights")
-        with open(path, "rb") as file:
-            first = file.read(512)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, expected a file of weights")
+    with open_regular(path) as file:
+        first = file.read(512)
     length, text = int.from_bytes(first[:8], "little"), first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if len(first) > 8 and first[8:9] == b"{" and length <= _LONGEST_HEADER:
         return "safetensors"

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from t2i.core.errors import DataError
+from t2i.core.reading import read_bytes
 from t2i.io.files import read_json, writable, write
 from t2i.io.int8 import HEADER, Int8, Stored, loaded, pack, unpack
 from t2i.io.kinds import kind_of
@@ -179,9 +180,9 @@ def fingerprint(folders: Mapping[str, Path]) -> str:
             size = path.stat().st_size
             digest.update(f"{place}/{path.name}\0{size}\0".encode())
             if size <= 2**26:
-                digest.update(path.read_bytes())
+                digest.update(read_bytes(path, 2**26))
                 continue
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 for i in range(64):
                     file.seek((size - 2**16) * i // 63)
                     digest.update(file.read(2**16))

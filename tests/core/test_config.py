@@ -1,5 +1,6 @@
 """YAML and overrides become one validated model, and mistakes are named."""
 
+import os
 from typing import Literal
 
 import pytest
@@ -104,11 +105,33 @@ def test_merge_keys_fill_in_and_own_keys_win(tmp_path):
 
 
 def test_missing_and_binary_files(tmp_path):
-    with pytest.raises(UsageError, match=r"none.yaml: No such file"):
+    with pytest.raises(UsageError, match=r"none.yaml does not exist"):
         config.load(tmp_path / "none.yaml", [], Run)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not a text file"):
         config.load(tmp_path / "binary", [], Run)
+
+
+def test_aliases_that_multiply_are_refused_before_anything_is_made_of_them(tmp_path):
+    """Ten lines that stand for ten billion values, and a value within itself; a config's own aliases are few."""
+    lines = ["a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    for name, last in zip("bcdefghij", "abcdefghi", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]")
+    for text in ("\n".join(lines), "steps: &a [1, *a]", "steps: &a {<<: *a}"):
+        with pytest.raises(UsageError, match=r"its aliases make [\d,]+ values of it, more than 100,000"):
+            config.load(write(tmp_path, text), [], Run)
+    assert config._yaml("[&a {x: 1}, *a]") == [{"x": 1}, {"x": 1}]
+
+
+def test_what_an_error_quotes_is_cut_and_a_config_is_a_file_of_bounded_size(tmp_path):
+    with pytest.raises(UsageError, match=r"got 'aaa.*a… \(900,002 characters\)$") as caught:
+        config.load(write(tmp_path, f"steps: {'a' * 900_000}"), [], Run)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(UsageError, match=r"has 1,100,007 bytes, more than 1,048,576"):
+        config.load(write(tmp_path, f"steps: {'a' * 1_100_000}"), [], Run)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UsageError, match=r"pipe.yaml is a pipe"):
+        config.load(tmp_path / "pipe.yaml", [], Run)
 
 
 def test_frozen():
