@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from t2i.core.errors import DataError, UsageError
 from t2i.io import files, weights
+from t2i.io.lock import remove_temporaries
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +57,22 @@ def save(folder: Path, step: int, tensors: State, state: dict[str, Any], keep: i
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(final, replaced)
     os.replace(temporary, final)
+    tidy(folder)
     kept = [path for path in _steps(folder) if _step(path) <= step][:keep]
-    for path in folder.iterdir():
-        if path not in kept and re.fullmatch(r"step-\d+(\.tmp|\.old)?", path.name):
+    for path in _steps(folder):
+        if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
     return final
+
+
+def tidy(folder: Path) -> None:
+    """Remove half checkpoints of killed runs; one that was moved aside for another that never came is put back."""
+    for path in [*folder.glob("step-*.tmp"), *folder.glob("step-*.old")]:
+        if path.suffix == ".old" and not path.with_suffix("").exists():
+            os.replace(path, path.with_suffix(""))
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    remove_temporaries(folder)
 
 
 def find(folder: Path, resume: str) -> Path | None:

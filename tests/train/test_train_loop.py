@@ -20,6 +20,7 @@ from t2i.core.errors import DataError, NonFiniteError, Stopped, UsageError
 from t2i.core.types import Task
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
+from t2i.io.lock import sole_writer
 from t2i.io.weights import load_folder, load_tensors
 from t2i.text.words import WordTokenizer
 from t2i.train import OptimConfig, TrainConfig, checkpoint, fit
@@ -305,6 +306,34 @@ def test_kill_9_at_any_moment_leaves_a_run_that_continues(tmp_path):
     run(tmp_path / "parts", steps=24, save_every=1)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_a_second_training_in_one_folder_is_refused_and_touches_nothing(tmp_path):
+    run(tmp_path / "run", steps=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    task = TinyTask()
+    with sole_writer(tmp_path / "run", "trained"), pytest.raises(UsageError, match="is being trained by process") as e:
+        run(tmp_path / "run", task, steps=9)
+    assert str(e.value).endswith("; stop it or choose another train.out")
+    assert task.calls == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    with sole_writer(tmp_path / "run", "trained"):
+        assert finish(launch(tmp_path / "run", world=2, steps=9)) == [1, 1]
+    assert (tmp_path / "run.txt").read_text().count("is being trained by process") == 2
+
+
+def test_what_killed_runs_left_goes_with_the_next_one(tmp_path):
+    run(tmp_path, steps=5)
+    dead = finish(processes := launch(tmp_path / "other", kill_at=1)) and processes[0].pid
+    os.rename(tmp_path / "checkpoints" / "step-000005", tmp_path / "checkpoints" / "step-000005.old")
+    for name in ("checkpoints/step-000005.tmp", "checkpoints/step-000009.tmp"):
+        (tmp_path / name).mkdir()
+    left = [tmp_path / f"{name}.{dead}.tmp" for name in (".model.safetensors", "samples/.a.png", "checkpoints/.t2i-a")]
+    for path in left:
+        path.write_text("x")
+    assert run(tmp_path, steps=5).step == 5
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
+    assert not any(path.exists() for path in left)
 
 
 @pytest.fixture(scope="module")
