@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i.core.devices import memory_explained
-from t2i.core.errors import Stopped, UsageError
+from t2i.core.errors import NonFiniteError, Stopped, UsageError
 from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
 from t2i.data.loader import NothingHeldOutError
@@ -75,7 +75,7 @@ def fit(
 
     Raises:
         UsageError: `out` cannot be written, another process trains there, or the batch does not divide over processes.
-        NonFiniteError: NaN or infinity in a loss or gradient; nothing of that step is saved.
+        NonFiniteError: NaN or infinity in a loss, gradient or weight; nothing of that step is saved.
         OutOfMemoryError: a step needs more memory than there is.
         Stopped: a signal asked for it and the state was saved.
         DataError: unusable data, damaged checkpoints, or a full disk.
@@ -200,7 +200,12 @@ class _Run:
     def _save(self) -> None:
         """Checkpoint, then export."""
         self.report.check_finite(self.step, self.lr)
-        tensors = self.snapshot.tensors()
+        tensors, folder = self.snapshot.tensors(), self.config.out / "checkpoints"
+        if bad := checkpoint.non_finite(tensors):
+            raise NonFiniteError(
+                f"{' and '.join(bad)} became NaN or infinite by step {self.step} (learning rate {self.lr:.2g}), "
+                f"which is not saved: {checkpoint.last_good(folder)}"
+            )
         if self.main:
             numbers = {
                 "step": self.step,
@@ -208,7 +213,7 @@ class _Run:
                 "minutes": self.report.minutes,
                 "config": self.resolved,
             }
-            checkpoint.save(self.config.out / "checkpoints", self.step, tensors, numbers, self.config.keep)
+            checkpoint.save(folder, self.step, tensors, numbers, self.config.keep)
         self._export()
 
     def _export(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from t2i.core.errors import NonFiniteError
+from t2i.train.checkpoint import last_good
 from t2i.train.log import Clock, Meter, MetricsFile, memory_gb, status_line
 from t2i.train.parallel import Parallel
 from t2i.train.settings import TrainConfig
@@ -75,5 +76,5 @@ class Report:
             bad = int(self.first_bad) if self.first_bad >= 0 else step
             raise NonFiniteError(
                 f"loss or gradient became NaN or infinite at step {bad} (learning rate {lr:.2g}): "
-                "lower it or train in fp32; earlier checkpoints are whole"
+                f"lower it or train in fp32; {last_good(self.config.out / 'checkpoints')}"
             )

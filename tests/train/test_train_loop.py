@@ -413,6 +413,27 @@ def test_nan_stops_the_run_and_is_never_saved(tmp_path, log_every):
     assert all(t.isfinite().all() for t in resume_state(tmp_path, 5)["model"].values())
 
 
+class Diverging(TinyTask):
+    """Its loss is finite, and so are its gradients; its weights are not from some step on."""
+
+    def after_step(self, step):
+        if step >= 7:
+            with torch.no_grad():
+                self.model.first.weight.fill_(float("inf"))
+
+
+def test_weights_that_are_not_finite_are_never_saved_and_the_good_checkpoint_is_named(tmp_path):
+    with pytest.raises(
+        NonFiniteError, match=r"^model became NaN or infinite by step 7 .*: step-000005 is the last good"
+    ):
+        run(tmp_path, Diverging(), save_every=5, log_every=100, steps=7)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+    assert run(tmp_path, steps=7).step == 7
+    with pytest.raises(NonFiniteError, match=r"at step 0 .*nothing was saved yet"):
+        run(tmp_path / "other", TinyTask(nan_at=1))
+
+
 def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
     run(tmp_path, steps=5)
     exported = weights(tmp_path)
