@@ -130,6 +130,7 @@ class _Run:
         if self.step >= config.steps:
             log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
             self._export()  # the last one may have been cut off
+            self._make_up(last=True)
             return Result(self.step, self.images, "done", {})
         data = self._loader("train", config.batch_size)
         with closing(iter(data)) as stream:
@@ -142,6 +143,8 @@ class _Run:
         config = self.config
         if self.step == 0:
             self._look(sample=True, measure=False)
+        else:
+            self._make_up(last=False)
         self.model.train()
         self.report.clock.start(data.seconds_waited)
         reason = "done"
@@ -156,10 +159,7 @@ class _Run:
                 if asked or last or self.step % config.save_every == 0:
                     self._save()
                 if last or not asked:
-                    self._look(
-                        sample=last or is_sample_step(self.step, config.sample_every),
-                        measure=config.val_every > 0 and (last or self.step % config.val_every == 0),
-                    )
+                    self._look(*self._due(last))
             if last:
                 reason = asked or "done"
                 break
@@ -252,10 +252,26 @@ class _Run:
                 save_png(grid(first["image"][:16]), self.config.out / "samples" / "inputs.png")
         return itertools.chain([first], batches)
 
+    def _due(self, last: bool) -> tuple[bool, bool]:
+        """Whether a grid, and whether held-out numbers belong to this step."""
+        every = self.config.val_every
+        sample = last or is_sample_step(self.step, self.config.sample_every)
+        return sample, every > 0 and (last or self.step % every == 0)
+
+    def _make_up(self, last: bool) -> None:
+        """Look if the run was ended between saving this step and looking; looking changes nothing of a training."""
+        sample, measure = self._due(last)
+        drawn, measured = self.parallel.on_main(lambda: (self._grid.exists(), self.report.has_held_out(self.step)))
+        self._look(sample and not drawn, measure and not measured)
+
+    @property
+    def _grid(self) -> Path:
+        return self.config.out / "samples" / f"step-{self.step:06d}.png"
+
     def _look(self, sample: bool, measure: bool) -> None:
         """Sample grid (first process) and held-out numbers (all processes)."""
         if sample and self.main and self.config.sample_every != 0:
-            self.held_out.sample(self.config.out / "samples" / f"step-{self.step:06d}.png")
+            self.held_out.sample(self._grid)
         names, values = self.held_out.measure() if measure else ([], torch.empty(0))
         if names:
             self.report.write_held_out(self.step, self.images, names, values)

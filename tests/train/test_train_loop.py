@@ -242,6 +242,50 @@ def test_kill_9_loses_nothing_that_was_saved(tmp_path):
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
+class CutOff(TinyTask):
+    """Ends its run, without a save, while it looks for the n-th time."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.left = at
+
+    def sample(self, batch):
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("cut off")
+        return super().sample(batch)
+
+
+@pytest.mark.parametrize("at", [2, 4], ids=["at a save", "at the end"])
+def test_what_was_due_when_a_run_was_cut_off_after_saving_is_made_up_for(tmp_path, at):
+    how = {"save_every": 5, "val_every": 5, "sample_every": 5}
+    run(tmp_path / "whole", **how)
+    with pytest.raises(RuntimeError, match="cut off"):
+        run(tmp_path / "parts", CutOff(at), **how)
+    assert len(curve(tmp_path / "parts", "val_loss")) == at - 2
+    task = TinyTask()
+    run(tmp_path / "parts", task, **how)
+    assert (task.calls == 0) == (at == 4)
+    run(tmp_path / "parts", **how)  # nothing twice
+    for name in ("loss", "val_loss", "step"):
+        assert curve(tmp_path / "parts", name) == curve(tmp_path / "whole", name)
+    grids = sorted(os.listdir(tmp_path / "whole" / "samples"))
+    assert grids == ["inputs.png", *(f"step-0000{step}.png" for step in ("00", "05", "10", "12"))]
+    for name in grids[1:]:
+        assert (tmp_path / "parts/samples" / name).read_bytes() == (tmp_path / "whole/samples" / name).read_bytes()
+    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_a_signal_at_a_step_that_is_looked_at_loses_no_look(tmp_path):
+    run(tmp_path / "whole", val_every=3, sample_every=3)
+    with pytest.raises(Stopped, match="saved step 3"):
+        run(tmp_path / "parts", Interrupted(3), val_every=3, sample_every=3)
+    assert curve(tmp_path / "parts", "val_loss") == []
+    run(tmp_path / "parts", val_every=3, sample_every=3)
+    assert curve(tmp_path / "parts", "val_loss") == curve(tmp_path / "whole", "val_loss")
+    assert {*os.listdir(tmp_path / "parts/samples")} == {*os.listdir(tmp_path / "whole/samples")}
+
+
 def memory_of(out, step=12):
     return load_tensors(out / "checkpoints" / f"step-{step:06d}", "memory")
 
