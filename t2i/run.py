@@ -23,9 +23,10 @@ from t2i.stages.follow import same_clip
 from t2i.stages.registry import load_stage, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
 from t2i.train.checkpoint import find, load_model
-from t2i.train.loop import Earlier, Result, fit
+from t2i.train.loop import Result, fit
 from t2i.train.optim import OptimConfig
 from t2i.train.settings import TrainConfig
+from t2i.train.snapshot import Earlier
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from t2i.core.devices import stored_as
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain
 from t2i.io.files import output_folder, read_json
 from t2i.io.kinds import kind_of
+from t2i.io.lock import sole_writer
 from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
 from t2i.stages.noised_clip.convert import join, tower_of
@@ -75,7 +76,7 @@ def convert_files(
     """
     dtype = None if dtype is None else stored_as(dtype)
     layout, converted = converted_weights(paths, network=network, given=given, weights=weights)
-    with output_folder(out):
+    with output_folder(out) as folder, sole_writer(folder):
         with torch.device("meta"):
             model = layout.model(layout.config)
         if dtype not in (None, torch.int8) and stage(layout.stage).halved:

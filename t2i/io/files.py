@@ -30,7 +30,7 @@ def writable(folder: str | Path) -> Path:
     with clear_errors(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".t2i-", suffix=".tmp") as file:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".t2i-", suffix=f".{os.getpid()}.tmp") as file:
                 file.write(b"\0" * 4096)
                 file.flush()
         except FileExistsError:
@@ -85,9 +85,14 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
+def temporary_name(path: Path) -> Path:
+    """What a file is called until it is whole; `t2i.io.lock` removes those of dead processes."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a file so that it is either whole or absent, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     with clear_errors(path):
         try:
             with open(temporary, "wb") as file:

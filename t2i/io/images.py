@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from t2i.core.errors import DataError, NonFiniteError, UsageError
+from t2i.io.files import temporary_name
 from t2i.io.provenance import text_chunk
 
 MAX_PIXELS = 64_000_000
@@ -171,7 +172,7 @@ def save_gif(pictures: Sequence[Image.Image], path: str | Path, seconds: float =
 
 
 def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(temporary, kind, **options)

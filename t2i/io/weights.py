@@ -20,10 +20,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from t2i.core.errors import DataError
-from t2i.core.reading import read_bytes
+from t2i.core.reading import open_regular, read_bytes
 from t2i.io.files import read_json, writable, write
 from t2i.io.int8 import HEADER, Int8, Stored, loaded, pack, unpack
 from t2i.io.kinds import kind_of
+from t2i.io.staged import remove_outdated, staged
 
 MAX_SHARD_SIZE = 15 * 2**20
 """Bytes. Small enough for hosts and version control that refuse large files."""
@@ -36,7 +37,7 @@ def save_folder(
     max_shard_size: int = MAX_SHARD_SIZE,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write `config` (JSON-able) and `state` to a folder, replacing an earlier save file by file.
+    """Write `config` (JSON-able) and `state` to a folder, in place of an earlier save as a whole.
 
     Args:
         max_shard_size: bytes per file; a larger tensor gets a file of its own.
@@ -47,8 +48,12 @@ def save_folder(
         DataError: the disk is full or failed; the files of an earlier save are still whole.
     """
     folder = writable(folder)
-    save_tensors(folder, state, max_shard_size=max_shard_size, metadata=metadata)
-    write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+    path, text = folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    if path.is_file() and path.read_bytes() == text:
+        return save_tensors(folder, state, max_shard_size=max_shard_size, metadata=metadata)
+    with staged(folder, path.name) as temporary:
+        save_tensors(temporary, state, max_shard_size=max_shard_size, metadata=metadata)
+        write(temporary / path.name, text)
 
 
 def load_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -125,12 +130,7 @@ def save_tensors(
         where = {key: file for file, shard in zip(files, shards, strict=True) for key in pack(shard)[0]}
         content = {"metadata": {"total_size": total, "save": header["save"]}, "weight_map": where}
         write(index, json.dumps(content, indent=2).encode() + b"\n")
-    keep = {*files, index.name} if len(shards) > 1 else set(files)
-    for old in (*folder.glob(f"{name}*.safetensors"), index):
-        rest = old.name.removeprefix(name).removesuffix(".safetensors")
-        ours = old == index or rest == "" or (rest.startswith("-") and "-of-" in rest)
-        if ours and old.name not in keep:
-            old.unlink(missing_ok=True)
+    remove_outdated(folder, name, [*files, index.name] if len(shards) > 1 else files)
 
 
 def load_tensors(folder: str | Path, name: str = "model", device: str | torch.device = "cpu") -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2i.core.config import flatten
 from t2i.core.devices import memory_explained
-from t2i.core.errors import Stopped, UsageError
+from t2i.core.errors import NonFiniteError, Stopped, UsageError
 from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
 from t2i.data.loader import NothingHeldOutError
 from t2i.io.files import writable, write
 from t2i.io.images import grid, save_png
+from t2i.io.lock import remove_temporaries, sole_writer
 from t2i.train import checkpoint
 from t2i.train.ema import Ema
 from t2i.train.held_out import HeldOut
@@ -36,6 +36,7 @@ from t2i.train.optim import OptimConfig, learning_rate
 from t2i.train.parallel import Parallel
 from t2i.train.report import Report
 from t2i.train.settings import TrainConfig, choose_dtype, is_sample_step
+from t2i.train.snapshot import Earlier, Snapshot, changes
 from t2i.train.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -53,14 +54,6 @@ class Result:
     images: int
     reason: str
     metrics: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """Checkpoints of earlier versions in the form of today: the name of a tensor, and the configuration of a run."""
-
-    name: Callable[[str], str] = str
-    config: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
 
 def fit(
@@ -81,15 +74,23 @@ def fit(
         earlier: how checkpoints of earlier versions are read.
 
     Raises:
-        UsageError: `out` cannot be written, or the batch does not divide over the processes.
-        NonFiniteError: NaN or infinity in a loss or gradient; nothing of that step is saved.
+        UsageError: `out` cannot be written, another process trains there, or the batch does not divide over processes.
+        NonFiniteError: NaN or infinity in a loss, gradient or weight; nothing of that step is saved.
         OutOfMemoryError: a step needs more memory than there is.
         Stopped: a signal asked for it and the state was saved.
         DataError: unusable data, damaged checkpoints, or a full disk.
     """
     to_stderr()
-    with StopRequest() as stop:
-        return _Run(task, loader, config, optim, export, resolved or {}, earlier or Earlier(), stop).train()
+    folder, parallel = writable(config.out), Parallel(config.device)
+    with StopRequest() as stop, ExitStack() as stack:
+
+        def hold() -> None:
+            stack.enter_context(sole_writer(folder, "trained", "stop it or choose another train.out"))
+            remove_temporaries(folder / "samples")
+            checkpoint.tidy(folder / "checkpoints")
+
+        parallel.on_main(hold)
+        return _Run(task, loader, config, optim, export, resolved or {}, earlier or Earlier(), parallel, stop).train()
 
 
 class _Run:
@@ -97,14 +98,12 @@ class _Run:
 
     def __init__(
         self, task: Task, loader: LoaderFactory, config: TrainConfig, optim: OptimConfig,
-        export: Export, resolved: dict[str, Any], earlier: Earlier, stop: StopRequest,
+        export: Export, resolved: dict[str, Any], earlier: Earlier, parallel: Parallel, stop: StopRequest,
     ) -> None:  # fmt: skip
-        writable(config.out)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.task, self.make_loader, self.config, self.optim = task, loader, config, optim
-        self.export, self.resolved, self.earlier, self.stop = export, resolved, earlier, stop
-        self.parallel = Parallel(config.device)
+        self.export, self.resolved, self.parallel, self.stop = export, resolved, parallel, stop
         self.device, self.main = self.parallel.device, self.parallel.main
         task.to(self.device)  # frozen neighbours and tables beside the model
         self.model: nn.Module = task.model.to(self.device, memory_format=torch.channels_last)
@@ -117,7 +116,8 @@ class _Run:
             for number, phase in enumerate(task.phases())
         ]
         self.ema = Ema(self.model, config.ema)
-        self.step, self.images, minutes = self._resume()
+        self.snapshot = Snapshot(task, self.learners, self.ema, parallel)
+        self.step, self.images, minutes = self._resume(earlier)
         for learner in self.learners:
             learner.wrapped = self.parallel.wrap(learner.objective)
         self.report = Report(self.parallel, config, self.step, minutes)
@@ -130,6 +130,7 @@ class _Run:
         if self.step >= config.steps:
             log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
             self._export()  # the last one may have been cut off
+            self._make_up(last=True)
             return Result(self.step, self.images, "done", {})
         data = self._loader("train", config.batch_size)
         with closing(iter(data)) as stream:
@@ -142,6 +143,8 @@ class _Run:
         config = self.config
         if self.step == 0:
             self._look(sample=True, measure=False)
+        else:
+            self._make_up(last=False)
         self.model.train()
         self.report.clock.start(data.seconds_waited)
         reason = "done"
@@ -156,10 +159,7 @@ class _Run:
                 if asked or last or self.step % config.save_every == 0:
                     self._save()
                 if last or not asked:
-                    self._look(
-                        sample=last or is_sample_step(self.step, config.sample_every),
-                        measure=config.val_every > 0 and (last or self.step % config.val_every == 0),
-                    )
+                    self._look(*self._due(last))
             if last:
                 reason = asked or "done"
                 break
@@ -200,13 +200,12 @@ class _Run:
     def _save(self) -> None:
         """Checkpoint, then export."""
         self.report.check_finite(self.step, self.lr)
-        tensors: checkpoint.State = {}
-        for learner in self.learners:
-            state = self.parallel.state(learner.phase.module, learner.optimizer)
-            tensors |= dict(zip(learner.files, state, strict=True))
-        tensors |= {f"ema-{decay}": self.ema.named(index) for index, decay in enumerate(self.ema.decays)}
-        if self.task.memory is not None:
-            tensors["memory"] = self.task.memory.state_dict()
+        tensors, folder = self.snapshot.tensors(), self.config.out / "checkpoints"
+        if bad := checkpoint.non_finite(tensors):
+            raise NonFiniteError(
+                f"{' and '.join(bad)} became NaN or infinite by step {self.step} (learning rate {self.lr:.2g}), "
+                f"which is not saved: {checkpoint.last_good(folder)}"
+            )
         if self.main:
             numbers = {
                 "step": self.step,
@@ -214,7 +213,7 @@ class _Run:
                 "minutes": self.report.minutes,
                 "config": self.resolved,
             }
-            checkpoint.save(self.config.out / "checkpoints", self.step, tensors, numbers, self.config.keep)
+            checkpoint.save(folder, self.step, tensors, numbers, self.config.keep)
         self._export()
 
     def _export(self) -> None:
@@ -224,27 +223,14 @@ class _Run:
                 self.export(self.config.out, {k: v.detach().cpu() for k, v in self.model.state_dict().items()})
         self.parallel.barrier()
 
-    def _resume(self) -> tuple[int, int, float]:
+    def _resume(self, earlier: Earlier) -> tuple[int, int, float]:
         """Step, images and minutes that a checkpoint had, after everything in it is put back."""
-        found = checkpoint.find(self.config.out / "checkpoints", self.config.resume) if self.main else None
-        path = self.parallel.broadcast(found)
+        path = self.parallel.on_main(lambda: checkpoint.find(self.config.out / "checkpoints", self.config.resume))
         if path is None:
             return 0, 0, 0.0
-        tensors, state = checkpoint.load(path, self.earlier.name)
-        for learner in self.learners:
-            weights, moments = (tensors.get(name, {}) for name in learner.files)
-            self.parallel.load(learner.phase.module, learner.optimizer, (weights, moments), path)
-        for index, decay in enumerate(self.ema.decays):
-            if f"ema-{decay}" not in tensors:
-                log.warning("%s has no average of decay %s: starting it from the weights", path, decay)
-            self.ema.load(index, tensors.get(f"ema-{decay}", {}))
-        if self.task.memory is not None and "memory" in tensors:
-            checkpoint.load_model(self.task.memory, tensors["memory"], path)
-        elif self.task.memory is not None:
-            log.warning("%s has no memory of losses: starting it empty", path)
-        before, now = dict(flatten(self.earlier.config(state["config"]))), dict(flatten(self.resolved))
-        changes = [f"{k}: {before.get(k)} → {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]
-        log.info("resumed %s at step %d%s", path, state["step"], f" with {', '.join(changes)}" if changes else "")
+        state = self.snapshot.restore(path, earlier)
+        changed = [f"{key}: {how}" for key, how in changes(earlier.config(state["config"]), self.resolved).items()]
+        log.info("resumed %s at step %d%s", path, state["step"], f" with {', '.join(changed)}" if changed else "")
         return state["step"], state["images"], state["minutes"]
 
     def _announce(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -266,10 +252,26 @@ class _Run:
                 save_png(grid(first["image"][:16]), self.config.out / "samples" / "inputs.png")
         return itertools.chain([first], batches)
 
+    def _due(self, last: bool) -> tuple[bool, bool]:
+        """Whether a grid, and whether held-out numbers belong to this step."""
+        every = self.config.val_every
+        sample = last or is_sample_step(self.step, self.config.sample_every)
+        return sample, every > 0 and (last or self.step % every == 0)
+
+    def _make_up(self, last: bool) -> None:
+        """Look if the run was ended between saving this step and looking; looking changes nothing of a training."""
+        sample, measure = self._due(last)
+        drawn, measured = self.parallel.on_main(lambda: (self._grid.exists(), self.report.has_held_out(self.step)))
+        self._look(sample and not drawn, measure and not measured)
+
+    @property
+    def _grid(self) -> Path:
+        return self.config.out / "samples" / f"step-{self.step:06d}.png"
+
     def _look(self, sample: bool, measure: bool) -> None:
         """Sample grid (first process) and held-out numbers (all processes)."""
         if sample and self.main and self.config.sample_every != 0:
-            self.held_out.sample(self.config.out / "samples" / f"step-{self.step:06d}.png")
+            self.held_out.sample(self._grid)
         names, values = self.held_out.measure() if measure else ([], torch.empty(0))
         if names:
             self.report.write_held_out(self.step, self.images, names, values)

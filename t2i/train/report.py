@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from t2i.core.errors import NonFiniteError
+from t2i.io import files
+from t2i.train.checkpoint import last_good
 from t2i.train.log import Clock, Meter, MetricsFile, memory_gb, status_line
 from t2i.train.parallel import Parallel
 from t2i.train.settings import TrainConfig
@@ -65,6 +67,12 @@ class Report:
             self.file.add({"step": step, "images": images, **{f"val_{name}": v for name, v in means.items()}})
             log.info("held out | %s", " | ".join(f"{name} {value:.4g}" for name, value in means.items()))
 
+    def has_held_out(self, step: int) -> bool:
+        """Whether the held-out numbers of a step are written."""
+        path = self.config.out / "metrics.jsonl"
+        rows = files.json_lines(path) if path.exists() else []
+        return any(row.get("step") == step and any(name.startswith("val_") for name in row) for row in rows)
+
     def mean(self, names: list[str], values: Tensor) -> dict[str, float]:
         """Numbers by name, over all processes."""
         return dict(zip(names, self.parallel.reduce(values, "mean").tolist(), strict=True))
@@ -75,5 +83,5 @@ class Report:
             bad = int(self.first_bad) if self.first_bad >= 0 else step
             raise NonFiniteError(
                 f"loss or gradient became NaN or infinite at step {bad} (learning rate {lr:.2g}): "
-                "lower it or train in fp32; earlier checkpoints are whole"
+                f"lower it or train in fp32; {last_good(self.config.out / 'checkpoints')}"
             )

@@ -20,6 +20,7 @@ from t2i.core.errors import DataError, NonFiniteError, Stopped, UsageError
 from t2i.core.types import Task
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
+from t2i.io.lock import sole_writer
 from t2i.io.weights import load_folder, load_tensors
 from t2i.text.words import WordTokenizer
 from t2i.train import OptimConfig, TrainConfig, checkpoint, fit
@@ -241,6 +242,50 @@ def test_kill_9_loses_nothing_that_was_saved(tmp_path):
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
+class CutOff(TinyTask):
+    """Ends its run, without a save, while it looks for the n-th time."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.left = at
+
+    def sample(self, batch):
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("cut off")
+        return super().sample(batch)
+
+
+@pytest.mark.parametrize("at", [2, 4], ids=["at a save", "at the end"])
+def test_what_was_due_when_a_run_was_cut_off_after_saving_is_made_up_for(tmp_path, at):
+    how = {"save_every": 5, "val_every": 5, "sample_every": 5}
+    run(tmp_path / "whole", **how)
+    with pytest.raises(RuntimeError, match="cut off"):
+        run(tmp_path / "parts", CutOff(at), **how)
+    assert len(curve(tmp_path / "parts", "val_loss")) == at - 2
+    task = TinyTask()
+    run(tmp_path / "parts", task, **how)
+    assert (task.calls == 0) == (at == 4)
+    run(tmp_path / "parts", **how)  # nothing twice
+    for name in ("loss", "val_loss", "step"):
+        assert curve(tmp_path / "parts", name) == curve(tmp_path / "whole", name)
+    grids = sorted(os.listdir(tmp_path / "whole" / "samples"))
+    assert grids == ["inputs.png", *(f"step-0000{step}.png" for step in ("00", "05", "10", "12"))]
+    for name in grids[1:]:
+        assert (tmp_path / "parts/samples" / name).read_bytes() == (tmp_path / "whole/samples" / name).read_bytes()
+    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_a_signal_at_a_step_that_is_looked_at_loses_no_look(tmp_path):
+    run(tmp_path / "whole", val_every=3, sample_every=3)
+    with pytest.raises(Stopped, match="saved step 3"):
+        run(tmp_path / "parts", Interrupted(3), val_every=3, sample_every=3)
+    assert curve(tmp_path / "parts", "val_loss") == []
+    run(tmp_path / "parts", val_every=3, sample_every=3)
+    assert curve(tmp_path / "parts", "val_loss") == curve(tmp_path / "whole", "val_loss")
+    assert {*os.listdir(tmp_path / "parts/samples")} == {*os.listdir(tmp_path / "whole/samples")}
+
+
 def memory_of(out, step=12):
     return load_tensors(out / "checkpoints" / f"step-{step:06d}", "memory")
 
@@ -305,6 +350,34 @@ def test_kill_9_at_any_moment_leaves_a_run_that_continues(tmp_path):
     run(tmp_path / "parts", steps=24, save_every=1)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_a_second_training_in_one_folder_is_refused_and_touches_nothing(tmp_path):
+    run(tmp_path / "run", steps=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    task = TinyTask()
+    with sole_writer(tmp_path / "run", "trained"), pytest.raises(UsageError, match="is being trained by process") as e:
+        run(tmp_path / "run", task, steps=9)
+    assert str(e.value).endswith("; stop it or choose another train.out")
+    assert task.calls == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    with sole_writer(tmp_path / "run", "trained"):
+        assert finish(launch(tmp_path / "run", world=2, steps=9)) == [1, 1]
+    assert (tmp_path / "run.txt").read_text().count("is being trained by process") == 2
+
+
+def test_what_killed_runs_left_goes_with_the_next_one(tmp_path):
+    run(tmp_path, steps=5)
+    dead = finish(processes := launch(tmp_path / "other", kill_at=1)) and processes[0].pid
+    os.rename(tmp_path / "checkpoints" / "step-000005", tmp_path / "checkpoints" / "step-000005.old")
+    for name in ("checkpoints/step-000005.tmp", "checkpoints/step-000009.tmp"):
+        (tmp_path / name).mkdir()
+    left = [tmp_path / f"{name}.{dead}.tmp" for name in (".model.safetensors", "samples/.a.png", "checkpoints/.t2i-a")]
+    for path in left:
+        path.write_text("x")
+    assert run(tmp_path, steps=5).step == 5
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
+    assert not any(path.exists() for path in left)
 
 
 @pytest.fixture(scope="module")
@@ -382,6 +455,27 @@ def test_nan_stops_the_run_and_is_never_saved(tmp_path, log_every):
     assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
     assert all(t.isfinite().all() for t in resume_state(tmp_path, 5)["model"].values())
+
+
+class Diverging(TinyTask):
+    """Its loss is finite, and so are its gradients; its weights are not from some step on."""
+
+    def after_step(self, step):
+        if step >= 7:
+            with torch.no_grad():
+                self.model.first.weight.fill_(float("inf"))
+
+
+def test_weights_that_are_not_finite_are_never_saved_and_the_good_checkpoint_is_named(tmp_path):
+    with pytest.raises(
+        NonFiniteError, match=r"^model became NaN or infinite by step 7 .*: step-000005 is the last good"
+    ):
+        run(tmp_path, Diverging(), save_every=5, log_every=100, steps=7)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+    assert run(tmp_path, steps=7).step == 7
+    with pytest.raises(NonFiniteError, match=r"at step 0 .*nothing was saved yet"):
+        run(tmp_path / "other", TinyTask(nan_at=1))
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):

@@ -231,7 +231,11 @@ def test_impossible_averages_are_wrong_settings(betas):
 
 
 def saved(folder, step, keep=2):
-    return checkpoint.save(folder, step, {"model": {"w": torch.full((3,), step)}}, {"step": step}, keep)
+    return checkpoint.save(folder, step, {"model": {"w": torch.full((3,), step)}}, numbers(step), keep)
+
+
+def numbers(step):
+    return {"step": step, "images": 8 * step, "minutes": 0.5, "config": {}}
 
 
 def test_rotation_keeps_the_newest(tmp_path):
@@ -241,7 +245,7 @@ def test_rotation_keeps_the_newest(tmp_path):
     path = checkpoint.find(tmp_path, "auto")
     tensors, state = checkpoint.load(path)
     assert path.name == "step-1000000"
-    assert state == {"step": 1000000}
+    assert state == numbers(1000000)
     assert tensors["model"]["w"].tolist() == [1000000] * 3
 
 
@@ -303,6 +307,46 @@ def test_damage_is_found(tmp_path, damage):
         checkpoint.find(tmp_path, "auto")
     saved(tmp_path, 4)
     assert checkpoint.find(tmp_path, "auto").name == "step-000004"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "5"},
+        {"step": True},
+        {"images": -1},
+        {"images": 10**30},
+        {"images": 0.5},
+        {"minutes": float("nan")},
+        {"minutes": None},
+        {"config": [1]},
+    ],
+    ids=str,
+)
+def test_numbers_that_no_run_has_are_damage(tmp_path, change):
+    saved(tmp_path, 4)
+    damaged = checkpoint.save(tmp_path, 5, {"model": {"w": torch.ones(3)}}, numbers(5) | change, keep=2)
+    assert checkpoint.verify(damaged).startswith("state.json: ")
+    assert checkpoint.find(tmp_path, "auto").name == "step-000004"
+
+
+def test_a_checkpoint_of_weights_that_are_not_finite_is_passed_over(tmp_path, caplog):
+    good = {"w": torch.ones(3), "table": torch.full((2,), torch.nan)}  # the second is not trained
+    moments = {"w/exp_avg": torch.ones(3), "w/step": torch.tensor(4.0)}
+    state = {"model": good, "ema-0.9": good, "optimizer": moments}
+    checkpoint.save(tmp_path, 4, state, numbers(4), keep=9)
+    assert checkpoint.verify(tmp_path / "step-000004") is None
+    bad = torch.tensor([1.0, torch.inf, 1.0])
+    for name, key in (("model", "w"), ("ema-0.9", "w"), ("optimizer", "w/exp_avg")):
+        broken = state | {name: state[name] | {key: bad}}
+        assert checkpoint.non_finite(broken) == [name]
+        checkpoint.save(tmp_path, 5, broken, numbers(5), keep=9)
+        assert checkpoint.find(tmp_path, "auto").name == "step-000004"
+        assert f"skipped checkpoint {tmp_path}/step-000005: {name} hold NaN or infinity" in caplog.text
+    critic = {"phase-critic": {"w": bad}, "optimizer-critic": moments}
+    assert checkpoint.non_finite(critic) == ["phase-critic"]
+    with pytest.raises(DataError, match="step-000005 is damaged: optimizer hold NaN or infinity"):
+        checkpoint.find(tmp_path, str(tmp_path / "step-000005"))
 
 
 def test_resume_choices(tmp_path):
