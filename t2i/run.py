@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from t2i.core.assets import bundled_configs, find_config
 from t2i.core.config import AtHome, Config, agreed, load, over, parse
 from t2i.core.errors import UsageError, did_you_mean, explain
+from t2i.core.progress import to_stderr
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
@@ -23,7 +24,6 @@ from t2i.stages.follow import same_clip
 from t2i.stages.registry import load_stage, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
 from t2i.train.checkpoint import find
-from t2i.train.log import to_stderr
 from t2i.train.loop import Earlier, Result, fit
 from t2i.train.optim import OptimConfig
 from t2i.train.settings import TrainConfig

@@ -36,6 +36,11 @@ class HeldOut:
         self._batch: Batch | None = None
         self._batches: list[Batch] | None = None
 
+    @property
+    def draws(self) -> bool:
+        """Whether the task has grids."""
+        return type(self.task).sample is not Task.sample
+
     def sample(self, path: Path) -> None:
         """Draw the grid of the first held-out samples, if the task draws any."""
         self._batch = self._batch or self._one()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from t2i.core.config import flatten
 from t2i.core.devices import memory_explained
 from t2i.core.errors import Stopped, UsageError
+from t2i.core.progress import to_stderr
 from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
 from t2i.data.loader import NothingHeldOutError
@@ -30,7 +31,7 @@ from t2i.train import checkpoint
 from t2i.train.ema import Ema
 from t2i.train.held_out import HeldOut
 from t2i.train.learner import Learner
-from t2i.train.log import announce, to_stderr
+from t2i.train.log import announce
 from t2i.train.objective import Batches, LoaderFactory, to_device
 from t2i.train.optim import OptimConfig, learning_rate
 from t2i.train.parallel import Parallel
@@ -132,7 +133,7 @@ class _Run:
             self._export()  # the last one may have been cut off
             return Result(self.step, self.images, "done", {})
         data = self._loader("train", config.batch_size)
-        with closing(iter(data)) as stream:
+        with self.report.alive, closing(iter(data)) as stream:
             batches = self._announce(stream)
             if self.main:
                 write(config.out / "run.json", json.dumps(self.resolved, indent=2, default=str).encode())
@@ -144,6 +145,7 @@ class _Run:
             self._look(sample=True, measure=False)
         self.model.train()
         self.report.clock.start(data.seconds_waited)
+        self.report.forecast.start()
         reason = "done"
         while self.step < config.steps:
             with memory_explained("a training step", LESS_MEMORY):
@@ -152,9 +154,11 @@ class _Run:
             last = self.step == config.steps or asked == "max_minutes"
             if last or self.step % config.log_every == 0:
                 self.report.write(self.step, self.images, data.seconds_waited, self.lr)
+            self.report.tell(self.step, self.images, data.seconds_waited, self.lr)
             with self.report.clock.aside():
                 if asked or last or self.step % config.save_every == 0:
-                    self._save()
+                    with self.report.forecast.measured("save"):
+                        self._save()
                 if last or not asked:
                     self._look(
                         sample=last or is_sample_step(self.step, config.sample_every),
@@ -268,11 +272,14 @@ class _Run:
 
     def _look(self, sample: bool, measure: bool) -> None:
         """Sample grid (first process) and held-out numbers (all processes)."""
-        if sample and self.main and self.config.sample_every != 0:
-            self.held_out.sample(self.config.out / "samples" / f"step-{self.step:06d}.png")
-        names, values = self.held_out.measure() if measure else ([], torch.empty(0))
-        if names:
-            self.report.write_held_out(self.step, self.images, names, values)
+        if sample and self.main and self.config.sample_every != 0 and self.held_out.draws:
+            with self.report.forecast.measured("grid"):
+                self.held_out.sample(self.config.out / "samples" / f"step-{self.step:06d}.png")
+        if measure:
+            with self.report.forecast.measured("evaluation"):
+                names, values = self.held_out.measure()
+            if names:
+                self.report.write_held_out(self.step, self.images, names, values)
         if sample or measure:
             self.parallel.barrier()
 
