@@ -26,10 +26,11 @@ from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
 from t2i.data.loader import NothingHeldOutError
 from t2i.io.files import writable, write
-from t2i.io.images import grid, save_png
+from t2i.io.images import to_pil
 from t2i.train import checkpoint
 from t2i.train.ema import Ema
-from t2i.train.held_out import HeldOut
+from t2i.train.grids import Section, save_sheet
+from t2i.train.held_out import HeldOut, said_of
 from t2i.train.learner import Learner
 from t2i.train.log import announce
 from t2i.train.objective import Batches, LoaderFactory, to_device
@@ -123,7 +124,9 @@ class _Run:
             learner.wrapped = self.parallel.wrap(learner.objective)
         self.report = Report(self.parallel, config, self.step, minutes)
         objective = self.learners[0].objective
-        self.held_out = HeldOut(task, objective, self.ema, self.device, self._one_held_out, self._held_out)
+        self.held_out = HeldOut(
+            task, objective, self.ema, self.device, self._one_held_out, self._held_out, config.prompts
+        )
 
     def train(self) -> Result:
         """Step until the end, a signal or the time limit."""
@@ -267,14 +270,16 @@ class _Run:
             )
             announce(self.task, first, self.device, self.dtype)
             if "image" in first:
-                save_png(grid(first["image"][:16]), self.config.out / "samples" / "inputs.png")
+                rows = [[picture] for picture in to_pil(first["image"][:16])]
+                shown = Section("what the network is trained on", rows, said_of(self.task, first)[:16])
+                save_sheet([shown], self.config.out / "samples" / "inputs.png")
         return itertools.chain([first], batches)
 
     def _look(self, sample: bool, measure: bool) -> None:
         """Sample grid (first process) and held-out numbers (all processes)."""
         if sample and self.main and self.config.sample_every != 0 and self.held_out.draws:
             with self.report.forecast.measured("grid"):
-                self.held_out.sample(self.config.out / "samples" / f"step-{self.step:06d}.png")
+                self.held_out.sample(self.config.out / "samples" / f"step-{self.step:06d}.png", f"step {self.step}")
         if measure:
             with self.report.forecast.measured("evaluation"):
                 names, values = self.held_out.measure()

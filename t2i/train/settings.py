@@ -37,6 +37,7 @@ class TrainConfig(Config):
     keep: int = Field(2, ge=1, description="checkpoints that stay")
     sample_every: int | None = Field(None, ge=0, description="None for steps 0, 100, 300, 1000, 3000 …; 0 for never")
     num_samples: int = Field(16, ge=1, description="pictures in a sample grid and in a held-out batch")
+    prompts: tuple[str, ...] = Field((), description="sentences of your own that every grid shows, where a stage reads")
     val_every: int = Field(500, ge=0, description="held-out loss and metrics every so many steps; 0 for never")
     val_batches: int = Field(4, ge=1)
     num_threads: int | None = Field(None, ge=1, description="CPU threads of each process")

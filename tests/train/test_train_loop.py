@@ -52,7 +52,8 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path, caplog):
     assert weights(tmp_path / "run").keys() == TinyTask().model.state_dict().keys()
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["step-000050", "step-000060"]
     assert sorted(os.listdir(tmp_path / "run" / "samples")) == ["inputs.png", "step-000000.png", "step-000060.png"]
-    assert Image.open(tmp_path / "run" / "samples" / "step-000060.png").size == (38, 38)
+    with Image.open(tmp_path / "run" / "samples" / "step-000060.png") as grid:
+        assert min(grid.size) > 2 * 96
     assert json.loads((tmp_path / "run" / "run.json").read_text())["train"]["steps"] == 60
     text = caplog.text
     for part in ("0.00M trainable parameters on cpu", "batch 8 = 8 × accumulate 1 × processes 1", "image: (8, 3, 8, 8)",
