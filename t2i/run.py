@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +11,10 @@ import torch
 from pydantic import ConfigDict, Field, create_model
 from torch import Tensor, nn
 
-from t2i.core.assets import asset
+from t2i.core.assets import bundled_configs, find_config
 from t2i.core.config import AtHome, Config, agreed, load, over, parse
 from t2i.core.errors import UsageError, did_you_mean, explain
+from t2i.core.progress import to_stderr
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
@@ -22,11 +23,12 @@ from t2i.io.files import output_folder
 from t2i.stages.follow import same_clip
 from t2i.stages.registry import load_stage, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
-from t2i.train.checkpoint import find, load_model
+from t2i.train.checkpoint import find
 from t2i.train.loop import Result, fit
 from t2i.train.optim import OptimConfig
 from t2i.train.settings import TrainConfig
 from t2i.train.snapshot import Earlier
+from t2i.train.start import take_what_fits
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ class Run(Config):
         preset: name of a published network, whose `model` this is but for what is given there.
         needs: folders of the frozen stages that it learns from, by the names in its task's `needs`, such as
             `{clip: runs/clip}`; paths, or ones under `weights/`. `clip: FOLDER` is short for that one.
-        init: folder of a trained stage to start from, instead of random weights; see `Stage.start`.
+        init: folder of a trained stage to start from, instead of random weights: what fits is taken (`Stage.start`).
+        init_missing: whether parts of the model that `init` has nothing for start anew with a warning, or are an error.
         save_dtype: of the exported weights; int8, with scales, is half of bfloat16 (see `t2i.io.int8`).
     """
 
@@ -47,6 +50,7 @@ class Run(Config):
     preset: str | None = None
     needs: dict[str, Annotated[str, AtHome]] = Field({})
     init: Annotated[str, AtHome] | None = None
+    init_missing: Literal["warn", "error"] = "warn"
     save_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16"
     model: Config
     task: Config
@@ -113,19 +117,9 @@ def load_run(path: str | Path, overrides: list[str]) -> Run:
     return load(find_config(path), overrides, create_model("Run", __base__=Run, **fields), today)
 
 
-def find_config(path: str | Path) -> Path:
-    """A config file by path, or by its name under the bundled `configs/`; UsageError if it is neither."""
-    path = Path(path)
-    bundled = asset("configs", *path.parts[1:] if path.parts[:1] == ("configs",) else path.parts)
-    if not path.exists() and not bundled.is_file():
-        configs = {other.name for folder in (path.parent, bundled.parent) for other in folder.glob("*.yaml")}
-        hint = did_you_mean(path.name, sorted(configs), f"{path.parent}/" if path.parent.name else "")
-        raise UsageError(f"cannot read config {path}: no such file{hint}")
-    return bundled if not path.exists() else path
-
-
 def train(path: str | Path, overrides: list[str]) -> Result:
     """Train the stage that a config file describes. See `t2i.train.loop.fit` for what is left in `train.out`."""
+    to_stderr()
     run = load_run(path, overrides)
     with output_folder(run.train.out):
         return _train(str(path), run, stage(run.stage))
@@ -212,14 +206,38 @@ def check_contrast(train: TrainConfig) -> None:
 
 
 def start_from(folder: str, run: Run, spec: Stage, model: Any) -> bool:
-    """Give a model the weights of an earlier stage; True if that learned from another CLIP."""
-    before: Any = load_stage(folder, expect=run.stage)
-    load_model(model, spec.start(before.state_dict(), model), Path(folder))
+    """Give a model what fits of the weights of an earlier stage; True if that learned from another CLIP.
+
+    Raises UsageError where nothing fits, or less than the whole model and `init_missing` is `error`.
+    """
+    before: Any = load_stage(folder)
+    if (held := stage_of(before).name) != run.stage:
+        raise UsageError(f"init={folder} is a {held}{made_by(before)}; this config makes a {run.stage}")
+    state = before.state_dict()
+    start = take_what_fits(model, spec.start(state, model), state)
+    message = f"init={folder}: {start if start.taken else 'nothing of it fits'}"
+    if 2 * len(start.taken) < start.num_tensors or (start.anew and run.init_missing == "error"):
+        message += f"; it is a {held}{made_by(before)}, this config makes another one"
+    if not start.taken or (start.anew and run.init_missing == "error"):
+        raise UsageError(message)
+    log.log(logging.WARNING if start.anew or start.unused else logging.INFO, message)
     ours, theirs = (spec.clip_facts(config).fingerprint for config in (model.config, before.config))
     others = "clip" in run.needs and not (same_clip(ours, theirs) and len(ours) == len(theirs))
     if others:
         log.warning("init=%s learned from another CLIP than %s", folder, run.needs["clip"])
     return others
+
+
+def made_by(model: Any) -> str:
+    """` of configs/shapes/decoder.yaml`, the bundled config that makes the network of a stage; nothing where none
+    does."""
+    held, name = model.config.model_dump(mode="json"), stage_of(model).name
+    for path in bundled_configs():
+        with suppress(UsageError):
+            run = load_run(path, [])
+            if name == run.stage and over(held, run.model.model_dump(mode="json", exclude_unset=True)) == held:
+                return f" of {path}"
+    return ""
 
 
 def count_classes(config: Any) -> int | None:

@@ -149,6 +149,7 @@ def run(
         "precision": "fp32",  # whatever the machine is fast at
         "log_every": 1,
         "save_every": 5,
+        "val_every": 0,
         "num_threads": 1,
     } | changes
     config = TrainConfig(out=out, **settings)

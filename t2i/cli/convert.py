@@ -23,7 +23,7 @@ def convert(
 ) -> None:
     """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run."""
     from t2i.convert.convert import convert_files
-    from t2i.train.log import to_stderr
+    from t2i.core.progress import to_stderr
 
     to_stderr()  # which of several weights were taken
     done = convert_files(files, out, network=network, given=given or (), dtype=dtype, weights=weights)

@@ -100,8 +100,8 @@ def _check(out: Path, subjects: list[str] | None, negative: str | None) -> None:
 
 
 def _opened(model: str | None, device: str | None, dtype: str | None, offload: bool, preset: str | None) -> "Pipeline":
+    from t2i.core.progress import to_stderr
     from t2i.pipeline.base import Pipeline
-    from t2i.train.log import to_stderr
 
     to_stderr()  # a model that is not here yet says that it is downloaded
     return Pipeline.from_pretrained(

@@ -166,8 +166,8 @@ def _manipulating(
 
 def _pipe(model: str, device: str, dtype: str, offload: bool, task: str, lacks: str) -> Any:
     """A model that has the method `task`; UsageError with what another `lacks`."""
+    from t2i.core.progress import to_stderr
     from t2i.pipeline.base import Pipeline
-    from t2i.train.log import to_stderr
 
     to_stderr()  # a model that is not here yet says that it is downloaded
     pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype, offload=offload)

@@ -13,20 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2i.core.progress import duration
 from t2i.core.types import Batch, Task, Tokenizer
 from t2i.io import files
 from t2i.text.words import split
 
 log = logging.getLogger("t2i")
-
-
-def to_stderr(level: int = logging.INFO) -> None:
-    """Show the messages of t2i on stderr, unless the program has set up logging itself."""
-    if not log.hasHandlers():
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-        log.addHandler(handler)
-        log.setLevel(level)
 
 
 class Meter:
@@ -44,10 +36,14 @@ class Meter:
 
     def means(self) -> tuple[list[str], Tensor]:
         """Names, and their means since the last call as one tensor; starts over."""
-        names = sorted(self.sums)
-        values = torch.stack([self.sums[name] / self.counts[name] for name in names]) if names else torch.empty(0)
+        found = self.so_far()
         self.sums, self.counts = {}, {}
-        return names, values
+        return found
+
+    def so_far(self) -> tuple[list[str], Tensor]:
+        """The same, and goes on."""
+        names = sorted(self.sums)
+        return names, torch.stack([self.sums[name] / self.counts[name] for name in names]) if names else torch.empty(0)
 
 
 class Clock:
@@ -63,10 +59,14 @@ class Clock:
 
     def interval(self, waited: float) -> tuple[float, float]:
         """(training seconds of this interval, fraction of them spent waiting for data); starts a new one."""
-        seconds = max(1e-9, time.perf_counter() - self.started - self.beside)
-        fraction = (waited - self.waited) / seconds
+        found = self.so_far(waited)
         self.start(waited)
-        return seconds, fraction
+        return found
+
+    def so_far(self, waited: float) -> tuple[float, float]:
+        """The same, and goes on."""
+        seconds = max(1e-9, time.perf_counter() - self.started - self.beside)
+        return seconds, (waited - self.waited) / seconds
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -80,10 +80,12 @@ class Clock:
         return (time.perf_counter() - self.began) / 60
 
 
-def status_line(row: dict[str, Any]) -> str:
-    """`step 12000 | 3.07M img | 412 img/s | loss 0.0421 | lr 1.0e-04 | gnorm 0.31 | mem 1.2G | data 4%`."""
+def status_line(row: dict[str, Any], steps: int, left: float) -> str:
+    """`step 12000/20000 | 2.4 h left | 3.07M img | 412 img/s | loss 0.0421 | lr 1.0e-04 | gnorm 0.31 | mem 1.2G | data
+    4%`, with seconds `left`."""
     return (
-        f"step {row['step']} | {_short(row['images'])} img | {row['img_per_s']:.4g} img/s | loss {row['loss']:.4f}"
+        f"step {row['step']}/{steps} | {duration(left)} left"
+        f" | {_short(row['images'])} img | {row['img_per_s']:.4g} img/s | loss {row['loss']:.4f}"
         f" | lr {row['lr']:.1e} | gnorm {row['grad_norm']:.2f} | mem {row['memory_gb']:.1f}G"
         f" | data {100 * row['data_fraction']:.0f}%"
     )

@@ -20,17 +20,19 @@ from torch import Tensor, nn
 
 from t2i.core.devices import memory_explained
 from t2i.core.errors import NonFiniteError, Stopped, UsageError
+from t2i.core.progress import to_stderr
 from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
 from t2i.data.loader import NothingHeldOutError
 from t2i.io.files import writable, write
-from t2i.io.images import grid, save_png
+from t2i.io.images import to_pil
 from t2i.io.lock import remove_temporaries, sole_writer
 from t2i.train import checkpoint
 from t2i.train.ema import Ema
-from t2i.train.held_out import HeldOut
+from t2i.train.grids import Section, save_sheet
+from t2i.train.held_out import HeldOut, said_of
 from t2i.train.learner import Learner
-from t2i.train.log import announce, to_stderr
+from t2i.train.log import announce
 from t2i.train.objective import Batches, LoaderFactory, to_device
 from t2i.train.optim import OptimConfig, learning_rate
 from t2i.train.parallel import Parallel
@@ -122,7 +124,9 @@ class _Run:
             learner.wrapped = self.parallel.wrap(learner.objective)
         self.report = Report(self.parallel, config, self.step, minutes)
         objective = self.learners[0].objective
-        self.held_out = HeldOut(task, objective, self.ema, self.device, self._one_held_out, self._held_out)
+        self.held_out = HeldOut(
+            task, objective, self.ema, self.device, self._one_held_out, self._held_out, config.prompts
+        )
 
     def train(self) -> Result:
         """Step until the end, a signal or the time limit."""
@@ -133,7 +137,7 @@ class _Run:
             self._make_up(last=True)
             return Result(self.step, self.images, "done", {})
         data = self._loader("train", config.batch_size)
-        with closing(iter(data)) as stream:
+        with self.report.alive, closing(iter(data)) as stream:
             batches = self._announce(stream)
             if self.main:
                 write(config.out / "run.json", json.dumps(self.resolved, indent=2, default=str).encode())
@@ -147,6 +151,7 @@ class _Run:
             self._make_up(last=False)
         self.model.train()
         self.report.clock.start(data.seconds_waited)
+        self.report.forecast.start()
         reason = "done"
         while self.step < config.steps:
             with memory_explained("a training step", LESS_MEMORY):
@@ -155,9 +160,11 @@ class _Run:
             last = self.step == config.steps or asked == "max_minutes"
             if last or self.step % config.log_every == 0:
                 self.report.write(self.step, self.images, data.seconds_waited, self.lr)
+            self.report.tell(self.step, self.images, data.seconds_waited, self.lr)
             with self.report.clock.aside():
                 if asked or last or self.step % config.save_every == 0:
-                    self._save()
+                    with self.report.forecast.measured("save"):
+                        self._save()
                 if last or not asked:
                     self._look(*self._due(last))
             if last:
@@ -249,7 +256,9 @@ class _Run:
             )
             announce(self.task, first, self.device, self.dtype)
             if "image" in first:
-                save_png(grid(first["image"][:16]), self.config.out / "samples" / "inputs.png")
+                rows = [[picture] for picture in to_pil(first["image"][:16])]
+                shown = Section("what the network is trained on", rows, said_of(self.task, first)[:16])
+                save_sheet([shown], self.config.out / "samples" / "inputs.png")
         return itertools.chain([first], batches)
 
     def _due(self, last: bool) -> tuple[bool, bool]:
@@ -270,11 +279,14 @@ class _Run:
 
     def _look(self, sample: bool, measure: bool) -> None:
         """Sample grid (first process) and held-out numbers (all processes)."""
-        if sample and self.main and self.config.sample_every != 0:
-            self.held_out.sample(self._grid)
-        names, values = self.held_out.measure() if measure else ([], torch.empty(0))
-        if names:
-            self.report.write_held_out(self.step, self.images, names, values)
+        if sample and self.main and self.config.sample_every != 0 and self.held_out.draws:
+            with self.report.forecast.measured("grid"):
+                self.held_out.sample(self._grid, f"step {self.step}")
+        if measure:
+            with self.report.forecast.measured("evaluation"):
+                names, values = self.held_out.measure()
+            if names:
+                self.report.write_held_out(self.step, self.images, names, values)
         if sample or measure:
             self.parallel.barrier()
 

@@ -1,14 +1,17 @@
 """What a run reports: means of losses since the last time, in a status line and in `metrics.jsonl`."""
 
 import logging
+import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from t2i.core.errors import NonFiniteError
+from t2i.core.progress import EVERY, Alive
 from t2i.io import files
 from t2i.train.checkpoint import last_good
+from t2i.train.forecast import Forecast
 from t2i.train.log import Clock, Meter, MetricsFile, memory_gb, status_line
 from t2i.train.parallel import Parallel
 from t2i.train.settings import TrainConfig
@@ -28,6 +31,9 @@ class Report:
         self.parallel, self.config, self.start, self.earlier = parallel, config, step, minutes
         self.file = MetricsFile(config.out / "metrics.jsonl", step) if parallel.main else None
         self.meter, self.clock, self.row = Meter(), Clock(), dict[str, Any]()
+        self.alive = Alive("starting", log.info if parallel.main else lambda _: None)
+        self.forecast = Forecast(config, parallel.main, self.alive)
+        self.told: float | None = None
         self.first_bad = torch.full((), -1, device=parallel.device, dtype=torch.int64)
 
     @property
@@ -42,23 +48,46 @@ class Report:
         self.first_bad = torch.where(~finite & (self.first_bad < 0), step, self.first_bad)
 
     def write(self, step: int, images: int, waited: float, lr: float) -> None:
-        """Average over processes, check for NaN, write status line and `metrics.jsonl`: the one place that syncs."""
+        """Average over processes, check for NaN, add to `metrics.jsonl`: the one place where all processes wait."""
         self.check_finite(step, lr)
-        seconds, fraction = self.clock.interval(waited)
+        means = self.mean(*self.meter.means())
+        self.row = self._row(step, images, means, self.clock.interval(waited), lr)
+        if self.file is not None:
+            self.file.add(self.row)
+
+    def tell(self, step: int, images: int, waited: float, lr: float) -> None:
+        """Call after every step: a status line at the first one, where `write` was called, and every 30 seconds; in
+        between of this process's own losses."""
+        self.forecast.step()
+        if self.file is None:
+            return
+        if self.row.get("step") == step:
+            row = self.row
+        elif self.told is None or time.monotonic() - self.told >= EVERY:
+            names, values = self.meter.so_far()
+            means = dict(zip(names, values.tolist(), strict=True))
+            row = self._row(step, images, means, self.clock.so_far(waited), lr)
+        else:
+            return
+        log.info(status_line(row, self.config.steps, self.forecast.left(step, self.clock.minutes())))
+        self.told = time.monotonic()
+        self.alive.did()
+
+    def _row(
+        self, step: int, images: int, means: dict[str, float], timed: tuple[float, float], lr: float
+    ) -> dict[str, Any]:
+        seconds, fraction = timed
         steps = step - self.row.get("step", self.start)
-        self.row = {
+        return {
             "step": step,
             "images": images,
             "img_per_s": steps * self.config.batch_size / seconds,
-            **self.mean(*self.meter.means()),
+            **means,
             "lr": lr,
             "memory_gb": memory_gb(self.parallel.device),
             "data_fraction": fraction,
             "minutes": self.minutes,
         }
-        if self.file is not None:
-            self.file.add(self.row)
-            log.info(status_line(self.row))
 
     def write_held_out(self, step: int, images: int, names: list[str], values: Tensor) -> None:
         """The same for held-out numbers of this process."""

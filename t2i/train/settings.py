@@ -37,7 +37,8 @@ class TrainConfig(Config):
     keep: int = Field(2, ge=1, description="checkpoints that stay")
     sample_every: int | None = Field(None, ge=0, description="None for steps 0, 100, 300, 1000, 3000 …; 0 for never")
     num_samples: int = Field(16, ge=1, description="pictures in a sample grid and in a held-out batch")
-    val_every: int = Field(0, ge=0, description="held-out loss and metrics every so many steps; 0 for never")
+    prompts: tuple[str, ...] = Field((), description="sentences of your own that every grid shows, where a stage reads")
+    val_every: int = Field(500, ge=0, description="held-out loss and metrics every so many steps; 0 for never")
     val_batches: int = Field(4, ge=1)
     num_threads: int | None = Field(None, ge=1, description="CPU threads of each process")
 
@@ -48,6 +49,17 @@ def is_sample_step(step: int, every: int | None) -> bool:
         digits = str(step)
         return step == 0 or (step >= 100 and digits[0] in "13" and not digits[1:].strip("0"))
     return every > 0 and step % every == 0
+
+
+def num_times(step: int, steps: int, every: int | None) -> int:
+    """How often after `step` steps something is done that is done every so many steps and at the end; None for the
+    logarithmic scale of grids, 0 for never."""
+    if every == 0 or step >= steps:
+        return 0
+    if every is None:
+        scale = (digit * 10**zeros for zeros in range(2, len(str(steps))) for digit in (1, 3))
+        return sum(step < at < steps for at in scale) + 1
+    return steps // every - step // every + (steps % every > 0)
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -82,6 +82,10 @@ def test_contract_of_a_task(name: str) -> None:
     assert silent == []
     grid = task.sample(data)
     assert grid is None or (grid.ndim == 4 and grid.shape[1] == 3 and torch.isfinite(grid).all())
+    assert grid is None or (len(grid) == 4 * len(task.groups) and torch.equal(grid[:4], data["image"]))
+    if task.takes_prompts:
+        own = task.draw_prompts({**data, "caption": ["a cube", "a red cube", "a sphere"], "seed": [5, 6, 5]})
+        assert (own.shape[:2], torch.isfinite(own).all()) == ((3, 3), True)
     assert all(isinstance(v, float) for v in task.metrics(data).values())
 
 

@@ -53,13 +53,36 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path, caplog):
     assert weights(tmp_path / "run").keys() == TinyTask().model.state_dict().keys()
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["step-000050", "step-000060"]
     assert sorted(os.listdir(tmp_path / "run" / "samples")) == ["inputs.png", "step-000000.png", "step-000060.png"]
-    assert Image.open(tmp_path / "run" / "samples" / "step-000060.png").size == (38, 38)
+    with Image.open(tmp_path / "run" / "samples" / "step-000060.png") as grid:
+        assert min(grid.size) > 2 * 96
     assert json.loads((tmp_path / "run" / "run.json").read_text())["train"]["steps"] == 60
     text = caplog.text
     for part in ("0.00M trainable parameters on cpu", "batch 8 = 8 × accumulate 1 × processes 1", "image: (8, 3, 8, 8)",
-                 "caption: picture", "step 60 | 480 img |", "| data 0%", "held out | count 8"):  # fmt: skip
+                 "caption: picture", "step 60/60 | 0 s left | 480 img |",
+                 "| data 0%", "held out | count 8"):  # fmt: skip
         assert part in text
     assert text.count("caption: ") == 2
+
+
+def test_the_first_step_and_long_ones_have_a_status_line_of_their_own(tmp_path, caplog, monkeypatch):
+    """`metrics.jsonl` has only the rows that it would have had."""
+    with caplog.at_level(logging.INFO):
+        run(tmp_path / "quick", log_every=5, val_every=6)
+    assert [line.split()[1] for line in caplog.messages if line.startswith("step ")] == [
+        "1/12",
+        "5/12",
+        "10/12",
+        "12/12",
+    ]
+    for what in ("step", "grid", "evaluation", "save"):
+        assert sum(line.startswith(f"the first {what} took ") for line in caplog.messages) == 1
+    caplog.clear()
+    monkeypatch.setattr("t2i.train.report.EVERY", 0.0)
+    with caplog.at_level(logging.INFO):
+        run(tmp_path / "slow", log_every=5, val_every=6)
+    assert sum(line.startswith("step ") for line in caplog.messages) == 12
+    for name in ("step", "loss", "grad_norm", "val_loss"):
+        assert curve(tmp_path / "slow", name) == curve(tmp_path / "quick", name)
 
 
 def test_the_export_is_the_average_and_not_the_last_weights(tmp_path):
@@ -398,7 +421,7 @@ def test_two_processes_follow_the_curve_of_one(two_processes, tmp_path):
     for name, tensor in weights(tmp_path).items():
         assert torch.allclose(weights(out)[name], tensor, atol=2e-4), name
     assert "batch 8 = 4 × accumulate 1 × processes 2" in printed
-    assert printed.count("step 12 |") == 1
+    assert printed.count("step 12/12 |") == 1
 
 
 def test_a_run_of_two_processes_continues_on_one(two_processes, tmp_path):

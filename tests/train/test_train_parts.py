@@ -10,11 +10,14 @@ from torch import nn
 
 from t2i.core.config import load
 from t2i.core.errors import DataError, FullDiskError, UsageError
+from t2i.core.progress import Alive
 from t2i.io import weights
 from t2i.train import OptimConfig, TrainConfig, checkpoint
 from t2i.train.ema import Ema
+from t2i.train.forecast import Forecast
 from t2i.train.log import Meter, MetricsFile, status_line
 from t2i.train.optim import Muon, freeze, learning_rate, make_optimizer, orthogonal
+from t2i.train.settings import is_sample_step, num_times
 from t2i.train.stop import StopRequest
 
 # Averages
@@ -435,9 +438,47 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
 def test_status_line():
     row = {"step": 12000, "images": 3_070_000, "img_per_s": 412.3, "loss": 0.0421, "lr": 1e-4}
     row |= {"grad_norm": 0.31, "memory_gb": 31.2, "data_fraction": 0.04}
-    assert status_line(row) == (
-        "step 12000 | 3.07M img | 412.3 img/s | loss 0.0421 | lr 1.0e-04 | gnorm 0.31 | mem 31.2G | data 4%"
+    assert status_line(row, 20_000, 8640) == (
+        "step 12000/20000 | 2.4 h left | 3.07M img | 412.3 img/s | loss 0.0421 | lr 1.0e-04 | gnorm 0.31 | mem 31.2G | "
+        "data 4%"
     )
+
+
+@pytest.mark.parametrize("step", [0, 1, 99, 100, 450, 1000, 1234])
+@pytest.mark.parametrize("every", [None, 0, 1, 100, 300, 5000])
+def test_what_is_to_come_is_counted_as_the_loop_does_it(step, every):
+    end = 1234
+    times = [at for at in range(step + 1, end + 1) if at == end or is_sample_step(at, every)]
+    assert num_times(step, end, every) == (0 if every == 0 else len(times))
+
+
+def test_a_forecast_counts_steps_grids_evaluations_and_saves(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("t2i.train.forecast.time.perf_counter", lambda: now[0])
+    config = TrainConfig(steps=1000, batch_size=1, out="x", sample_every=500, val_every=250, save_every=100)
+    forecast = Forecast(config, speaks=False, alive=Alive("training"))
+
+    def goes_by(seconds):
+        now[0] += seconds
+        forecast.step()
+
+    goes_by(60)  # the first step is slow, and is all that is known
+    assert forecast.left(1, 0) == 999 * 60
+    goes_by(2)
+    assert forecast.left(2, 0) == 998 * 2
+    for seconds in (2, 2, 30, 2):  # one that waited for a disk
+        goes_by(seconds)
+    assert forecast.left(6, 0) == 994 * 2
+    for what, seconds in (("grid", 50), ("evaluation", 7), ("save", 3)):
+        with forecast.measured(what):
+            now[0] += seconds
+    goes_by(2)  # what was beside it is no part of a step
+    assert forecast.left(7, 0) == 993 * 2 + 2 * 50 + 4 * 7 + 10 * 3
+    assert forecast.left(1000, 0) == 0
+    limited = Forecast(config.model_copy(update={"max_minutes": 2.0}), speaks=False, alive=Alive("training"))
+    limited.took = forecast.took
+    assert limited.left(7, minutes=0.5) == 90
+    assert limited.left(7, minutes=3) == 0
 
 
 def test_a_second_interrupt_interrupts():
