@@ -204,6 +204,7 @@ def test_a_checkpoint_without_averaged_buffers_still_resumes(tmp_path):
 
 def test_words_that_the_vocabulary_lacks_are_told(tmp_path, caplog):
     class Reading(TinyTask):
+        keys = ("image", "caption", "seed")
         tokenizer = WordTokenizer(["picture"])
 
     run(tmp_path / "a", Reading(), steps=1)
