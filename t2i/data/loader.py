@@ -225,7 +225,9 @@ class _Positions(Dataset[Batch]):
                 sample = source.load(index, Streams([mix(self.seed, position)], "data"))
                 label = sample.get("label", 0)
                 if self.num_classes is not None and not 0 <= label < self.num_classes:
-                    raise BadSample("label out of range", f"{label}, of {self.num_classes} classes")
+                    names = getattr(source, "classes", ())
+                    named = f" ({names[label]})" if 0 <= label < len(names) else ""
+                    raise BadSample("label out of range", f"{label}{named}, of {self.num_classes} classes")
                 if self.config.flip and self.split == "train" and mix(self.seed, position, "flip") % 2:
                     sample["image"] = sample["image"].flip(-1)
                 return sample

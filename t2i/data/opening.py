@@ -19,6 +19,7 @@ class _Subset:
     def __init__(self, source: Source, rows: list[int]) -> None:
         self.source, self.rows = source, rows
         self.keys = [source.keys[row] for row in rows]
+        self.classes: tuple[str, ...] = getattr(source, "classes", ())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,10 +70,16 @@ def class_names(config: DataConfig) -> tuple[str, ...]:
     """
     from t2i.data import shapes
 
-    found: set[tuple[str, ...]] = set()
+    found: dict[tuple[str, ...], str] = {}
     for source in config.sources:
         opened = open_source(source.src, config.model_copy(update={"val_fraction": 0.0}), "train", Needs(("image",)))
-        found.add(shapes.CLASSES if isinstance(opened, ShapesSource) else getattr(opened, "classes", ()))
+        names = shapes.CLASSES if isinstance(opened, ShapesSource) else getattr(opened, "classes", ())
+        found.setdefault(names, source.src)
     if len(found) > 1:
-        raise UsageError(f"the sources of {config.source} have different classes")
-    return found.pop()
+        (ours, first), (theirs, second), *_ = found.items()
+        raise UsageError(f"sources have different classes: {first} {_few(ours)}, {second} {_few(theirs)}")
+    return next(iter(found))
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({', '.join(names[:5])}{' …' if len(names) > 5 else ''})" if names else "none by name"
