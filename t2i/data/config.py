@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from t2i.core.config import AtHome, Config
+from t2i.data.framing import CropPolicy
 from t2i.data.shapes.layout import check_num_things
 
 
@@ -23,6 +24,10 @@ class DataConfig(Config):
     )
     size: int = Field(64, ge=4, description="pixels of the short side")
     crop: int | None = Field(None, ge=4, description="random window of the picture, pixels; None for its centre square")
+    crop_policy: CropPolicy = Field(
+        "center",
+        description="what is kept of a picture that is not square: its centre, a random square, or all, on white",
+    )
     captions: dict[str, float] = Field(
         {}, description="weights of caption kinds; empty for those of `pick_caption`, also where none of these is there"
     )

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from t2i.core.errors import DataError
 from t2i.core.seed import Streams
+from t2i.data.framing import CropPolicy
 from t2i.data.scan import Scan, scan
 from t2i.data.source import (
+    HEAD,
     IMAGE_TYPES,
     MAX_FILE,
     MAX_TEXT,
@@ -39,6 +41,7 @@ class FolderSource:
         needs: what a sample must have, `image` and maybe `caption`; a caption that is not needed may be missing, and is
             empty then.
         found: what `scan` has found there, if it has been asked.
+        policy, channels: see `decode`.
 
     Raises:
         DataError: no such folder, one below it that cannot be read, no pictures, or not a single caption where they
@@ -53,8 +56,11 @@ class FolderSource:
         captions: Mapping[str, float] | None = None,
         needs: Sequence[str] = ("image", "caption"),
         found: Scan | None = None,
+        policy: CropPolicy = "center",
+        channels: int = 3,
     ):
         self.root, self.size, self.crop, self.captions = Path(root), size, crop, captions or {}
+        self.policy, self.channels = policy, channels
         self.captioned = "caption" in needs
         if not self.root.is_dir():
             raise DataError(f"{root} is not a folder")
@@ -84,6 +90,10 @@ class FolderSource:
             parts.append(f"{len(twins):,} of one name but for its end (such as {shown(twins[0])})")
         return ", ".join(parts) + (f"; left out: {left_out}" if left_out.counts else "")
 
+    def head(self, index: int) -> bytes:
+        """The first bytes of a picture; see `Source`."""
+        return read_file(self.root / self.files[index], MAX_FILE, HEAD)
+
     def load(self, index: int, rng: Streams) -> Sample:
         """Sample `index`; see `Source`."""
         file = self.files[index]
@@ -96,7 +106,8 @@ class FolderSource:
         except UnicodeDecodeError:
             raise BadSample("caption is not UTF-8", f"{self.root}/{beside}") from None
         caption = pick_caption({"text": lines_of(text)}, self.captions, rng)
-        sample = {**decode(data, self.size, self.crop, rng), "caption": caption, "key": self.keys[index]}
+        image = decode(data, self.size, self.crop, rng, self.policy, self.channels)
+        sample = {**image, "caption": caption, "key": self.keys[index]}
         if self.classes:
             sample["label"] = self.classes.index(Path(file).parts[0])
         return sample

@@ -8,11 +8,13 @@ import atexit
 import collections
 import json
 import logging
+import math
 import os
 import signal
 import time
 import weakref
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams, mix
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
+from t2i.data.framing import told
 from t2i.data.opening import open_source
 from t2i.data.order import Mixture, permute
 from t2i.data.scenes import ShapesSource
@@ -30,6 +33,7 @@ from t2i.io.files import clear_errors, json_lines
 
 log = logging.getLogger(__name__)
 
+_LOOKED_AT = 200  # pictures of a source whose shape is told
 _TRIES = 32
 
 
@@ -80,14 +84,25 @@ class Loader:
         self.micro = batch_size // (accumulate * world)
         self.data = _Positions(config, seed, self.micro, split, needs)
         if split == "train" and rank == 0:
-            for given, source in zip(config.sources, self.data.sources, strict=True):
-                if not isinstance(source, ShapesSource):
-                    log.info("%s: %s", given.src, source)
+            self._announce("image" in needs.keys and (config.crop is None or config.crop_policy == "pad"))
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = self.num_enlarged = 0
         earlier = json_lines(bad_log) if bad_log is not None and bad_log.exists() else []
         self.listed = {str(row["key"]) for row in earlier if "key" in row}  # before the run was resumed
+
+    def _announce(self, framed: bool) -> None:
+        """Say what is used of every source and, where pictures are `framed`, how many are not square."""
+        for given, source in zip(self.config.sources, self.data.sources, strict=True):
+            if isinstance(source, ShapesSource):
+                continue
+            log.info("%s: %s", given.src, source)
+            heads = []
+            for index in range(0, len(source), math.ceil(len(source) / _LOOKED_AT)) if framed else ():
+                with suppress(BadSample):
+                    heads.append(source.head(index))
+            if (odd := told(heads, self.config.crop_policy)) is not None:
+                log.info("%s: %s", given.src, odd)
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Micro-batches, b = batch_size/accumulate/world: `image` (b, 3, h, h) in [-1, 1], `caption`, `key`, `seed`."""
@@ -169,7 +184,7 @@ class _Positions(Dataset[Batch]):
     def __init__(self, config: DataConfig, seed: int, micro: int, split: str, needs: Needs) -> None:
         self.num_classes = needs.num_classes
         self.config, self.seed, self.micro, self.split = config, seed, micro, split
-        opened = [(open_source(source.src, config, split, needs.keys), source.weight) for source in config.sources]
+        opened = [(open_source(source.src, config, split, needs), source.weight) for source in config.sources]
         self.sources = [source for source, _ in opened if source is not None]
         if not self.sources:
             raise NothingHeldOutError(f"data.val_fraction {config.val_fraction} holds out no sample of {config.source}")
@@ -210,7 +225,9 @@ class _Positions(Dataset[Batch]):
                 sample = source.load(index, Streams([mix(self.seed, position)], "data"))
                 label = sample.get("label", 0)
                 if self.num_classes is not None and not 0 <= label < self.num_classes:
-                    raise BadSample("label out of range", f"{label}, of {self.num_classes} classes")
+                    names = getattr(source, "classes", ())
+                    named = f" ({names[label]})" if 0 <= label < len(names) else ""
+                    raise BadSample("label out of range", f"{label}{named}, of {self.num_classes} classes")
                 if self.config.flip and self.split == "train" and mix(self.seed, position, "flip") % 2:
                     sample["image"] = sample["image"].flip(-1)
                 return sample

@@ -1,7 +1,7 @@
 """Which source a path or name means, and which part of it belongs to a split."""
 
 import os
-from collections.abc import Sequence
+from typing import Any
 
 from t2i.core.errors import UsageError
 from t2i.core.seed import Streams, mix
@@ -10,7 +10,7 @@ from t2i.data.folder import FolderSource
 from t2i.data.scan import scan
 from t2i.data.scenes import ShapesSource
 from t2i.data.shards import ShardSource
-from t2i.data.source import Sample, Source
+from t2i.data.source import Needs, Sample, Source
 
 
 class _Subset:
@@ -19,6 +19,7 @@ class _Subset:
     def __init__(self, source: Source, rows: list[int]) -> None:
         self.source, self.rows = source, rows
         self.keys = [source.keys[row] for row in rows]
+        self.classes: tuple[str, ...] = getattr(source, "classes", ())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -26,11 +27,14 @@ class _Subset:
     def __str__(self) -> str:
         return str(self.source)
 
+    def head(self, index: int) -> bytes:
+        return self.source.head(self.rows[index])
+
     def load(self, index: int, rng: Streams) -> Sample:
         return self.source.load(self.rows[index], rng)
 
 
-def open_source(src: str, config: DataConfig, split: str, needs: Sequence[str]) -> Source | ShapesSource | None:
+def open_source(src: str, config: DataConfig, split: str, needs: Needs) -> Source | ShapesSource | None:
     """The part of a source that belongs to a split, of samples that have what a task `needs`; None where nothing of it
     is held out."""
     if src == "shapes":
@@ -42,19 +46,20 @@ def open_source(src: str, config: DataConfig, split: str, needs: Sequence[str]) 
     return _Subset(source, [row for row, is_val in enumerate(held) if is_val == (split == "val")])
 
 
-def _open_files(src: str, config: DataConfig, needs: Sequence[str]) -> FolderSource | ShardSource:
+def _open_files(src: str, config: DataConfig, needs: Needs) -> FolderSource | ShardSource:
     """All of a source on disk. A folder of pictures and tars is what it holds more of."""
-    how = (config.size, config.crop, config.captions, needs)
+    how = (config.size, config.crop, config.captions, needs.keys)
+    more: Any = {"policy": config.crop_policy, "channels": needs.channels}
     if not os.path.isdir(src):
-        return ShardSource(src, *how)
+        return ShardSource(src, *how, **more)
     found = scan(src)
     if len(found.tars) > len(found.pictures):
         for name in found.pictures:
             found.left_out.add("beside more tars", name)
-        return ShardSource(src, *how, found.left_out)
+        return ShardSource(src, *how, found.left_out, **more)
     for name in found.tars:
         found.left_out.add(".tar beside pictures", name)
-    return FolderSource(src, *how, found)
+    return FolderSource(src, *how, found, **more)
 
 
 def class_names(config: DataConfig) -> tuple[str, ...]:
@@ -65,10 +70,16 @@ def class_names(config: DataConfig) -> tuple[str, ...]:
     """
     from t2i.data import shapes
 
-    found: set[tuple[str, ...]] = set()
+    found: dict[tuple[str, ...], str] = {}
     for source in config.sources:
-        opened = open_source(source.src, config.model_copy(update={"val_fraction": 0.0}), "train", ("image",))
-        found.add(shapes.CLASSES if isinstance(opened, ShapesSource) else getattr(opened, "classes", ()))
+        opened = open_source(source.src, config.model_copy(update={"val_fraction": 0.0}), "train", Needs(("image",)))
+        names = shapes.CLASSES if isinstance(opened, ShapesSource) else getattr(opened, "classes", ())
+        found.setdefault(names, source.src)
     if len(found) > 1:
-        raise UsageError(f"the sources of {config.source} have different classes")
-    return found.pop()
+        (ours, first), (theirs, second), *_ = found.items()
+        raise UsageError(f"sources have different classes: {first} {_few(ours)}, {second} {_few(theirs)}")
+    return next(iter(found))
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({', '.join(names[:5])}{' …' if len(names) > 5 else ''})" if names else "none by name"

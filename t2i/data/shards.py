@@ -21,8 +21,10 @@ import torch
 
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
+from t2i.data.framing import CropPolicy
 from t2i.data.scan import scan
 from t2i.data.source import (
+    HEAD,
     IMAGE_TYPES,
     MAX_TEXT,
     BadSample,
@@ -34,7 +36,7 @@ from t2i.data.source import (
     pick_caption,
     shown,
     text_of,
-)  # fmt: skip
+)
 from t2i.data.tars import RESERVED, TEXT_TYPES, Members, index_tar
 
 MAX_MEMBER = 64 * 2**20
@@ -61,6 +63,7 @@ class ShardSource:
         needs: what a sample must have: `image`, `caption`, or arrays by name, such as `z` of `key.z.npy`. Pictures are
             read only if they are needed; a caption that is not needed may be missing, and is empty then.
         left_out: what lies beside the tars and is not used.
+        policy, channels: see `decode`.
 
     Raises:
         UsageError: a compressed tar or a `pipe:` address.
@@ -75,8 +78,11 @@ class ShardSource:
         captions: Mapping[str, float] | None = None,
         needs: Sequence[str] = ("image", "caption"),
         left_out: Tally | None = None,
+        policy: CropPolicy = "center",
+        channels: int = 3,
     ) -> None:
         self.size, self.crop, self.captions, self.needs = size, crop, captions or {}, tuple(needs)
+        self.policy, self.channels = policy, channels
         self.tars, self.left_out = expand(src), left_out or Tally()
         self.keys: list[str] = []
         self._samples: list[tuple[int, Members]] = []  # (tar, where its members lie)
@@ -110,6 +116,13 @@ class ShardSource:
         used = f"{len(self):,} samples from {len(self.tars):,} tar{'s' * (len(self.tars) != 1)}"
         return used + (f"; left out: {self.left_out}" if self.left_out.counts else "")
 
+    def head(self, index: int) -> bytes:
+        """The first bytes of a picture; see `Source`."""
+        tar, members = self._samples[index]
+        picture = next(kind for kind in IMAGE_TYPES if kind in members)
+        offset, size = members[picture]
+        return self._read(tar, {picture: (offset, min(size, HEAD))}, picture)
+
     def load(self, index: int, rng: Streams) -> Sample:
         """Sample `index`; see `Source`."""
         tar, members = self._samples[index]
@@ -137,7 +150,8 @@ class ShardSource:
         sample["caption"] = pick_caption(captions, self.captions, rng)
         if "image" in self.needs:
             picture = next(kind for kind in IMAGE_TYPES if kind in members)
-            sample |= decode(self._read(tar, members, picture), self.size, self.crop, rng)
+            data = self._read(tar, members, picture)
+            sample |= decode(data, self.size, self.crop, rng, self.policy, self.channels)
         return sample
 
     def _usual_shape(self, kind: str) -> torch.Size:

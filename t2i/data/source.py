@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
 
 from t2i.core.errors import DataError
 from t2i.core.seed import Streams
 from t2i.core.types import Batch
+from t2i.data.framing import CropPolicy, framed
 from t2i.data.shapes.captions import WEIGHTS
-from t2i.io.images import centre_square, from_pil, open_image, resize_short
+from t2i.io.images import from_pil, open_image
 
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "jpe", "jfif", "gif", "bmp", "tif", "tiff", "avif")
 """Ends of the names of pictures; of two in one sample of a shard, the first of these is taken."""
@@ -27,6 +27,8 @@ MAX_FILE = 256 * 2**20
 """Bytes of a picture's file; larger ones are refused before they are read."""
 MAX_TEXT = 2**20
 """The same for captions."""
+HEAD = 2**18
+"""Bytes of a picture's file that say how large it is."""
 MAX_RATIO = 20
 """Of the sides of a picture; what is narrower is refused before it is enlarged into gigabytes."""
 
@@ -42,10 +44,12 @@ class Needs(NamedTuple):
         keys: image, caption, label, or an array of shards by its name, such as `z` of `000.z.npy`. A picture whose
             caption is not needed and not there has an empty one.
         num_classes: samples with other labels than 0 … num_classes-1 are of no use; None for any.
+        channels: of pictures, 3 or 1.
     """
 
     keys: Sequence[str] = ("image", "caption")
     num_classes: int | None = None
+    channels: int = 3
 
 
 class BadSample(Exception):
@@ -99,12 +103,15 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def head(self, index: int) -> bytes:
+        """The first `HEAD` bytes of a picture; or BadSample."""
+
     def load(self, index: int, rng: Streams) -> Sample:
         """What `decode` gives, `caption`, `key`, and what else the source holds; or BadSample."""
 
 
-def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
-    """A regular file of at most `limit` bytes; BadSample for anything else, before it is read."""
+def read_file(path: str | os.PathLike[str], limit: int, most: int = -1) -> bytes:
+    """A regular file of at most `limit` bytes, or `most` of them; BadSample for anything else, before it is read."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # pipes block
             about = os.fstat(file.fileno())
@@ -112,16 +119,17 @@ def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
                 raise BadSample("unreadable file", f"{path} is no regular file")
             if about.st_size > limit:
                 raise BadSample("file too large", f"{path} has {about.st_size:,} bytes, at most {limit:,} are read")
-            return file.read(limit)
+            return file.read(limit if most < 0 else most)
     except OSError as error:
         raise BadSample("unreadable file", f"{path}: {error.strerror}") from None
 
 
-def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Sample:
-    """Bytes of a picture → `image` (3, size, size) in [-1, 1]: short side resized to `size`, centre square.
+def decode(
+    data: bytes, size: int, crop: int | None, rng: Streams, policy: CropPolicy = "center", channels: int = 3
+) -> Sample:
+    """Bytes of a picture → `image` (3, size, size), or (1, size, size) of its luminance, in [-1, 1]; see `framed`.
 
-    With `crop`, a random (3, crop, crop) window of the `size` picture instead, not limited to its centre square.
-    `enlarged` says whether the picture was smaller than that.
+    With `crop`, its side is that. `enlarged` says whether the picture was smaller than `size`.
     """
     try:
         image = open_image(data)
@@ -130,10 +138,9 @@ def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Sample:
         raise BadSample(reason, str(error)) from None
     if max(image.size) > MAX_RATIO * min(image.size):
         raise BadSample("too narrow", f"{image.width}×{image.height}")
-    enlarged = min(image.size) < size
-    image = resize_short(image, size)
-    image = centre_square(image, size) if crop is None else _random_window(image, crop, rng)
-    return {"image": from_pil(image), "enlarged": enlarged}
+    enlarged = (max if policy == "pad" else min)(image.size) < size
+    image = framed(image, size, crop, policy, rng)
+    return {"image": from_pil(image.convert("L") if channels == 1 else image)[:channels], "enlarged": enlarged}
 
 
 def pick_caption(captions: Mapping[str, Sequence[str]], weights: Mapping[str, float], rng: Streams) -> str:
@@ -176,11 +183,6 @@ def lines_of(text: str) -> list[str]:
 def clean(caption: str) -> str:
     """Without byte order marks and NULs; separators that end no line of a file are spaces."""
     return caption.translate(_CLEAN)
-
-
-def _random_window(image: Image.Image, crop: int, rng: Streams) -> Image.Image:
-    left, top = int(rng.integers(image.width - crop + 1)), int(rng.integers(image.height - crop + 1))
-    return image.crop((left, top, left + crop, top + crop))
 
 
 def collate(samples: list[Sample]) -> Batch:

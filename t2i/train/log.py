@@ -100,8 +100,8 @@ def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype)
             log.info("%s: %s %s in [%.3g, %.3g]", key, tuple(x.shape), x.dtype, x.min(), x.max())
     for caption in first.get("caption", [])[:2]:
         log.info("caption: %s", caption)
-    read = first.get("caption", []) if "caption" in task.keys else []
-    for problem in (unknown_words(task, read), cut_captions(task, read)):
+    captions = first.get("caption", [])
+    for problem in (unknown_words(task, captions), cut_captions(task, captions)):
         if problem is not None:
             log.warning(problem)
 
@@ -122,7 +122,7 @@ def unknown_words(task: Task, captions: Sequence[str]) -> str | None:
 
 def cut_captions(task: Task, captions: Sequence[str]) -> str | None:
     """What to warn of when some captions are longer than a tokeniser that a task reads them with."""
-    tokenizers = _tokenizers(task)
+    tokenizers = _tokenizers(task) if "caption" in task.keys else []
     cut = [caption for caption in captions if any(tokenizer.truncated(caption) for tokenizer in tokenizers)]
     if not cut:
         return None

@@ -73,7 +73,7 @@ def test_a_network_knows_what_its_classes_are_called(pets: Path, tmp_path: Path)
 
 def test_sources_must_mean_the_same_classes(pets: Path, tmp_path: Path) -> None:
     mixed = f"data.source=[{{src: shapes}}, {{src: {pets}}}]"
-    with pytest.raises(UsageError, match="have different classes"):
+    with pytest.raises(UsageError, match=r"classes: shapes 60 \(red cube, .* …\), .*pets 2 \(cat, dog\)"):
         train("configs/shapes/adm.yaml", [mixed, f"train.out={tmp_path / 'out'}", *SMALL])
 
 
@@ -87,11 +87,13 @@ def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
         )
 
 
-def test_labels_out_of_range_are_bad_samples(pets: Path) -> None:
-    config = DataConfig(source=str(pets), size=16, num_workers=0, val_fraction=0, max_bad_fraction=1.0)
+@pytest.mark.parametrize("val_fraction", [0, 0.3])
+def test_labels_out_of_range_are_bad_samples(pets: Path, val_fraction: float, caplog: pytest.LogCaptureFixture) -> None:
+    config = DataConfig(source=str(pets), size=16, num_workers=0, val_fraction=val_fraction, max_bad_fraction=1.0)
     loader = Loader(config, seed=0, batch_size=16, needs=Needs(("image",), 1))
     assert set(next(iter(loader))["label"].tolist()) == {0}
     assert loader.bad["label out of range"] > 0
+    assert "label out of range (1 (dog), of 1 classes)" in caplog.text
 
 
 def test_pictures_may_be_mirrored(tmp_path: Path) -> None:

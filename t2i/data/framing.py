@@ -1,0 +1,57 @@
+"""How a picture of any shape becomes a square one."""
+
+import io
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Literal
+
+from PIL import Image
+
+from t2i.core.seed import Streams
+from t2i.io.images import centre_square, resize_short
+
+CropPolicy = Literal["center", "random", "pad"]
+
+_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+_SAID: dict[CropPolicy, str] = {
+    "center": "cropped to their centre squares; data.crop_policy=pad keeps all of them",
+    "random": "cropped to random squares; data.crop_policy=pad keeps all of them",
+    "pad": "padded to squares with white",
+}
+
+
+def framed(image: Image.Image, size: int, crop: int | None, policy: CropPolicy, rng: Streams) -> Image.Image:
+    """A square of `size` pixels: the centre or a random part of the picture whose short side has them, or all of the
+    picture, whose long side has them, between white bars.
+
+    With `crop`, a random window of that side of what is resized, wherever it lies: of a picture that is not padded
+    neither the centre square nor another one is cut out before.
+    """
+    image = _padded(image, size) if policy == "pad" else resize_short(image, size)
+    if crop is not None:
+        return _random_window(image, crop, rng)
+    return _random_window(image, size, rng) if policy == "random" else centre_square(image, size)
+
+
+def told(heads: Iterable[bytes], policy: CropPolicy) -> str | None:
+    """How many of some pictures are not square, told from their first bytes, and what becomes of them."""
+    sizes = []
+    for head in heads:
+        with suppress(Exception), Image.open(io.BytesIO(head), formats=_FORMATS) as image:  # decoders raise all sorts
+            sizes.append(image.size)
+    odd = sum(width != height for width, height in sizes)
+    return f"{odd} of {len(sizes)} pictures that were looked at are not square: {_SAID[policy]}" if odd else None
+
+
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    square = Image.new("RGB", (size, size), "white")
+    resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    square.paste(resized, ((size - width) // 2, (size - height) // 2))
+    return square
+
+
+def _random_window(image: Image.Image, crop: int, rng: Streams) -> Image.Image:
+    left, top = int(rng.integers(image.width - crop + 1)), int(rng.integers(image.height - crop + 1))
+    return image.crop((left, top, left + crop, top + crop))
