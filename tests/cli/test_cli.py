@@ -248,7 +248,7 @@ def test_a_folder_named_like_the_picture_is_told_before_the_work(
         (["generate", "a red cube", "--num", "0"], 2, "Invalid value for '--num'"),
         (["generate", "a red cube", "--colour", "red"], 2, "No such option: --colour"),
         (["generate", "a red cube", "--out", "/proc/x.png"], 2, "cannot write to /proc"),
-        (["generate", "a red cube", "--out", "cube.jpg"], 2, ".png"),
+        (["generate", "a red cube", "--out", "cube.bmp"], 2, "must end in .png, .jpg"),
         (["generate", "a red cube", "--device", "gpu"], 2, "no device 'gpu'"),
         (["generate", "a \udcff cube"], 2, "not valid UTF-8"),
         (["generate", "a red cube", "--from", "x.png"], 2, "--from"),
