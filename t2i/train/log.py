@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2i.core.errors import MAX_LINE, shown
 from t2i.core.types import Batch, Task
 from t2i.io import files
 from t2i.text.words import split
@@ -24,9 +25,16 @@ def to_stderr(level: int = logging.INFO) -> None:
     """Show the messages of t2i on stderr, unless the program has set up logging itself."""
     if not log.hasHandlers():
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_OneLine("%(asctime)s  %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
         log.setLevel(level)
+
+
+class _OneLine(logging.Formatter):
+    """Captions, names of files and whatever else others wrote moves no cursor, and fills no screen."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return shown(super().formatMessage(record), MAX_LINE)
 
 
 class Meter:
@@ -97,7 +105,7 @@ def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype)
         if isinstance(x, Tensor):
             log.info("%s: %s %s in [%.3g, %.3g]", key, tuple(x.shape), x.dtype, x.min(), x.max())
     for caption in first.get("caption", [])[:2]:
-        log.info("caption: %s", caption)
+        log.info("caption: %s", shown(caption))
     if problem := unknown_words(task, first.get("caption", [])):
         log.warning(problem)
 
