@@ -85,7 +85,7 @@ def with_alpha(image: Image.Image, alpha: Image.Image) -> Image.Image:
 def from_pil(image: Image.Image, size: int | None = None, channels: int = 3) -> Tensor:
     """A PIL picture → (3, H, W) in [-1, 1], or for one channel (1, H, W), its luminance; with `size`, the short side is
     resized to it and the centre square kept."""
-    image = to_rgb(image).convert({1: "L", 3: "RGB"}[channels])
+    image = to_rgb(image) if channels == 3 else to_rgb(image).convert("L")
     if size is not None:
         image = centre_square(resize_short(image, size), size)
     pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, channels)  # uint8

@@ -15,30 +15,43 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SEEN = ((200, 30, 30), (40, 180, 60), (224, 172, 140), (90, 150, 220))
 
 
+def fixed(value: float) -> bytes:
+    return struct.pack(">i", round(value * 65536))
+
+
+WHITE = b"XYZ \0\0\0\0" + fixed(0.9642) + fixed(1) + fixed(0.8249)
+
+
 def profile(gamma: float, matrix: np.ndarray | None = None) -> bytes:
     """A profile of RGB by its primaries, columns of XYZ under D50, or of grey."""
-
-    def fixed(value: float) -> bytes:
-        return struct.pack(">i", round(value * 65536))
-
     curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
-    white = b"XYZ \0\0\0\0" + fixed(0.9642) + fixed(1) + fixed(0.8249)
-    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"wide\0" + b"\0" * 78, b"wtpt": white}
-    tags[b"cprt"] = b"text\0\0\0\0none\0"
     if matrix is None:
-        tags[b"kTRC"] = curve
-    else:
-        for name, column in zip("rgb", matrix.T, strict=True):
-            tags[f"{name}XYZ".encode()] = b"XYZ \0\0\0\0" + b"".join(map(fixed, column))
-            tags[f"{name}TRC".encode()] = curve
+        return packed(b"mntrGRAYXYZ ", {b"kTRC": curve})
+    columns = dict(zip("rgb", matrix.T, strict=True))
+    tags = {f"{name}XYZ".encode(): b"XYZ \0\0\0\0" + b"".join(map(fixed, xyz)) for name, xyz in columns.items()}
+    return packed(b"mntrRGB XYZ ", tags | {f"{name}TRC".encode(): curve for name in columns})
+
+
+def press() -> bytes:
+    """A profile of a press on which every ink but black is a grey of lightness 50, and two are no darker."""
+    levels = bytes(range(256))
+    corners = [(0 if k else 128 if c or m or y else 255, 128, 128) for c, m, y, k in np.ndindex(2, 2, 2, 2)]
+    table = b"mft1\0\0\0\0\4\3\2\0" + b"".join(map(fixed, np.eye(3).ravel())) + levels * 4
+    table += bytes(np.array(corners, np.uint8)) + levels * 3
+    return packed(b"prtrCMYKLab ", {b"A2B0": table, b"A2B1": table})
+
+
+def packed(kind: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A profile of version 2 of some tags."""
+    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 78, b"wtpt": WHITE, **tags}
+    tags[b"cprt"] = b"text\0\0\0\0none\0"
     body, table, at = b"", b"", 132 + 12 * len(tags)
     for name, data in tags.items():
         data += b"\0" * (-len(data) % 4)
         table += name + struct.pack(">II", at + len(body), len(data))
         body += data
-    space = b"GRAY" if matrix is None else b"RGB "
-    head = struct.pack(">I4sI4s4s4s", at + len(body), b"lcms", 0x02100000, b"mntr", space, b"XYZ ")
-    head += b"\x07\xd0\0\1\0\1\0\0\0\0\0\0" + b"acsp" + b"\0" * 28 + white[8:] + b"\0" * 48
+    head = struct.pack(">I4sI", at + len(body), b"lcms", 0x02100000) + kind
+    head += b"\x07\xd0\0\1\0\1\0\0\0\0\0\0" + b"acsp" + b"\0" * 28 + WHITE[8:] + b"\0" * 48
     return head + struct.pack(">I", len(tags)) + table + body
 
 
@@ -106,6 +119,13 @@ def test_a_profile_that_is_broken_or_of_another_kind_is_taken_for_srgb_and_that_
     for _ in range(2):
         assert images.open_image(encoded(picture, icc, "TIFF")).tobytes() == picture.tobytes()
     assert caplog.messages == ["a colour profile that cannot be used is taken for sRGB (said once)"]
+
+
+def test_cmyk_is_seen_as_its_press_prints() -> None:
+    for inks, seen in (((0, 0, 0, 0), 255), ((255, 0, 0, 0), 119), ((255, 255, 0, 0), 119), ((0, 0, 0, 255), 0)):
+        for kind in ("TIFF", "JPEG"):
+            read = images.open_image(encoded(Image.new("CMYK", (16, 16), inks), press(), kind))
+            assert read.getpixel((8, 8)) == pytest.approx((seen,) * 3, abs=2), (inks, kind)
 
 
 def test_cmyk_without_a_profile_is_read_as_before_and_with_a_wrong_one_too() -> None:
