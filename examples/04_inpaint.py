@@ -16,7 +16,8 @@ from PIL import Image
 
 import t2i
 from t2i.data import shapes
-from t2i.io.images import from_pil, grid, open_image, open_mask, to_mask_tensor, to_pil, to_square_tensor
+from t2i.io.images import from_pil, grid, open_image, to_pil, to_square_tensor
+from t2i.io.masks import open_mask, to_mask_tensor
 
 
 def scene(size: int = 64) -> tuple[Image.Image, Image.Image]:

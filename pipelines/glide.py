@@ -15,13 +15,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, Unpack
 
-from PIL.Image import Image
-
 from t2i.core.errors import DataError, UsageError
 from t2i.core.types import Tokenizer
 from t2i.diffusion.sampling import Hooks
 from t2i.pipeline.arguments import Draw, Inpaint, Prompts, prompt_rows
 from t2i.pipeline.base import Pipeline
+from t2i.pipeline.inputs import Picture
 from t2i.pipeline.output import Output
 from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Slot
@@ -63,8 +62,8 @@ class GLIDE(Pipeline):
         return r.output(x)
 
     def inpaint(
-        self, image: Image, mask: Image, prompt: Prompts, *, method: Literal["auto", "trained", "replaced"] = "auto",
-        **more: Unpack[Inpaint],
+        self, image: Picture, mask: Picture | None, prompt: Prompts, *,
+        method: Literal["auto", "trained", "replaced"] = "auto", **more: Unpack[Inpaint],
     ) -> Output:  # fmt: skip
         """Draw anew what is white in `mask`; see `t2i.pipelines.inpaint.inpaint`.
 

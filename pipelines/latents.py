@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from t2i.pipeline.base import Pipeline
     from t2i.stages.clip.model import ClipEncoder
 
-Files = Image | Path | Sequence[Image | Path]
-Picture = Image | Path | Latent
+Files = Image | Path | str | Sequence[Image | Path | str]
+Picture = Image | Path | str | Latent
 STEPS = 50
 """Of the decoder, both ways: a picture needs more to come back than to be drawn."""
 

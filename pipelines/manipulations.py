@@ -14,7 +14,7 @@ its bipartite latent representation (z_i, x_T), and puts them together again wit
     decode         z_i from elsewhere, without the prior
 
 Functions of a pipeline whose decoder is conditioned on CLIP image embeddings; `DALLE2` has them as methods. A picture
-is a square PIL picture of any size, the `Path` of one, or what `encode` made of it: one that is used more than once
+is a square PIL picture of any size, the path of one, or what `encode` made of it: one that is used more than once
 need not be taken apart again. A string is always a sentence, and the decoder is given none.
 
 All draw by DDIM, 50 steps in the decoder unless given; `guidance` is the decoder's, where only 1 brings a picture back

@@ -17,18 +17,16 @@ if TYPE_CHECKING:
 Subjects = Annotated[
     list[str] | None, typer.Argument(metavar="WHAT...", help="Sentences, or classes by number or name.")
 ]
-Out = Annotated[Path, typer.Option(help="PNG to write; several pictures get a number each.")]
+Out = Annotated[Path, typer.Option(help="PNG, JPEG or WebP to write; several pictures get a number each.")]
 Model = Annotated[
     str | None, typer.Option(help="A model by name (t2i info lists them), or a folder; shapes if not given.")
 ]
 Guidance = Annotated[str | None, typer.Option(help="S for all guided stages, or stage=S,stage=S.")]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim or dpm_solver_pp_2m, or stage=NAME.")]
 Image = Annotated[Path | None, typer.Option(help="Picture to change (models that inpaint and edit).")]
-Mask = Annotated[Path | None, typer.Option(help="White where --image is drawn anew; the rest stays.")]
+Mask = Annotated[Path | None, typer.Option(help="White, or transparent, where --image is drawn anew; the rest stays.")]
 Strength = Annotated[float | None, typer.Option(help="How much --image may change without --mask, 0 to 1.")]
-From = Annotated[
-    Path | None, typer.Option("--from", help="Repeat the picture in this PNG, with its own model, device and dtype.")
-]
+From = Annotated[Path | None, typer.Option("--from", help="Repeat this picture, with its own model, device and dtype.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto if not given.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")]
 Preset = Annotated[str | None, typer.Option(help="Sample DALL-E 2's chain as karlo, diffusers, laion or the paper do.")]
@@ -55,7 +53,7 @@ def generate(
     offload: Offload = False,
     preset: Preset = None,
 ) -> None:
-    """Draw pictures and write them as PNGs that know how they were made."""
+    """Draw pictures and write them with how they were made."""
     draw = draw_options(seed, steps, guidance, sampler, stop_after, max_tile)
     recipe = None
     if from_ is not None:
@@ -77,7 +75,7 @@ def generate(
 
 
 def _recipe(path: Path, model: str | None) -> dict[str, Any]:
-    """How the picture in a PNG was made; UsageError if nobody knows by which model."""
+    """How a picture was made; UsageError if nobody knows by which model."""
     from t2i.pipeline.output import recipe_in
 
     recipe = recipe_in(path)
@@ -89,10 +87,10 @@ def _recipe(path: Path, model: str | None) -> dict[str, Any]:
 def _check(out: Path, subjects: list[str] | None, negative: str | None) -> None:
     """Say what needs no model before one is downloaded."""
     from t2i.io.files import writable_file
+    from t2i.io.provenance import SAVED, check_extension
     from t2i.pipeline.arguments import check_text
 
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"--out must end in .png, got {out}")
+    check_extension(out, SAVED, "--out")
     writable_file(out, "--out")
     for text in subjects or ():
         check_text("prompt", text)
@@ -144,11 +142,13 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
         return "__call__", {}
     if mask is not None and strength is not None:
         raise UsageError("give --mask, to draw a part anew, or --strength, to change the whole")
-    from t2i.io.images import open_image, open_mask
+    from t2i.io.images import open_image
+    from t2i.io.masks import open_mask
 
+    given: dict[str, Any] = {"image": open_image(image, keep_alpha=True)}
     if mask is not None:
-        return "inpaint", {"image": open_image(image), "mask": open_mask(mask)}
-    return "edit", {"image": open_image(image)} | ({} if strength is None else {"strength": strength})
+        return "inpaint", given | {"mask": open_mask(mask)}
+    return "edit", given if strength is None else given | {"strength": strength}
 
 
 def _redrawn(pipe: "Pipeline", recipe: dict[str, Any], path: Path | None) -> "Output":

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from t2i.core.errors import MAX_LINE, shown
+
 
 def info(
     model: Annotated[str | None, typer.Argument(help="A model by name or folder, or a config; none lists all.")] = None,
@@ -11,4 +13,5 @@ def info(
     """Versions and this machine, or the stages, sizes, cost and settings of a model."""
     from t2i.cli.describe import describe
 
-    typer.echo(describe(model))
+    for line in describe(model).split("\n"):
+        typer.echo(shown(line, MAX_LINE))

@@ -19,7 +19,7 @@ from t2i.cli.generate import generate
 from t2i.cli.info import info
 from t2i.cli.manipulate import interpolate, text_diff, upsample, variations
 from t2i.cli.train import assemble, calibrate, train
-from t2i.core.errors import DataError, T2IError, UsageError
+from t2i.core.errors import MAX_LINE, DataError, T2IError, UsageError, shown
 from t2i.core.threads import wait_quietly
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -51,18 +51,23 @@ app.add_typer(evals.app, name="eval")
 def main() -> None:
     """Run a command; every expected error is one line on stderr and an exit code, an interrupt is exit code 130."""
     wait_quietly()
-    warnings.showwarning = lambda message, category, *_: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    warnings.showwarning = lambda message, category, *_: _tell(f"warning: {message}")  # type: ignore[assignment]
     try:
         sys.exit(app(standalone_mode=False))
     except T2IError as error:
-        typer.echo(f"error: {error}", err=True)
+        _tell(f"error: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
-        typer.echo(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+        _tell(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         sys.exit(DataError.exit_code)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()  # of the option parser; several lines are the help that was asked for
-        typer.echo(message if "\n" in message else f"error: {message}", err=True)
+        typer.echo(message, err=True) if "\n" in message else _tell(f"error: {message}")
         sys.exit(UsageError.exit_code)
+
+
+def _tell(line: str) -> None:
+    """One line on stderr, whatever text of others is in it."""
+    typer.echo(shown(line, MAX_LINE), err=True)

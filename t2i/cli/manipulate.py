@@ -13,23 +13,22 @@ from t2i.core.errors import UsageError
 if TYPE_CHECKING:
     from t2i.pipeline.arguments import Draw
 
-STRIPS = (".png", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 Image = Annotated[Path, typer.Argument(help="A square picture.")]
 Seed = Annotated[int | None, typer.Option(help="Of the noise; random, and told, if not given.")]
 Guidance = Annotated[str | None, typer.Option(help="Of the decoder; only 1 brings pictures back as they were.")]
 Dtype = Annotated[str, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")]
-Strip = Annotated[Path, typer.Option(help="PNG of one row, or an animated GIF.")]
+Strip = Annotated[Path, typer.Option(help="PNG, JPEG or WebP of one row, or an animated GIF.")]
 
 
 def variations(
     image: Image,
     out: Annotated[
-        Path, typer.Option(help="PNG to write; several pictures get a number each. Or one animated GIF.")
+        Path, typer.Option(help="PNG, JPEG or WebP to write; several pictures get a number each. Or one animated GIF.")
     ] = Path("out.png"),
     num: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 4,
-    row: Annotated[bool, typer.Option("--row", help="All pictures in one PNG.")] = False,
+    row: Annotated[bool, typer.Option("--row", help="All pictures in one.")] = False,
     eta: Annotated[float, typer.Option(min=0, max=1, help="Share of fresh noise in every step.")] = 1.0,
     model: Model = "shapes",
     seed: FirstSeed = None,
@@ -41,7 +40,7 @@ def variations(
     offload: Offload = False,
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
-    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
@@ -67,7 +66,7 @@ def interpolate(
     offload: Offload = False,
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
-    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
     is_picture = os.path.isfile(b) or b.lower().endswith(PICTURES)
     if not is_picture:
         _check(b)
@@ -95,7 +94,7 @@ def text_diff(
     offload: Offload = False,
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
-    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
     _check(*([from_text] if from_text != "" else []), to_text)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
@@ -104,7 +103,7 @@ def text_diff(
 
 def upsample(
     image: Annotated[Path, typer.Argument(help="A picture of any sides that the upsamplers fold.")],
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("out.png"),
+    out: Annotated[Path, typer.Option(help="PNG, JPEG or WebP to write.")] = Path("out.png"),
     start_at: Annotated[
         str, typer.Option(help="The first upsampler: up256, or up1024 for pictures of 256 px and more.")
     ] = "up256",
@@ -119,7 +118,7 @@ def upsample(
     offload: Offload = False,
 ) -> None:
     """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
-    chosen = _chosen(out, (".png",), seed, steps, None, sampler, stop_after, max_tile)
+    chosen = _chosen(out, False, seed, steps, None, sampler, stop_after, max_tile)
     source = _opened(image)
     pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
     result = pipe.upsample(source, start_at=start_at, **chosen)
@@ -127,12 +126,13 @@ def upsample(
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 
 
-def _chosen(out: Path, kinds: tuple[str, ...], *given: Any) -> "Draw":
-    """Settings of a call that were given; UsageError for a file of other `kinds`, or one that cannot be written."""
+def _chosen(out: Path, moving: bool, *given: Any) -> "Draw":
+    """Settings of a call that were given; UsageError for a file that cannot be written, or that is no picture, nor,
+    where that may be `moving`, a GIF."""
     from t2i.io.files import writable_file
+    from t2i.io.provenance import SAVED, check_extension
 
-    if out.suffix.lower() not in kinds:
-        raise UsageError(f"--out must end in {' or '.join(kinds)}, got {out}")
+    check_extension(out, (*SAVED, ".gif") if moving else SAVED, "--out")
     writable_file(out, "--out")
     return draw_options(*given)
 
@@ -148,7 +148,7 @@ def _check(*texts: str) -> None:
 def _opened(path: str | Path) -> Any:
     from t2i.io.images import open_image
 
-    return open_image(path)
+    return open_image(path, keep_alpha=True)
 
 
 def _manipulating(
@@ -178,10 +178,10 @@ def _pipe(model: str, device: str, dtype: str, offload: bool, task: str, lacks: 
 
 def _write(result: Any, out: Path) -> None:
     """All pictures in one file."""
-    from t2i.io.images import save_gif, save_png, sheet
+    from t2i.io.images import save_gif, save_image, sheet
 
     if out.suffix.lower() == ".gif":
         save_gif(result.images, out)
     else:
-        save_png(sheet(result.images, columns=len(result)), out, result.recipe)
+        save_image(sheet(result.images, columns=len(result)), out, result.recipe)
     typer.echo(f"{out}  seed {result.seeds[0]}")

@@ -9,6 +9,10 @@ _UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202
 """Characters that move a terminal's cursor, end its line or turn its writing about, and halves of characters."""
 
 
+MAX_LINE = 2000
+"""Characters of a line on a terminal, whatever others wrote into it."""
+
+
 class T2IError(Exception):
     """Base of every error that t2i raises on purpose; the message is one line and names the culprit."""
 

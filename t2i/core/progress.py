@@ -10,6 +10,8 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
+from t2i.core.errors import MAX_LINE, shown
+
 EVERY = 30.0
 """Seconds that a long command may be silent."""
 log = logging.getLogger("t2i")
@@ -19,9 +21,16 @@ def to_stderr(level: int = logging.INFO) -> None:
     """Show the messages of t2i on stderr, unless the program has set up logging itself."""
     if not log.hasHandlers():
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_OneLine("%(asctime)s  %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
         log.setLevel(level)
+
+
+class _OneLine(logging.Formatter):
+    """Captions, names of files and whatever else others wrote moves no cursor, and fills no screen."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return shown(super().formatMessage(record), MAX_LINE)
 
 
 def duration(seconds: float) -> str:

@@ -15,8 +15,12 @@ from torch import Tensor
 
 from t2i.core.errors import UsageError
 from t2i.diffusion.inpaint import keep_known
-from t2i.io.images import composite, open_image, to_mask_tensor, to_square_tensor
+from t2i.io.images import composite, open_image, to_square_tensor
+from t2i.io.masks import hole, open_mask, to_mask_tensor
 from t2i.pipeline.arguments import share
+
+Picture = Image | Path | str
+"""A PIL picture, or the path of a file."""
 
 
 @dataclass(frozen=True)
@@ -115,25 +119,28 @@ def read_embeddings(z_i: Any, dim: int, unit_norm: bool) -> Tensor:
 
 
 def read_pictures(image: Any) -> list[Image]:
-    """One picture or several, PIL or the `Path` of a file, as PIL; UsageError for anything else."""
+    """One picture or several, PIL or the path of a file, as PIL; UsageError for anything else."""
     given = list(image) if isinstance(image, Sequence) and not isinstance(image, str) else [image]
     if not given:
         raise UsageError("no picture given")
     for one in given:
-        if isinstance(one, str):
-            raise UsageError(f"expected a picture, got the text {one[:60]!r}; name a file as pathlib.Path(…)")
-        if not isinstance(one, Image | Path):
-            raise UsageError(f"expected a PIL picture or the Path of one, got {type(one).__name__}")
-    return [open_image(one) if isinstance(one, Path) else one for one in given]
+        if not isinstance(one, Image | Path | str):
+            raise UsageError(f"expected a PIL picture or the path of one, got {type(one).__name__}")
+    return [one if isinstance(one, Image) else open_image(one, keep_alpha=True) for one in given]
 
 
-def read_inpaint(image: Image, mask: Image, *, size: int, base: int, blend: float) -> InpaintInput:
+def read_inpaint(image: Picture, mask: Picture | None, *, size: int, base: int, blend: float) -> InpaintInput:
     """What a user gives to inpaint, checked; UsageError for what cannot be."""
     if isinstance(blend, bool) or not isinstance(blend, int | float) or not 0 <= blend <= size:
         raise UsageError(f"blend must be a number of pixels from 0 to {size}, got {blend!r}")
-    return InpaintInput(to_square_tensor(image, size), to_mask_tensor(mask, image, size), base, float(blend))
+    (picture,) = read_pictures([image])
+    if mask is None and hole(picture) is None:
+        raise UsageError("no mask, and nothing in the picture is transparent: which part is to be drawn anew?")
+    given = picture if mask is None else open_mask(mask) if isinstance(mask, Path | str) else mask
+    return InpaintInput(to_square_tensor(picture, size), to_mask_tensor(given, picture, size), base, float(blend))
 
 
-def read_edit(image: Image, strength: float, size: int) -> EditInput:
+def read_edit(image: Picture, strength: float, size: int) -> EditInput:
     """What a user gives to edit, checked; UsageError for what cannot be."""
-    return EditInput(to_square_tensor(image, size), share("strength", strength))
+    (picture,) = read_pictures([image])
+    return EditInput(to_square_tensor(picture, size), share("strength", strength))

@@ -1,4 +1,4 @@
-"""What a call gives back: pictures that know how they were made, and the recipe in a PNG, read again.
+"""What a call gives back: pictures that know how they were made, and the recipe in one, read again.
 
 N pictures · D width of CLIP embeddings
 """
@@ -14,8 +14,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from t2i.core.errors import DataError, UsageError
-from t2i.io.images import save_png
-from t2i.io.provenance import read_recipe
+from t2i.io.images import save_image
+from t2i.io.provenance import SAVED, check_extension, read_recipe
 
 ALWAYS = {"seed", "steps", "guidance", "sampler", "stop_after", "max_batch"}
 """Arguments that every recipe holds."""
@@ -74,22 +74,23 @@ class Output:
         return {**self.recipe, "arguments": {**arguments, **group}, "picture": i - first}
 
     def save(self, path: str | Path, which: Sequence[int] | None = None) -> list[Path]:
-        """Write PNGs with their recipes: `path` for one picture, `name-0.png`, `name-1.png` … for several; in a
-        new folder if need be.
+        """Write pictures with their recipes, as PNG, JPEG or WebP by the extension of `path`: there for one picture, to
+        `name-0.png`, `name-1.png` … for several; in a new folder if need be.
 
         `which` are the pictures to write, all of them if None.
         """
         path = Path(path)
+        check_extension(path, SAVED)
         which = range(len(self)) if which is None else which
         paths = [path] if len(which) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in which]
         for i, target in zip(which, paths, strict=True):
-            save_png(self.images[i], target, self.recipe_of(i))
+            save_image(self.images[i], target, self.recipe_of(i))
         return paths
 
 
 def recipe_in(path: Path) -> dict[str, Any]:
-    """The recipe in a PNG, if it has the form that `Output.recipe_of` gives it, or DataError; UsageError for one that a
-    call alone does not repeat."""
+    """The recipe in a picture, if it has the form that `Output.recipe_of` gives it, or DataError; UsageError for one
+    that a call alone does not repeat."""
     recipe = read_recipe(path)
     if isinstance(task := recipe.get("task"), str):
         raise UsageError(f"{path} was made from another picture ({task}); a recipe alone does not repeat that")

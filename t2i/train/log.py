@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2i.core.errors import shown
 from t2i.core.progress import duration
 from t2i.core.types import Batch, Task, Tokenizer
 from t2i.io import files
@@ -99,9 +100,9 @@ def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype)
         if isinstance(x, Tensor):
             log.info("%s: %s %s in [%.3g, %.3g]", key, tuple(x.shape), x.dtype, x.min(), x.max())
     for caption in first.get("caption", [])[:2]:
-        log.info("caption: %s", caption)
-    captions = first.get("caption", [])
-    for problem in (unknown_words(task, captions), cut_captions(task, captions)):
+        log.info("caption: %s", shown(caption))
+    read = first.get("caption", []) if "caption" in task.keys else []
+    for problem in (unknown_words(task, read), cut_captions(task, read)):
         if problem is not None:
             log.warning(problem)
 

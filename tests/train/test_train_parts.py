@@ -12,7 +12,7 @@ from t2i.core.config import load
 from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.core.progress import Alive
 from t2i.io import weights
-from t2i.train import OptimConfig, TrainConfig, checkpoint
+from t2i.train import OptimConfig, TrainConfig, checkpoint, log
 from t2i.train.ema import Ema
 from t2i.train.forecast import Forecast
 from t2i.train.log import Meter, MetricsFile, status_line
@@ -490,3 +490,15 @@ def test_a_second_interrupt_interrupts():
 
     with pytest.raises(KeyboardInterrupt):
         interrupt_twice()
+
+
+def test_a_line_of_the_log_is_one_line_without_control_characters(capsys, monkeypatch):
+    monkeypatch.setattr(log.log, "hasHandlers", lambda: False)
+    monkeypatch.setattr(log.log, "handlers", [])
+    monkeypatch.setattr(log.log, "level", log.log.level)
+    log.to_stderr()
+    log.log.info("caption: %s", "\x1b[31mred\ncube" + "a" * 5_000)
+    told = capsys.readouterr().err
+    assert "caption: \\x1b[31mred\\ncubeaaa" in told
+    assert told.endswith("a… (5,032 characters)\n")
+    assert len(told) < 2100
