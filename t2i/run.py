@@ -21,7 +21,7 @@ from t2i.data.loader import Loader
 from t2i.data.source import Needs
 from t2i.io.files import output_folder
 from t2i.stages.follow import same_clip
-from t2i.stages.registry import load_stage, save_stage, stage, stage_of
+from t2i.stages.registry import load_stage, new_model, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
 from t2i.train.checkpoint import find
 from t2i.train.loop import Result, fit
@@ -131,8 +131,8 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
     config = complete(run, spec, neighbours)
     if spec.contrastive:
         check_contrast(run.train)
+    model: Any = new_model(spec, config, path)
     with explain(path, UsageError):
-        model: Any = spec.model(config)
         task: Any = spec.task(model, run.task, **neighbours)  # type: ignore[call-arg]
     spec.fits(model, run.data, run.task, neighbours)
     warn_enlarged(run.data, neighbours)

@@ -1,5 +1,6 @@
 """Devices and number formats: which a name means, and whether a machine is fast at bfloat16."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,14 @@ def stored_as(dtype: str | torch.dtype) -> torch.dtype:
         raise UsageError(f"unknown dtype {name!r} of weights; use {', '.join(STORED)}{did_you_mean(name, STORED)}")
     found: torch.dtype = getattr(torch, name)
     return found
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has; where the system does not say, as many as few have."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 2**40
 
 
 @contextmanager

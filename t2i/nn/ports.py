@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.sizes import Entries, Length, Width
 from t2i.core.types import Condition, TextFeatures
 from t2i.nn.layers import fit, masked
 from t2i.nn.transformer import TextConfig, TextTransformer
@@ -108,8 +109,8 @@ class TextPort(Port):
 class ClipImageConfig(Config):
     """CLIP image embeddings; `dim` and `fingerprint` follow from the CLIP that the network learns from."""
 
-    dim: int | None = Field(None, ge=1, description="width of the embeddings")
-    num_tokens: int = Field(4, ge=1, description="context tokens made of one embedding")
+    dim: Width | None = Field(None, description="width of the embeddings")
+    num_tokens: Length = Field(4, description="context tokens made of one embedding")
     scale: float = Field(1.0, description="embeddings are multiplied by it first; √D gives unit vectors unit variance")
     fingerprint: tuple[float, ...] = Field((), description="`ClipEncoder.fingerprint` of that CLIP, empty if unknown")
 
@@ -139,8 +140,8 @@ class ClipImagePort(Port):
 class StatesConfig(Config):
     """What a frozen encoder says of a sentence."""
 
-    width: int | None = Field(None, ge=1, description="of its token states; follows from the encoder")
-    dim: int | None = Field(None, ge=1, description="of its embedding of the whole sentence; follows from it as well")
+    width: Width | None = Field(None, description="of its token states; follows from the encoder")
+    dim: Width | None = Field(None, description="of its embedding of the whole sentence; follows from it as well")
 
 
 class ClipTextPort(Port):
@@ -194,7 +195,7 @@ class StatesPort(ClipTextPort):
 class ClassesConfig(Config):
     """A table of labels."""
 
-    num: int = Field(ge=1)
+    num: Entries
     null_class: bool = Field(False, description="a further row stands for no class, for classifier-free guidance")
     names: tuple[str, ...] = Field((), description="what users call the classes, empty if they have no names")
 
@@ -325,9 +326,7 @@ def _joined(parts: list[Condition]) -> Condition:
     """What several ports say, as one condition."""
     vectors = [c.vector for c in parts if c.vector is not None]
     sequences = [c for c in parts if c.sequence is not None]
-    mask = None
-    if any(c.mask is not None for c in sequences):
-        mask = torch.cat([_visible(c) for c in sequences], dim=1)
+    mask = torch.cat([_visible(c) for c in sequences], dim=1) if any(c.mask is not None for c in sequences) else None
     return Condition(
         vector=torch.stack(vectors).sum(0) if vectors else None,
         sequence=torch.cat([c.sequence for c in sequences if c.sequence is not None], dim=1) if sequences else None,

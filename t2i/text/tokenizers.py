@@ -24,7 +24,7 @@ class TokenizerConfig(Config):
     `gpt2` is GPT-2's as GLIDE uses it, 50,257 entries, by its name on the hub or from a folder: `source`."""
 
     kind: Literal["words", "clip", "gpt2"] = "words"
-    context: int = Field(default=64, ge=2)
+    context: int = Field(default=64, ge=2, le=2**14)
     words: tuple[str, ...] = ()
     source: str = "gpt2"
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from t2i.stages.dalle2_pytorch.prior.model import LaionPrior, LaionPriorConfig
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.prior.model import Prior
 from t2i.stages.reader.model import Reader, ReaderConfig
-from t2i.stages.registry import STAGES, load_stage, save_stage, stage
+from t2i.stages.registry import STAGES, load_stage, outline, save_stage, stage
 
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "clip": small_clip,
@@ -99,6 +100,20 @@ def test_save_and_load_give_the_same_stage(name: str, tmp_path: Path) -> None:
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
     assert not loaded.training
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_outline_is_that_of_the_stage_and_draws_no_random_number(name: str) -> None:
+    model: Any = SMALL[name]()
+    torch.manual_seed(0)
+    weights = outline(stage(name), model.config)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+    assert {k: (v.shape, v.dtype) for k, v in weights.items()} == {
+        k: (v.shape, v.dtype) for k, v in model.state_dict().items()
+    }
+    assert all(weight.is_meta for weight in weights.values())
 
 
 def test_half_precision_on_disk_is_float32_in_memory(tmp_path: Path) -> None:
@@ -191,6 +206,8 @@ def test_a_missing_stage_is_not_taken_from_a_bundled_model_of_the_same_name(
     Path("shapes/prior").rename("gone")
     with pytest.raises(DataError, match=r"shapes/prior/config.json does not exist"):
         Pipeline.from_pretrained("shapes")
+    with pytest.raises(DataError, match="shapes is a pipeline, expected one of its stages"):
+        load_stage("shapes")
 
 
 def test_an_upsampler_that_would_ignore_a_setting_refuses_it() -> None:

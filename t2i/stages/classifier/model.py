@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.sizes import Side
 from t2i.diffusion.config import Noise, diffusion_section
 from t2i.diffusion.guidance import input_gradient
 from t2i.nn.attention import attend
@@ -23,9 +24,9 @@ class ClassifierConfig(Config):
     """Everything about a classifier."""
 
     encoder: EncoderConfig = Field(description="the network below the pool; it sees x_t and t alone")
-    num_classes: int = Field(1000, ge=2, description="K")
+    num_classes: int = Field(1000, ge=2, le=10**7, description="K")
     class_names: tuple[str, ...] = Field((), description="what users call the classes, empty if they have no names")
-    image_size: int = Field(64, ge=1, description="of x_t; the pool has a row for every place of the coarsest level")
+    image_size: Side = Field(64, description="of x_t; the pool has a row for every place of the coarsest level")
     diffusion: Noise = Field(
         Noise(), description="the noise it was trained on, which must be that of the diffusion model it guides"
     )

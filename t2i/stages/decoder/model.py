@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.sizes import Side
 from t2i.core.types import Condition
 from t2i.diffusion.config import Diffusion, diffusion_section
 from t2i.nn.older import ports_section
@@ -25,7 +26,7 @@ class DecoderConfig(Config):
     )
     diffusion: Diffusion = Field(Diffusion(), description="what it was trained on")
     ports: PortsConfig = Field(PortsConfig(), description="what it is conditioned on, beside x_t and t")
-    image_size: int = Field(64, ge=1, description="side of the pictures it was trained on, in pixels")
+    image_size: Side = Field(64, description="side of the pictures it was trained on, in pixels")
 
     @classmethod
     def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +44,8 @@ class DecoderConfig(Config):
             raise ValueError(f"{masked} does not fit unet.image_channels={unet.image_channels}; it needs 4, or else 0")
         if self.image_size % unet.factor:
             raise ValueError(f"image_size={self.image_size} is not a multiple of {unet.factor}, which the U-Net folds")
+        if unet.context_dim is not None and not {"clip_image", "text", "clip_text", "states"} & {*self.ports.names}:
+            raise ValueError(f"unet.context_dim={unet.context_dim}, but no port gives tokens to attend to")
         self.ports.check(unet.context_dim)
         if self.ports.clip_text is not None and self.ports.clip_image is None:
             raise ValueError("ports.clip_text needs ports.clip_image beside it")

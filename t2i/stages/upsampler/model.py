@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.sizes import Side
 from t2i.core.types import Condition
 from t2i.diffusion.config import Diffusion, diffusion_section
 from t2i.nn.older import ports_section
@@ -30,8 +31,8 @@ class UpsamplerConfig(Config):
     ports: PortsConfig = Field(
         PortsConfig(), description="text, classes, masked: what it sees beside the small picture"
     )
-    low_size: int = Field(64, ge=1, description="side of whole small pictures")
-    image_size: int = Field(256, ge=1, description="of large ones; their ratio is the magnification")
+    low_size: Side = Field(64, description="side of whole small pictures")
+    image_size: Side = Field(256, description="of large ones; their ratio is the magnification")
     levels: Literal["rounded", "truncated", "exact"] = Field(
         "rounded",
         description="how small pictures become 8 bits in sampling: rounded as in GLIDE, truncated as ADM writes its "

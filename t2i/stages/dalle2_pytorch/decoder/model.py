@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config, renamed
+from t2i.core.sizes import MAX_LEVELS, Blocks, Channels, Heads, Length, Side, Width
 from t2i.core.types import Condition, TextFeatures
 from t2i.diffusion.config import Diffusion, diffusion_section
 from t2i.nn.layers import timestep_embedding
@@ -23,27 +24,27 @@ class LaionDecoderConfig(Config):
     """Everything about such a decoder."""
 
     era: Era = Field(description="of its attention, which no key shows")
-    channels: int = Field(320, ge=1)
-    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 2, 3, 4), min_length=1, description="level L has channels · multipliers[L] channels"
+    channels: Channels = 320
+    multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
+        (1, 2, 3, 4), min_length=1, max_length=MAX_LEVELS, description="level L has channels · multipliers[L] channels"
     )
-    num_blocks: int = Field(4, ge=1, description="residual blocks per level, beside the first")
-    attention: tuple[int, ...] = Field(
+    num_blocks: Blocks = Field(4, description="residual blocks per level, beside the first")
+    attention: tuple[Annotated[int, Field(ge=0, lt=MAX_LEVELS)], ...] = Field(
         (1, 2, 3), description="levels that attend pixel to pixel; the others have a linear attention"
     )
-    heads: int = Field(8, ge=1, description="of both attentions")
-    head_width: int = Field(64, ge=1)
-    context_dim: int = Field(512, ge=1, description="width S of the tokens")
-    clip_dim: int = Field(768, ge=1, description="width D of CLIP's embeddings")
+    heads: Heads = Field(8, description="of both attentions")
+    head_width: Width = 64
+    context_dim: Width = Field(512, description="width S of the tokens")
+    clip_dim: Width = Field(768, description="width D of CLIP's embeddings")
     clip_fingerprint: tuple[float, ...] = Field((), description="`ClipEncoder.fingerprint`, empty if unknown")
-    clip_text_width: int | None = Field(
-        768, ge=1, description="width W of CLIP's text states, which are read at the bottom alone; null for none"
+    clip_text_width: Width | None = Field(
+        768, description="width W of CLIP's text states, which are read at the bottom alone; null for none"
     )
-    context: int = Field(256, ge=1, description="how many of them")
-    num_clip_tokens: int = Field(4, ge=1, description="made of an image embedding")
-    num_time_tokens: int = Field(2, ge=1, description="made of time")
+    context: Length = Field(256, description="how many of them")
+    num_clip_tokens: Length = Field(4, description="made of an image embedding")
+    num_time_tokens: Length = Field(2, description="made of time")
     fold: bool = Field(False, description="how levels going down halve the resolution, see `Down`")
-    image_size: int = Field(64, ge=1)
+    image_size: Side = 64
     diffusion: Diffusion = Field(Diffusion(), description="what it was trained on; the target is eps")
 
     @classmethod
@@ -57,6 +58,8 @@ class LaionDecoderConfig(Config):
                 f"channels={self.channels} must be a multiple of {2 * GROUPS}, image_size={self.image_size} of "
                 f"{2 ** len(self.multipliers)}"
             )
+        if unknown := set(self.attention) - set(range(len(self.multipliers))):
+            raise ValueError(f"attention at levels {sorted(unknown)}, but there are {len(self.multipliers)}, from 0")
         self.diffusion.num_outputs(3)
         return self
 
