@@ -22,7 +22,7 @@ from t2i.core.devices import memory_explained
 from t2i.core.errors import NonFiniteError, Stopped, UsageError
 from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
-from t2i.data.loader import NothingHeldOutError
+from t2i.data.loader import loaders_explained
 from t2i.io.files import writable, write
 from t2i.io.images import grid, save_png
 from t2i.io.lock import remove_temporaries, sole_writer
@@ -30,6 +30,7 @@ from t2i.train import checkpoint
 from t2i.train.ema import Ema
 from t2i.train.held_out import HeldOut
 from t2i.train.learner import Learner
+from t2i.train.loaders import Loaders
 from t2i.train.log import announce, to_stderr
 from t2i.train.objective import Batches, LoaderFactory, to_device
 from t2i.train.optim import OptimConfig, learning_rate
@@ -37,7 +38,7 @@ from t2i.train.parallel import Parallel
 from t2i.train.report import Report
 from t2i.train.settings import TrainConfig, choose_dtype, is_sample_step
 from t2i.train.snapshot import Earlier, Snapshot, changes
-from t2i.train.stop import StopRequest
+from t2i.train.stop import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def fit(
     """
     to_stderr()
     folder, parallel = writable(config.out), Parallel(config.device)
-    with StopRequest() as stop, ExitStack() as stack:
+    with StopRequest() as stop, loaders_explained(), ExitStack() as stack:
 
         def hold() -> None:
             stack.enter_context(sole_writer(folder, "trained", "stop it or choose another train.out"))
@@ -102,7 +103,8 @@ class _Run:
     ) -> None:  # fmt: skip
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self.task, self.make_loader, self.config, self.optim = task, loader, config, optim
+        self.task, self.config, self.optim = task, config, optim
+        self.loaders = Loaders(loader, config, parallel, stop)
         self.export, self.resolved, self.parallel, self.stop = export, resolved, parallel, stop
         self.device, self.main = self.parallel.device, self.parallel.main
         task.to(self.device)  # frozen neighbours and tables beside the model
@@ -117,22 +119,36 @@ class _Run:
         ]
         self.ema = Ema(self.model, config.ema)
         self.snapshot = Snapshot(task, self.learners, self.ema, parallel)
+        self.changed: dict[str, str] = {}
         self.step, self.images, minutes = self._resume(earlier)
+        self.saved = self.step
         for learner in self.learners:
             learner.wrapped = self.parallel.wrap(learner.objective)
         self.report = Report(self.parallel, config, self.step, minutes)
         objective = self.learners[0].objective
-        self.held_out = HeldOut(task, objective, self.ema, self.device, self._one_held_out, self._held_out)
+        self.held_out = HeldOut(task, objective, self.ema, self.device, self.loaders.one, self.loaders.held_out)
 
     def train(self) -> Result:
         """Step until the end, a signal or the time limit."""
+        try:
+            return self._finished() if self.step >= self.config.steps else self._open_and_train()
+        except Interrupted:  # while it waited for data, so between two steps
+            if self.step > self.saved:
+                self._save()
+            raise self._stopped(str(self.stop.name)) from None
+
+    def _finished(self) -> Result:
         config = self.config
-        if self.step >= config.steps:
-            log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
-            self._export()  # the last one may have been cut off
-            self._make_up(last=True)
-            return Result(self.step, self.images, "done", {})
-        data = self._loader("train", config.batch_size)
+        if any(key.startswith("data.") for key in self.changed):
+            self.loaders.open("train", config.batch_size)  # complains of data that are not there
+        log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
+        self._export()  # the last one may have been cut off
+        self._make_up(last=True)
+        return Result(self.step, self.images, "done", {})
+
+    def _open_and_train(self) -> Result:
+        config = self.config
+        data = self.loaders.open("train", config.batch_size, start=self.images)
         with closing(iter(data)) as stream:
             batches = self._announce(stream)
             if self.main:
@@ -164,14 +180,16 @@ class _Run:
                 reason = asked or "done"
                 break
             if asked:
-                raise Stopped(f"{asked}: saved step {self.step} in {config.out}; the same command continues from there")
+                raise self._stopped(asked)
         log.info("%s at step %d: %s", reason, self.step, config.out)
         return Result(self.step, self.images, reason, self.report.row)
 
     def _step(self, batches: Iterator[Batch]) -> None:
         """One step of every phase over the same `accumulate` micro-batches; waits for no device."""
         config = self.config
-        micro: Any = (to_device(next(batches), self.device) for _ in range(config.accumulate))
+        with self.loaders.waiting():
+            here = [next(batches) for _ in range(config.accumulate)]
+        micro: Any = (to_device(batch, self.device) for batch in here)
         if len(self.learners) > 1:
             micro = list(micro)
         self.lr = learning_rate(self.optim, self.step, config.steps)
@@ -186,6 +204,10 @@ class _Run:
         self.step += 1
         self.images += config.batch_size
         self.task.after_step(self.step)
+
+    def _stopped(self, why: str) -> Stopped:
+        done = f"saved step {self.step} in {self.config.out}" if self.step else "before the first step"
+        return Stopped(f"{why}: {done}; the same command continues from there")
 
     def _asked_to_stop(self) -> str | None:
         """The signal's name or `max_minutes`, agreed between all processes (which look every fifth step)."""
@@ -214,6 +236,7 @@ class _Run:
                 "config": self.resolved,
             }
             checkpoint.save(folder, self.step, tensors, numbers, self.config.keep)
+        self.saved = self.step
         self._export()
 
     def _export(self) -> None:
@@ -229,13 +252,15 @@ class _Run:
         if path is None:
             return 0, 0, 0.0
         state = self.snapshot.restore(path, earlier)
-        changed = [f"{key}: {how}" for key, how in changes(earlier.config(state["config"]), self.resolved).items()]
+        self.changed = changes(earlier.config(state["config"]), self.resolved)
+        changed = [f"{key}: {how}" for key, how in self.changed.items()]
         log.info("resumed %s at step %d%s", path, state["step"], f" with {', '.join(changed)}" if changed else "")
         return state["step"], state["images"], state["minutes"]
 
     def _announce(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Say what the network is about to see, and refuse data that lacks what the task needs."""
-        first = next(batches)
+        with self.loaders.waiting():
+            first = next(batches)
         if missing := [key for key in self.task.keys if key not in first]:
             raise UsageError(f"the task needs {missing}, the data has {sorted(first)}")
         if self.main:
@@ -277,26 +302,3 @@ class _Run:
             self.report.write_held_out(self.step, self.images, names, values)
         if sample or measure:
             self.parallel.barrier()
-
-    def _one_held_out(self) -> Batch:
-        """What grids show: held-out samples, or where there are none, others."""
-        alone = {"rank": 0, "world": 1, "accumulate": 1}
-        try:
-            return next(iter(self._loader("val", self.config.num_samples, **alone)))
-        except NothingHeldOutError:
-            return next(iter(self._loader("train", self.config.num_samples, start=0, **alone)))
-
-    def _held_out(self) -> list[Batch]:
-        count = self.config.val_batches * self.config.accumulate
-        try:
-            return list(itertools.islice(self._loader("val", self.config.batch_size), count))
-        except NothingHeldOutError as error:
-            log.warning("no held-out numbers: %s", error)
-            return []
-
-    def _loader(self, split: str, batch_size: int, **changes: int) -> Batches:
-        here = {"rank": self.parallel.rank, "world": self.parallel.world, "accumulate": self.config.accumulate}
-        here["start"] = self.images if split == "train" else 0
-        bad_log = self.config.out / "bad.jsonl"
-        seed = self.config.seed
-        return self.make_loader(seed=seed, batch_size=batch_size, split=split, bad_log=bad_log, **(here | changes))

@@ -103,6 +103,11 @@ class Muon(torch.optim.AdamW):
             p.grad = None  # AdamW passes it by
 
 
+def state_kinds(group: dict[str, Any]) -> set[str]:
+    """What `make_optimizer`'s optimisers keep of a parameter of a group."""
+    return {"step", "exp_avg", "exp_avg_sq"} if group["momentum"] is None else {"momentum"}
+
+
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """(…, R, C) → nearly U Vᵀ of its singular value decomposition, by a quintic Newton–Schulz iteration.
 
