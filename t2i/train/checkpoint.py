@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
@@ -32,6 +32,9 @@ _SHARD = 2**29
 State = dict[str, dict[str, Tensor]]
 
 
+Seconds = Annotated[float, Field(ge=0, lt=1e9)]
+
+
 class Numbers(Config):
     """What `state.json` holds."""
 
@@ -40,6 +43,7 @@ class Numbers(Config):
     images: int = Field(ge=0, lt=2**53)
     minutes: float = Field(ge=0, lt=1e9)
     config: dict[str, Any]
+    seconds: dict[str, Seconds] = Field({}, description="that a save, a grid and held-out numbers took")
 
 
 def save(folder: Path, step: int, tensors: State, state: dict[str, Any], keep: int) -> Path:

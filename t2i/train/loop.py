@@ -30,6 +30,7 @@ from t2i.train import checkpoint
 from t2i.train.ema import Ema
 from t2i.train.held_out import HeldOut
 from t2i.train.learner import Learner
+from t2i.train.limit import TimeLimit
 from t2i.train.loaders import Loaders
 from t2i.train.log import announce, to_stderr
 from t2i.train.objective import Batches, LoaderFactory, to_device
@@ -120,11 +121,14 @@ class _Run:
         self.ema = Ema(self.model, config.ema)
         self.snapshot = Snapshot(task, self.learners, self.ema, parallel)
         self.changed: dict[str, str] = {}
-        self.step, self.images, minutes = self._resume(earlier)
+        self.step, self.images, minutes, seconds = self._resume(earlier)
         self.saved = self.step
         for learner in self.learners:
             learner.wrapped = self.parallel.wrap(learner.objective)
         self.report = Report(self.parallel, config, self.step, minutes)
+        size = 4 * (3 + len(config.ema)) * sum(p.numel() for p in self.model.parameters())
+        self.limit = TimeLimit(config, optim, size, seconds, together=1 if parallel.world == 1 else 5)
+        self.ahead = 0.0  # of the decay, by the clock
         objective = self.learners[0].objective
         self.held_out = HeldOut(task, objective, self.ema, self.device, self.loaders.one, self.loaders.held_out)
 
@@ -192,7 +196,7 @@ class _Run:
         micro: Any = (to_device(batch, self.device) for batch in here)
         if len(self.learners) > 1:
             micro = list(micro)
-        self.lr = learning_rate(self.optim, self.step, config.steps)
+        self.lr = learning_rate(self.optim, self.step, config.steps, self.ahead)
         for learner in self.learners:
             phase = [learner.phase.name] if learner.prefix else []
             torch.manual_seed(mix(config.seed, "dropout", self.images, self.parallel.rank, *phase))
@@ -211,12 +215,14 @@ class _Run:
 
     def _asked_to_stop(self) -> str | None:
         """The signal's name or `max_minutes`, agreed between all processes (which look every fifth step)."""
-        late = self.config.max_minutes is not None and self.report.clock.minutes() > self.config.max_minutes
-        name = self.stop.name or ("max_minutes" if late else None)
-        if self.parallel.world == 1 or self.step % 5:
-            return name if self.parallel.world == 1 else None
-        flags = torch.tensor([float(late), float(self.stop.name is not None)], device=self.device)
-        any_late, any_signal = self.parallel.reduce(flags, "sum").tolist()
+        if self.parallel.world > 1 and self.step % 5:
+            return None
+        late = self.limit.late(self.step, *self._due(last=False))
+        self.ahead = self.limit.ahead()
+        if self.parallel.world == 1:
+            return self.stop.name or ("max_minutes" if late else None)
+        flags = [float(late), float(self.stop.name is not None), self.ahead if self.main else 0.0]
+        any_late, any_signal, self.ahead = self.parallel.reduce(torch.tensor(flags, device=self.device), "sum").tolist()
         return (self.stop.name or "signal") if any_signal else "max_minutes" if any_late else None
 
     def _save(self) -> None:
@@ -234,8 +240,10 @@ class _Run:
                 "images": self.images,
                 "minutes": self.report.minutes,
                 "config": self.resolved,
+                "seconds": self.limit.seconds,
             }
-            checkpoint.save(folder, self.step, tensors, numbers, self.config.keep)
+            with self.limit.timing("save"):
+                checkpoint.save(folder, self.step, tensors, numbers, self.config.keep)
         self.saved = self.step
         self._export()
 
@@ -246,16 +254,16 @@ class _Run:
                 self.export(self.config.out, {k: v.detach().cpu() for k, v in self.model.state_dict().items()})
         self.parallel.barrier()
 
-    def _resume(self, earlier: Earlier) -> tuple[int, int, float]:
-        """Step, images and minutes that a checkpoint had, after everything in it is put back."""
+    def _resume(self, earlier: Earlier) -> tuple[int, int, float, dict[str, float]]:
+        """Step, images, minutes and seconds that a checkpoint had, after everything in it is put back."""
         path = self.parallel.on_main(lambda: checkpoint.find(self.config.out / "checkpoints", self.config.resume))
         if path is None:
-            return 0, 0, 0.0
+            return 0, 0, 0.0, {}
         state = self.snapshot.restore(path, earlier)
         self.changed = changes(earlier.config(state["config"]), self.resolved)
         changed = [f"{key}: {how}" for key, how in self.changed.items()]
         log.info("resumed %s at step %d%s", path, state["step"], f" with {', '.join(changed)}" if changed else "")
-        return state["step"], state["images"], state["minutes"]
+        return state["step"], state["images"], state["minutes"], state.get("seconds", {})
 
     def _announce(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Say what the network is about to see, and refuse data that lacks what the task needs."""
@@ -296,9 +304,12 @@ class _Run:
     def _look(self, sample: bool, measure: bool) -> None:
         """Sample grid (first process) and held-out numbers (all processes)."""
         if sample and self.main and self.config.sample_every != 0:
-            self.held_out.sample(self._grid)
-        names, values = self.held_out.measure() if measure else ([], torch.empty(0))
-        if names:
-            self.report.write_held_out(self.step, self.images, names, values)
+            with self.limit.timing("grid"):
+                self.held_out.sample(self._grid)
+        if measure:
+            with self.limit.timing("held_out"):
+                names, values = self.held_out.measure()
+            if names:
+                self.report.write_held_out(self.step, self.images, names, values)
         if sample or measure:
             self.parallel.barrier()

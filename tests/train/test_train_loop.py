@@ -250,7 +250,7 @@ def test_a_checkpoint_without_averaged_buffers_still_resumes(tmp_path):
     run(tmp_path / "old", max_minutes=1e-9)
     folder = tmp_path / "old" / "checkpoints" / "step-000001"
     tensors, state = checkpoint.load(folder)
-    assert set(state) == {"step", "images", "minutes", "config"}
+    assert set(state) == {"step", "images", "minutes", "config", "seconds"}
     del tensors["ema-0.999"]["scale"]
     checkpoint.save(folder.parent, 1, tensors, state, keep=2)
     run(tmp_path / "old")
