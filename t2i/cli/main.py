@@ -4,7 +4,7 @@ convert | data | eval | info`.
 Nothing heavy is imported before a command runs.
 
 Exit codes: 0 done · 2 wrong usage · 3 bad data or disk · 4 values that are not finite · 5 out of memory ·
-75 stopped by a signal, saved.
+75 stopped by a signal, saved · 130 interrupted.
 """
 
 import sys
@@ -22,6 +22,7 @@ from t2i.cli.train import assemble, calibrate, train
 from t2i.core.errors import MAX_LINE, DataError, T2IError, UsageError, shown
 from t2i.core.threads import wait_quietly
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -53,7 +54,9 @@ def main() -> None:
     wait_quietly()
     warnings.showwarning = lambda message, category, *_: _tell(f"warning: {message}")  # type: ignore[assignment]
     try:
-        sys.exit(app(standalone_mode=False))
+        if (code := app(standalone_mode=False)) == INTERRUPTED:
+            typer.echo("interrupted", err=True)
+        sys.exit(code)
     except T2IError as error:
         _tell(f"error: {error}")
         sys.exit(error.exit_code)

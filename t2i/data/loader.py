@@ -14,8 +14,9 @@ import signal
 import time
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -35,6 +36,20 @@ log = logging.getLogger(__name__)
 
 _LOOKED_AT = 200  # pictures of a source whose shape is told
 _TRIES = 32
+
+
+@contextmanager
+def loaders_explained() -> Iterator[None]:
+    """DataError where a process that loads pictures was killed, which torch raises wherever its parent is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a process that loads pictures was killed, most often for want of memory (or of /dev/shm): "
+            "fewer data.num_workers, or 0, need less"
+        ) from error
 
 
 class NothingHeldOutError(DataError):
@@ -127,12 +142,13 @@ class Loader:
         try:
             while True:
                 before = time.perf_counter()
-                batch = next(batches)
+                with loaders_explained():
+                    batch = next(batches)
                 self.seconds_waited += time.perf_counter() - before
                 self._account(batch.pop("bad"), batch.pop("enlarged"), batch.pop("failed"))
                 yield batch
         finally:
-            getattr(batches, "_shutdown_workers", lambda: None)()
+            _end(batches)
             if self.bad:
                 log.warning("%s data: %d samples used, skipped %s", self.split, self.num_seen, self._reasons())
             if self.num_enlarged:
@@ -240,7 +256,7 @@ class _Positions(Dataset[Batch]):
 
 def _ignore_signals(_: int) -> None:
     """Signals are for the main process, which finishes its step and then ends its loaders."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -249,6 +265,15 @@ _open_streams: "weakref.WeakSet[Generator[Batch, None, None]]" = weakref.WeakSet
 
 @atexit.register
 def _close_streams() -> None:
-    """Loader processes ignore SIGTERM, so they must be told to end."""
+    """Loader processes are deaf to SIGTERM, so they must be told to end."""
     for stream in list(_open_streams):
         stream.close()
+
+
+def _end(batches: Any) -> None:
+    """End loader processes; those that hang, deaf to SIGTERM, would be waited for at exit and are killed."""
+    try:
+        getattr(batches, "_shutdown_workers", lambda: None)()
+    finally:
+        for worker in getattr(batches, "_workers", ()):
+            worker.kill()

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
@@ -24,11 +24,15 @@ from t2i.core.config import Config
 from t2i.core.errors import DataError, UsageError, reason
 from t2i.io import files, weights
 from t2i.io.lock import remove_temporaries
+from t2i.train.optim import state_kinds
 
 log = logging.getLogger(__name__)
 
 _SHARD = 2**29
 State = dict[str, dict[str, Tensor]]
+
+
+Seconds = Annotated[float, Field(ge=0, lt=1e9)]
 
 
 class Numbers(Config):
@@ -39,6 +43,7 @@ class Numbers(Config):
     images: int = Field(ge=0, lt=2**53)
     minutes: float = Field(ge=0, lt=1e9)
     config: dict[str, Any]
+    seconds: dict[str, Seconds] = Field({}, description="that a save, a grid and held-out numbers took")
 
 
 def save(folder: Path, step: int, tensors: State, state: dict[str, Any], keep: int) -> Path:
@@ -203,16 +208,32 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Tensor]) -> None:
-    """Restore what `optimizer_state` gave, in the memory layout of the parameters."""
+    """Restore what `optimizer_state` gave, in the memory layout of the parameters.
+
+    What another kind of optimiser kept, and state of parameters that are frozen now, is left out with a warning.
+    """
     parameters = dict(model.named_parameters())
+    kinds = {p: state_kinds(group) for group in optimizer.param_groups for p in group["params"]}
+    found: dict[str, dict[str, Tensor]] = {}
     for key, value in values.items():
         name, _, kind = key.rpartition("/")
         if name not in parameters:
             raise UsageError(f"the checkpoint has optimiser state of {name!r}, which this model does not have")
+        found.setdefault(name, {})[kind] = value
+    left = 0
+    for name, state in found.items():
         p = parameters[name]
-        if value.shape == p.shape and value.ndim:
-            value = torch.empty_like(p, dtype=value.dtype).copy_(value)
-        optimizer.state[p][kind] = value.to(p.device)
+        if kinds.get(p) != state.keys() or any(x.ndim and x.shape != p.shape for x in state.values()):
+            left += 1
+            continue
+        for kind, value in state.items():
+            if value.ndim:
+                value = torch.empty_like(p, dtype=value.dtype).copy_(value)
+            optimizer.state[p][kind] = value.to(p.device)
+    if left:
+        log.warning(
+            "optimiser state of %d of %d parameters starts anew: optim.kind or optim.only is another", left, len(found)
+        )
 
 
 def _steps(folder: Path) -> list[Path]:

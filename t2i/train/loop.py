@@ -23,7 +23,7 @@ from t2i.core.errors import NonFiniteError, Stopped, UsageError
 from t2i.core.progress import to_stderr
 from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
-from t2i.data.loader import NothingHeldOutError
+from t2i.data.loader import loaders_explained
 from t2i.io.files import writable, write
 from t2i.io.images import to_pil
 from t2i.io.lock import remove_temporaries, sole_writer
@@ -32,6 +32,8 @@ from t2i.train.ema import Ema
 from t2i.train.grids import Section, save_sheet
 from t2i.train.held_out import HeldOut, said_of
 from t2i.train.learner import Learner
+from t2i.train.limit import TimeLimit
+from t2i.train.loaders import Loaders
 from t2i.train.log import announce
 from t2i.train.objective import Batches, LoaderFactory, to_device
 from t2i.train.optim import OptimConfig, learning_rate
@@ -39,7 +41,7 @@ from t2i.train.parallel import Parallel
 from t2i.train.report import Report
 from t2i.train.settings import TrainConfig, choose_dtype, is_sample_step
 from t2i.train.snapshot import Earlier, Snapshot, changes
-from t2i.train.stop import StopRequest
+from t2i.train.stop import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ def fit(
     """
     to_stderr()
     folder, parallel = writable(config.out), Parallel(config.device)
-    with StopRequest() as stop, ExitStack() as stack:
+    with StopRequest() as stop, loaders_explained(), ExitStack() as stack:
 
         def hold() -> None:
             stack.enter_context(sole_writer(folder, "trained", "stop it or choose another train.out"))
@@ -104,7 +106,8 @@ class _Run:
     ) -> None:  # fmt: skip
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self.task, self.make_loader, self.config, self.optim = task, loader, config, optim
+        self.task, self.config, self.optim = task, config, optim
+        self.loaders = Loaders(loader, config, parallel, stop)
         self.export, self.resolved, self.parallel, self.stop = export, resolved, parallel, stop
         self.device, self.main = self.parallel.device, self.parallel.main
         task.to(self.device)  # frozen neighbours and tables beside the model
@@ -119,24 +122,41 @@ class _Run:
         ]
         self.ema = Ema(self.model, config.ema)
         self.snapshot = Snapshot(task, self.learners, self.ema, parallel)
-        self.step, self.images, minutes = self._resume(earlier)
+        self.changed: dict[str, str] = {}
+        self.step, self.images, minutes, seconds = self._resume(earlier)
+        self.saved = self.step
         for learner in self.learners:
             learner.wrapped = self.parallel.wrap(learner.objective)
         self.report = Report(self.parallel, config, self.step, minutes)
+        size = 4 * (3 + len(config.ema)) * sum(p.numel() for p in self.model.parameters())
+        self.limit = TimeLimit(config, optim, size, seconds, together=1 if parallel.world == 1 else 5)
+        self.ahead = 0.0  # of the decay, by the clock
         objective = self.learners[0].objective
         self.held_out = HeldOut(
-            task, objective, self.ema, self.device, self._one_held_out, self._held_out, config.prompts
+            task, objective, self.ema, self.device, self.loaders.one, self.loaders.held_out, config.prompts
         )
 
     def train(self) -> Result:
         """Step until the end, a signal or the time limit."""
+        try:
+            return self._finished() if self.step >= self.config.steps else self._open_and_train()
+        except Interrupted:  # while it waited for data, so between two steps
+            if self.step > self.saved:
+                self._save()
+            raise self._stopped(str(self.stop.name)) from None
+
+    def _finished(self) -> Result:
         config = self.config
-        if self.step >= config.steps:
-            log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
-            self._export()  # the last one may have been cut off
-            self._make_up(last=True)
-            return Result(self.step, self.images, "done", {})
-        data = self._loader("train", config.batch_size)
+        if any(key.startswith("data.") for key in self.changed):
+            self.loaders.open("train", config.batch_size)  # complains of data that are not there
+        log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
+        self._export()  # the last one may have been cut off
+        self._make_up(last=True)
+        return Result(self.step, self.images, "done", {})
+
+    def _open_and_train(self) -> Result:
+        config = self.config
+        data = self.loaders.open("train", config.batch_size, start=self.images)
         with self.report.alive, closing(iter(data)) as stream:
             batches = self._announce(stream)
             if self.main:
@@ -171,17 +191,19 @@ class _Run:
                 reason = asked or "done"
                 break
             if asked:
-                raise Stopped(f"{asked}: saved step {self.step} in {config.out}; the same command continues from there")
+                raise self._stopped(asked)
         log.info("%s at step %d: %s", reason, self.step, config.out)
         return Result(self.step, self.images, reason, self.report.row)
 
     def _step(self, batches: Iterator[Batch]) -> None:
         """One step of every phase over the same `accumulate` micro-batches; waits for no device."""
         config = self.config
-        micro: Any = (to_device(next(batches), self.device) for _ in range(config.accumulate))
+        with self.loaders.waiting():
+            here = [next(batches) for _ in range(config.accumulate)]
+        micro: Any = (to_device(batch, self.device) for batch in here)
         if len(self.learners) > 1:
             micro = list(micro)
-        self.lr = learning_rate(self.optim, self.step, config.steps)
+        self.lr = learning_rate(self.optim, self.step, config.steps, self.ahead)
         for learner in self.learners:
             phase = [learner.phase.name] if learner.prefix else []
             torch.manual_seed(mix(config.seed, "dropout", self.images, self.parallel.rank, *phase))
@@ -194,14 +216,20 @@ class _Run:
         self.images += config.batch_size
         self.task.after_step(self.step)
 
+    def _stopped(self, why: str) -> Stopped:
+        done = f"saved step {self.step} in {self.config.out}" if self.step else "before the first step"
+        return Stopped(f"{why}: {done}; the same command continues from there")
+
     def _asked_to_stop(self) -> str | None:
         """The signal's name or `max_minutes`, agreed between all processes (which look every fifth step)."""
-        late = self.config.max_minutes is not None and self.report.clock.minutes() > self.config.max_minutes
-        name = self.stop.name or ("max_minutes" if late else None)
-        if self.parallel.world == 1 or self.step % 5:
-            return name if self.parallel.world == 1 else None
-        flags = torch.tensor([float(late), float(self.stop.name is not None)], device=self.device)
-        any_late, any_signal = self.parallel.reduce(flags, "sum").tolist()
+        if self.parallel.world > 1 and self.step % 5:
+            return None
+        late = self.limit.late(self.step, *self._due(last=False))
+        self.ahead = self.limit.ahead()
+        if self.parallel.world == 1:
+            return self.stop.name or ("max_minutes" if late else None)
+        flags = [float(late), float(self.stop.name is not None), self.ahead if self.main else 0.0]
+        any_late, any_signal, self.ahead = self.parallel.reduce(torch.tensor(flags, device=self.device), "sum").tolist()
         return (self.stop.name or "signal") if any_signal else "max_minutes" if any_late else None
 
     def _save(self) -> None:
@@ -219,8 +247,11 @@ class _Run:
                 "images": self.images,
                 "minutes": self.report.minutes,
                 "config": self.resolved,
+                "seconds": self.limit.seconds,
             }
-            checkpoint.save(folder, self.step, tensors, numbers, self.config.keep)
+            with self.limit.timing("save"):
+                checkpoint.save(folder, self.step, tensors, numbers, self.config.keep)
+        self.saved = self.step
         self._export()
 
     def _export(self) -> None:
@@ -230,19 +261,21 @@ class _Run:
                 self.export(self.config.out, {k: v.detach().cpu() for k, v in self.model.state_dict().items()})
         self.parallel.barrier()
 
-    def _resume(self, earlier: Earlier) -> tuple[int, int, float]:
-        """Step, images and minutes that a checkpoint had, after everything in it is put back."""
+    def _resume(self, earlier: Earlier) -> tuple[int, int, float, dict[str, float]]:
+        """Step, images, minutes and seconds that a checkpoint had, after everything in it is put back."""
         path = self.parallel.on_main(lambda: checkpoint.find(self.config.out / "checkpoints", self.config.resume))
         if path is None:
-            return 0, 0, 0.0
+            return 0, 0, 0.0, {}
         state = self.snapshot.restore(path, earlier)
-        changed = [f"{key}: {how}" for key, how in changes(earlier.config(state["config"]), self.resolved).items()]
+        self.changed = changes(earlier.config(state["config"]), self.resolved)
+        changed = [f"{key}: {how}" for key, how in self.changed.items()]
         log.info("resumed %s at step %d%s", path, state["step"], f" with {', '.join(changed)}" if changed else "")
-        return state["step"], state["images"], state["minutes"]
+        return state["step"], state["images"], state["minutes"], state.get("seconds", {})
 
     def _announce(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Say what the network is about to see, and refuse data that lacks what the task needs."""
-        first = next(batches)
+        with self.loaders.waiting():
+            first = next(batches)
         if missing := [key for key in self.task.keys if key not in first]:
             raise UsageError(f"the task needs {missing}, the data has {sorted(first)}")
         if self.main:
@@ -280,35 +313,12 @@ class _Run:
     def _look(self, sample: bool, measure: bool) -> None:
         """Sample grid (first process) and held-out numbers (all processes)."""
         if sample and self.main and self.config.sample_every != 0 and self.held_out.draws:
-            with self.report.forecast.measured("grid"):
+            with self.report.forecast.measured("grid"), self.limit.timing("grid"):
                 self.held_out.sample(self._grid, f"step {self.step}")
         if measure:
-            with self.report.forecast.measured("evaluation"):
+            with self.report.forecast.measured("evaluation"), self.limit.timing("held_out"):
                 names, values = self.held_out.measure()
             if names:
                 self.report.write_held_out(self.step, self.images, names, values)
         if sample or measure:
             self.parallel.barrier()
-
-    def _one_held_out(self) -> Batch:
-        """What grids show: held-out samples, or where there are none, others."""
-        alone = {"rank": 0, "world": 1, "accumulate": 1}
-        try:
-            return next(iter(self._loader("val", self.config.num_samples, **alone)))
-        except NothingHeldOutError:
-            return next(iter(self._loader("train", self.config.num_samples, start=0, **alone)))
-
-    def _held_out(self) -> list[Batch]:
-        count = self.config.val_batches * self.config.accumulate
-        try:
-            return list(itertools.islice(self._loader("val", self.config.batch_size), count))
-        except NothingHeldOutError as error:
-            log.warning("no held-out numbers: %s", error)
-            return []
-
-    def _loader(self, split: str, batch_size: int, **changes: int) -> Batches:
-        here = {"rank": self.parallel.rank, "world": self.parallel.world, "accumulate": self.config.accumulate}
-        here["start"] = self.images if split == "train" else 0
-        bad_log = self.config.out / "bad.jsonl"
-        seed = self.config.seed
-        return self.make_loader(seed=seed, batch_size=batch_size, split=split, bad_log=bad_log, **(here | changes))

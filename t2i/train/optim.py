@@ -32,14 +32,19 @@ class OptimConfig(Config):
     only: tuple[str, ...] = Field((), description="train the parameters whose names begin so, freeze the rest")
 
 
-def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
-    """Learning rate of optimiser step `step` (from 0) out of `num_steps`."""
+def progress(config: OptimConfig, step: int, num_steps: int) -> float:
+    """How far a decay is, between 0 and 1, at a step (from 0) out of `num_steps`."""
+    return min(1.0, max(0, step - config.warmup) / max(1, num_steps - config.warmup))
+
+
+def learning_rate(config: OptimConfig, step: int, num_steps: int, ahead: float = 0.0) -> float:
+    """Learning rate of optimiser step `step` (from 0) out of `num_steps`, of a decay that is at least `ahead`."""
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
     if config.schedule == "constant":
         return config.lr
-    progress = min(1.0, (step - config.warmup) / max(1, num_steps - config.warmup))
-    fall = progress if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * progress)
+    done = max(ahead, progress(config, step, num_steps))
+    fall = done if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * done)
     return config.lr * (1 + (config.final - 1) * fall)
 
 
@@ -101,6 +106,11 @@ class Muon(torch.optim.AdamW):
         torch._foreach_add_(parameters, moves, alpha=group["lr"])
         for p in parameters:
             p.grad = None  # AdamW passes it by
+
+
+def state_kinds(group: dict[str, Any]) -> set[str]:
+    """What `make_optimizer`'s optimisers keep of a parameter of a group."""
+    return {"step", "exp_avg", "exp_avg_sq"} if group["momentum"] is None else {"momentum"}
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:

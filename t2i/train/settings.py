@@ -31,7 +31,7 @@ class TrainConfig(Config):
     max_grad_norm: float | None = Field(1.0, gt=0, description="larger gradients are scaled down to it; null for none")
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    max_minutes: float | None = Field(None, gt=0, description="save and end after this long")
+    max_minutes: float | None = Field(None, gt=0, description="of one call: save and end within it, any decay with it")
     log_every: int = Field(20, ge=1)
     save_every: int = Field(500, ge=1)
     keep: int = Field(2, ge=1, description="checkpoints that stay")

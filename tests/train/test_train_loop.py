@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from tiny_run import Against, Pictures, TinyTask, child, curve, export, run
 from t2i.core.errors import DataError, NonFiniteError, Stopped, UsageError
 from t2i.core.types import Task
 from t2i.data.config import DataConfig
-from t2i.data.loader import Loader
+from t2i.data.loader import Loader, _Positions
 from t2i.io.lock import sole_writer
 from t2i.io.weights import load_folder, load_tensors
 from t2i.text.words import WordTokenizer
@@ -133,7 +134,7 @@ class Interrupted(TinyTask):
         return losses
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_signals_finish_the_step_and_save(tmp_path, number):
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match=rf"{number.name}: saved step 3 in {tmp_path}") as caught:
@@ -142,6 +143,83 @@ def test_signals_finish_the_step_and_save(tmp_path, number):
     assert os.listdir(tmp_path / "checkpoints") == ["step-000003"]
     assert weights(tmp_path)
     assert signal.getsignal(number) is before
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(tmp_path, Interrupted(3, signal.SIGHUP)).step == 12
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Hanging(Pictures):
+    """Waits for ever in the batch of some step, as for a pipe that nobody writes to, and a signal comes then."""
+
+    at = 3
+
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__()):
+            if number == self.at:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                time.sleep(60)
+            yield batch
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_signal_ends_a_run_that_waits_for_data_with_its_last_step_saved(tmp_path, accumulate):
+    how = {"accumulate": accumulate, "sample_every": 0}
+    run(tmp_path / "whole", **how)
+    began = time.perf_counter()
+    with pytest.raises(Stopped, match=f"SIGTERM: saved step {3 // accumulate} in "):
+        run(tmp_path / "parts", loader=Hanging, **how)
+    assert time.perf_counter() - began < 20
+    run(tmp_path / "parts", **how)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_a_signal_before_the_first_batch_saves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Hanging, "at", 0)
+    with pytest.raises(Stopped, match="SIGTERM: before the first step; the same command"):
+        run(tmp_path, loader=Hanging)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def from_folder(folder):
+    (folder / "pictures").mkdir()
+    for i in range(3):
+        Image.new("RGB", (9, 9), (i, i, i)).save(folder / "pictures" / f"{i}.png")
+        (folder / "pictures" / f"{i}.txt").write_text("grey")
+    return partial(Loader, DataConfig(source=str(folder / "pictures"), size=8, num_workers=1))
+
+
+def in_a_loader(monkeypatch, what):
+    """Do something in the process that loads pictures, in its third batch."""
+    real = _Positions.__getitem__
+
+    def item(positions, start):
+        if start == 16:
+            what()
+        return real(positions, start)
+
+    monkeypatch.setattr(_Positions, "__getitem__", item)
+
+
+def test_a_loader_that_is_killed_is_one_line_about_its_number(tmp_path, monkeypatch):
+    in_a_loader(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match=r"loads pictures was killed, .* memory .*: fewer data.num_workers") as caught:
+        run(tmp_path / "run", loader=from_folder(tmp_path), sample_every=0)
+    assert caught.value.exit_code == 3
+
+
+def test_a_loader_that_hangs_is_ended_with_its_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+    in_a_loader(monkeypatch, lambda: time.sleep(600))
+    threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Stopped, match="SIGTERM: saved step 2 in "):
+        run(tmp_path / "run", loader=from_folder(tmp_path), sample_every=0)
+    assert not [child for child in multiprocessing.active_children() if child.join(5) is None and child.is_alive()]
 
 
 def test_the_time_limit_saves_and_returns(tmp_path):
@@ -195,7 +273,7 @@ def test_a_checkpoint_without_averaged_buffers_still_resumes(tmp_path):
     run(tmp_path / "old", max_minutes=1e-9)
     folder = tmp_path / "old" / "checkpoints" / "step-000001"
     tensors, state = checkpoint.load(folder)
-    assert set(state) == {"step", "images", "minutes", "config"}
+    assert set(state) == {"step", "images", "minutes", "config", "seconds"}
     del tensors["ema-0.999"]["scale"]
     checkpoint.save(folder.parent, 1, tensors, state, keep=2)
     run(tmp_path / "old")
@@ -533,6 +611,50 @@ def test_changes_of_the_configuration_are_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         run(tmp_path, optim=OptimConfig(lr=1e-3), steps=6)
     assert "optim.lr: 0.01 → 0.001" in caplog.text
+
+
+@pytest.mark.parametrize(("before", "now"), [("muon", "adamw"), ("adamw", "muon")])
+def test_another_optimiser_starts_anew_with_a_warning(tmp_path, caplog, before, now):
+    run(tmp_path, optim=OptimConfig(kind=before), steps=3)
+    run(tmp_path, optim=OptimConfig(kind=now), steps=6)
+    assert "optimiser state of 2 of 6 parameters starts anew: optim.kind or optim.only is another" in caplog.text
+    kept = {name.rpartition("/")[2] for name in resume_state(tmp_path, 6)["optimizer"] if name.startswith("first.wei")}
+    assert kept == ({"momentum"} if now == "muon" else {"step", "exp_avg", "exp_avg_sq"})
+
+
+def test_parts_that_are_frozen_later_lose_their_state_with_a_warning_and_those_that_are_freed_start_anew(
+    tmp_path, caplog
+):
+    run(tmp_path, optim=OptimConfig(), steps=3)
+    run(tmp_path, optim=OptimConfig(only=["last"]), steps=5)
+    assert "optimiser state of 4 of 6 parameters starts anew" in caplog.text
+    assert {name.split(".")[0] for name in resume_state(tmp_path, 5)["optimizer"]} == {"last"}
+    caplog.clear()
+    assert run(tmp_path, optim=OptimConfig(), steps=7).step == 7
+    assert "starts anew" not in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"accumulate": 2}, {"seed": 5}, {"ema": [0.9]}, {"batch_size": 4}], ids=str)
+def test_what_else_of_a_run_is_changed_is_said_before_it_goes_on(tmp_path, caplog, change):
+    run(tmp_path, steps=3)
+    with caplog.at_level(logging.INFO):
+        assert run(tmp_path, **{"steps": 6} | change).step == 6
+    assert re.search(rf"resumed .* with .*train.{next(iter(change))}", caplog.text)
+
+
+def test_other_data_of_a_finished_run_are_opened(tmp_path):
+    def absent(**_):
+        raise DataError("photos is not there")
+
+    def go(source, loader):
+        config = TrainConfig(steps=2, batch_size=4, out=tmp_path, device="cpu", sample_every=0)
+        return fit(TinyTask(), loader, config, OptimConfig(), export=export, resolved={"data": {"source": source}})
+
+    go("shapes", Pictures)
+    assert go("shapes", absent).reason == "done"
+    with pytest.raises(DataError, match="photos is not there"):
+        go("photos", absent)
+    assert go("photos", Pictures).reason == "done"
 
 
 def test_another_model_is_refused(tmp_path):

@@ -1,0 +1,87 @@
+"""`max_minutes`: what fits, and what a decay does that does not."""
+
+import re
+from itertools import pairwise
+
+import pytest
+
+from t2i.train import OptimConfig, TrainConfig
+from t2i.train.limit import TimeLimit
+from t2i.train.optim import learning_rate
+
+
+class Machine:
+    """A clock, and a run in which steps, saves, grids and held-out numbers take as long as said."""
+
+    def __init__(self, tmp_path, optim, seconds, **changes):
+        self.now, self.costs = 100.0, {"step": 1.0, "save": 0.0, "grid": 0.0, "held_out": 0.0} | seconds
+        settings = {"steps": 1000, "batch_size": 1, "out": tmp_path, "sample_every": 0, "save_every": 10**6} | changes
+        self.config, self.optim = TrainConfig(**settings), optim
+        self.limit = TimeLimit(self.config, optim, 0, {}, clock=lambda: self.now)
+        self.lr = []
+
+    def spend(self, what):
+        with self.limit.timing(what):
+            self.now += self.costs[what]
+
+    def run(self):
+        """Steps done; grids and held-out numbers every 100 steps."""
+        began, step = self.now, 0
+        looks = {"grid": self.config.sample_every != 0, "held_out": self.config.val_every > 0}
+        if looks["grid"]:
+            self.spend("grid")
+        while True:
+            self.lr.append(learning_rate(self.optim, step, self.config.steps, self.limit.ahead()))
+            self.now += self.costs["step"] * (20 if step == 0 else 1)  # the first is slow
+            step += 1
+            due = {what: is_on and step % 100 == 0 for what, is_on in looks.items()}
+            saves = step % self.config.save_every == 0
+            last = step == self.config.steps or self.limit.late(step, due["grid"], due["held_out"])
+            if last or saves:
+                self.spend("save")
+            for what, is_on in looks.items():
+                if (last and is_on) or due[what]:
+                    self.spend(what)
+            if last:
+                self.minutes = (self.now - began) / 60
+                return step
+
+
+@pytest.mark.parametrize("costs", [{"save": 20}, {"save": 60, "grid": 100, "held_out": 30}, {"step": 7, "grid": 300}])
+def test_the_limit_is_kept_with_everything_that_comes_at_the_end(tmp_path, costs):
+    how = {"sample_every": 100, "val_every": 100, "save_every": 100, "max_minutes": 20}
+    machine = Machine(tmp_path, OptimConfig(), costs, **how)
+    machine.limit.seconds |= costs  # as a resumed run knows
+    assert machine.run() < 1000
+    assert 18 <= machine.minutes <= 20 + 1e-6
+
+
+def test_a_run_that_fits_is_the_same_with_a_limit_as_without(tmp_path):
+    optim = OptimConfig(schedule="cosine", warmup=10)
+    free, limited = Machine(tmp_path, optim, {}), Machine(tmp_path, optim, {}, max_minutes=20)
+    assert free.run() == limited.run() == 1000
+    assert free.lr == limited.lr
+    assert free.lr == [learning_rate(optim, step, 1000) for step in range(1000)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_decay_that_does_not_fit_follows_the_time_and_says_so(tmp_path, schedule, caplog):
+    optim = OptimConfig(schedule=schedule, warmup=10, lr=1.0)
+    machine = Machine(tmp_path, optim, {"save": 30}, max_minutes=10)
+    machine.limit.seconds["save"] = 30.0
+    steps = machine.run()
+    assert 500 < steps < 600
+    text = f"train.max_minutes=10 ends near step 5\\d\\d of 1000: optim.schedule={schedule} follows the time instead"
+    assert [record for record in caplog.records if re.search(text, record.getMessage())]
+    assert len(caplog.records) == 1
+    after = machine.lr[10:]
+    assert all(now <= before for before, now in pairwise(after))
+    assert max(before - now for before, now in pairwise(after)) < 0.01  # nothing jumps
+    assert machine.lr[-1] < 0.01
+
+
+def test_a_constant_rate_stays_and_says_nothing(tmp_path, caplog):
+    machine = Machine(tmp_path, OptimConfig(lr=0.5), {}, max_minutes=10)
+    assert machine.run() < 1000
+    assert {*machine.lr} == {0.5}
+    assert caplog.text == ""
