@@ -194,7 +194,7 @@ class StatesPort(ClipTextPort):
 class ClassesConfig(Config):
     """A table of labels."""
 
-    num: int = Field(ge=1)
+    num: int = Field(0, ge=0, description="how many there are; 0 for as many as the data has folders")
     null_class: bool = Field(False, description="a further row stands for no class, for classifier-free guidance")
     names: tuple[str, ...] = Field((), description="what users call the classes, empty if they have no names")
 
@@ -210,6 +210,8 @@ class ClassesPort(Port):
 
     def __init__(self, config: ClassesConfig, vector_dim: int, context_dim: int) -> None:
         super().__init__()
+        if not config.num:
+            raise ValueError("ports.classes.num is not known; it follows from the folders of the data")
         self.config = config
         self.table = nn.Embedding(config.num + config.null_class, vector_dim)
 
@@ -325,9 +327,7 @@ def _joined(parts: list[Condition]) -> Condition:
     """What several ports say, as one condition."""
     vectors = [c.vector for c in parts if c.vector is not None]
     sequences = [c for c in parts if c.sequence is not None]
-    mask = None
-    if any(c.mask is not None for c in sequences):
-        mask = torch.cat([_visible(c) for c in sequences], dim=1)
+    mask = torch.cat([_visible(c) for c in sequences], dim=1) if any(c.mask is not None for c in sequences) else None
     return Condition(
         vector=torch.stack(vectors).sum(0) if vectors else None,
         sequence=torch.cat([c.sequence for c in sequences if c.sequence is not None], dim=1) if sequences else None,

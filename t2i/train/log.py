@@ -91,7 +91,7 @@ def status_line(row: dict[str, Any], steps: int, left: float) -> str:
     )
 
 
-def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype) -> None:
+def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype, prompts: Sequence[str] = ()) -> None:
     """Say what is trained, and what it is about to see."""
     count = sum(p.numel() for p in task.model.parameters() if p.requires_grad) / 1e6
     log.info("%s: %.2fM trainable parameters on %s, %s", type(task.model).__name__, count, device, dtype)
@@ -100,23 +100,39 @@ def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype)
             log.info("%s: %s %s in [%.3g, %.3g]", key, tuple(x.shape), x.dtype, x.min(), x.max())
     for caption in first.get("caption", [])[:2]:
         log.info("caption: %s", caption)
-    if problem := unknown_words(task, first.get("caption", [])):
-        log.warning(problem)
+    for captions, whose in ((first.get("caption", []), "the first captions"), (prompts, "train.prompts")):
+        if problem := unknown_words(task, captions, whose):
+            log.warning(problem)
 
 
-def unknown_words(task: Task, captions: Sequence[str]) -> str | None:
+def unknown_words(task: Task, captions: Sequence[str], whose: str = "the first captions") -> str | None:
     """What to warn of when more than a tenth of the words are none of the vocabulary that a task reads them with."""
-    readers = (task, task.model, *(getattr(task, name, None) for name in task.needs))
-    tokenizers: list[Any] = [t for reader in readers if (t := getattr(reader, "tokenizer", None)) is not None]
-    unknown = [word for caption in captions for word in tokenizers[0].unknown(caption)] if tokenizers else []
+    readers: dict[str, Any] = {name: getattr(task, name, None) for name in task.needs} | {"": task.model, "task": task}
+    tokenizers = {name: t for name, reader in readers.items() if (t := getattr(reader, "tokenizer", None)) is not None}
+    if not tokenizers:
+        return None
+    whom, tokenizer = next(iter(tokenizers.items()))  # a neighbour's, where there is one, is the task's as well
+    unknown = [word for caption in captions for word in tokenizer.unknown(caption)]
     total = sum(len(split(caption)) for caption in captions)
     if len(unknown) <= 0.1 * total:
         return None
+    told = ", ".join(map(repr, list(dict.fromkeys(unknown))[:3]))
     return (
-        f"{len(unknown) / total:.0%} of the words of the first captions are not in the vocabulary and all read alike, "
-        f"such as {', '.join(map(repr, list(dict.fromkeys(unknown))[:3]))}; a CLIP trained with "
-        "model.tokenizer.kind=clip model.tokenizer.context=77 reads any word, and so do the stages that learn from it"
+        f"{len(unknown) / total:.0%} of the words of {whose} are not in the vocabulary and all read alike, such as "
+        f"{told}; {_open_vocabulary(task, whom)}"
     )
+
+
+def _open_vocabulary(task: Task, whom: str) -> str:
+    """The keys with which a stage reads any word, or the neighbour that must be trained with them first."""
+    if whom in task.needs:
+        return (
+            f"they are read with {whom}, which must be trained to read any word before this stage: t2i train "
+            "configs/shapes/clip.yaml init=weights/shapes/clip model.tokenizer.kind=clip model.tokenizer.context=77 "
+            f"data.source=… train.out=runs/{whom}, and then {whom}=runs/{whom} here"
+        )
+    section = "model.ports.text." if hasattr(getattr(task.model, "config", None), "ports") else "model."
+    return f"{section}tokenizer.kind=clip {section}tokenizer.context=77 reads any word"
 
 
 def _short(count: int) -> str:

@@ -28,8 +28,8 @@ class PriorConfig(Config):
     text_width: int = Field(256, ge=1, description="width of CLIP's text states")
     context: int = Field(64, ge=1, description="tokens of a caption, at most")
     width: int = Field(256, ge=1, description="of the transformer")
-    layers: int = Field(6, ge=1)
-    heads: int = Field(4, ge=1)
+    layers: int = Field(6, ge=1, description="of the transformer")
+    heads: int = Field(4, ge=1, description="of every attention")
     diffusion: Diffusion = Field(
         Diffusion(target="x0", variance="fixed_small", space="vector"),
         description="what it was trained on; an analytic variance is that which `t2i calibrate` measured",
