@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from t2i.cli.options import never_silent
+
 
 def convert(
     files: Annotated[
@@ -21,5 +23,6 @@ def convert(
     """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run."""
     from t2i.convert.convert import convert_files
 
-    done = convert_files(files, out, network=network, given=given or (), dtype=dtype)
+    with never_silent("converting"):
+        done = convert_files(files, out, network=network, given=given or (), dtype=dtype)
     typer.echo(f"{out}: a {done.stage}, {done.name}, {done.parameters / 1e6:.1f} M parameters")

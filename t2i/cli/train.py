@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, draw_options
+from t2i.cli.options import Device, draw_options, never_silent
 from t2i.core.assets import bundled_configs, find_config
 from t2i.core.errors import UsageError
 
@@ -66,7 +66,8 @@ def calibrate(
     """Measure a prior's analytic variances, the most likely ones for the network as it is, however few the steps."""
     from t2i.evals.calibrate import calibrate as run
 
-    count = run(prior, clip, out, data=data, num=num, seed=seed, device=device)
+    with never_silent("measuring variances"):
+        count = run(prior, clip, out, data=data, num=num, seed=seed, device=device)
     typer.echo(f"{out}: a prior with analytic variances, of {count} pictures")
 
 
@@ -93,7 +94,7 @@ def assemble(
     from t2i.io.files import output_folder
 
     stored = stored_as(dtype)
-    with output_folder(out):
+    with never_silent("assembling"), output_folder(out):
         from t2i.pipeline.loading import pipeline_class
 
         pipeline_class(kind).assemble(pairs, settings).save_pretrained(out, stored)
