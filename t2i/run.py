@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from t2i.core.assets import bundled_configs, find_config
 from t2i.core.config import AtHome, Config, agreed, load, over, parse
 from t2i.core.errors import UsageError, did_you_mean, explain
-from t2i.core.progress import to_stderr
+from t2i.core.progress import Alive, to_stderr
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
@@ -126,25 +126,11 @@ def train(path: str | Path, overrides: list[str]) -> Result:
 
 
 def _train(path: str, run: Run, spec: Stage) -> Result:
-    torch.manual_seed(run.train.seed)
-    neighbours = load_neighbours(run, spec)
-    config = complete(run, spec, neighbours)
-    if spec.contrastive:
-        check_contrast(run.train)
-    model: Any = new_model(spec, config, path)
-    with explain(path, UsageError):
-        task: Any = spec.task(model, run.task, **neighbours)  # type: ignore[call-arg]
-    spec.fits(model, run.data, run.task, neighbours)
-    warn_enlarged(run.data, neighbours)
-    fresh = find(run.train.out / "checkpoints", run.train.resume) is None
-    num_classes = count_classes(config)
-    loader = partial(Loader, run.data, needs=Needs(task.keys, num_classes))
-    if fresh:
-        others = start_from(run.init, run, spec, model) if run.init is not None else False
-        task.prepare(_batches(loader, run.train.seed), anew=others)
+    with Alive("preparing"):
+        task, loader, config = build(path, run, spec)
 
     def export(folder: Path, state: dict[str, Tensor]) -> None:
-        save_stage(folder, run.stage, model, state, run.save_dtype)
+        save_stage(folder, run.stage, task.model, state, run.save_dtype)
 
     def migrated(config: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -155,6 +141,28 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
     earlier = Earlier(spec.renamed, migrated)
     resolved = run.model_dump(mode="json") | {"model": config.model_dump(mode="json")}
     return fit(task, loader, run.train, run.optim, export=export, resolved=resolved, earlier=earlier)
+
+
+def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
+    """The task of a run, ready for its first step, what makes its loaders, and the whole config of its model.
+
+    Raises UsageError for a run that does not fit together.
+    """
+    torch.manual_seed(run.train.seed)
+    neighbours = load_neighbours(run, spec)
+    config = complete(run, spec, neighbours)
+    if spec.contrastive:
+        check_contrast(run.train)
+    model: Any = new_model(spec, config, path)
+    with explain(path, UsageError):
+        task: Any = spec.task(model, run.task, **neighbours)  # type: ignore[call-arg]
+    spec.fits(model, run.data, run.task, neighbours)
+    warn_enlarged(run.data, neighbours)
+    loader = partial(Loader, run.data, needs=Needs(task.keys, count_classes(config)))
+    if find(run.train.out / "checkpoints", run.train.resume) is None:
+        others = start_from(run.init, run, spec, model) if run.init is not None else False
+        task.prepare(_batches(loader, run.train.seed), anew=others)
+    return task, loader, config
 
 
 def load_neighbours(run: Run, spec: Stage) -> dict[str, nn.Module]:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from t2i.cli.options import never_silent
+
 
 def convert(
     files: Annotated[
@@ -23,8 +25,7 @@ def convert(
 ) -> None:
     """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run."""
     from t2i.convert.convert import convert_files
-    from t2i.core.progress import to_stderr
 
-    to_stderr()  # which of several weights were taken
-    done = convert_files(files, out, network=network, given=given or (), dtype=dtype, weights=weights)
+    with never_silent("converting"):
+        done = convert_files(files, out, network=network, given=given or (), dtype=dtype, weights=weights)
     typer.echo(f"{out}: a {done.stage}, {done.name}, {done.parameters / 1e6:.1f} M parameters")

@@ -120,7 +120,7 @@ def _config(path: str) -> str:
     run = load_run(path, [])
     spec, config = stage(run.stage), run.model
     here = all(find_stage(folder).is_dir() for folder in run.needs.values())  # what is yet to be trained need not be
-    if here and count_classes(config) is None:  # nor need pictures of classes
+    if here and not count_classes(config):  # nor need pictures of a known number of classes
         config = complete(run, spec, load_neighbours(run, spec))
     with explain(path, UsageError), torch.device("meta"):
         part: Any = spec.model(config)

@@ -1,5 +1,5 @@
-"""The command line: `t2i generate | variations | interpolate | text-diff | upsample | train | calibrate | assemble |
-convert | data | eval | info`.
+"""The command line: `t2i generate | variations | interpolate | text-diff | upsample | train | configs | calibrate |
+assemble | convert | data | eval | info`.
 
 Nothing heavy is imported before a command runs.
 
@@ -18,7 +18,7 @@ from t2i.cli.convert import convert
 from t2i.cli.generate import generate
 from t2i.cli.info import info
 from t2i.cli.manipulate import interpolate, text_diff, upsample, variations
-from t2i.cli.train import assemble, calibrate, train
+from t2i.cli.train import assemble, calibrate, configs, train
 from t2i.core.errors import MAX_LINE, DataError, T2IError, UsageError, shown
 from t2i.core.threads import wait_quietly
 
@@ -43,8 +43,11 @@ def _t2i(
     """Text to picture: DDPM to DALL-E 2, every stage trainable on its own."""
 
 
-for command in (generate, variations, interpolate, text_diff, upsample, train, calibrate, assemble, convert, info):
+for command in (generate, variations, interpolate, text_diff, upsample):
     app.command()(command)
+app.command(add_help_option=False)(train)  # which has one of its own, for the keys of a config
+for other in (configs, calibrate, assemble, convert, info):
+    app.command()(other)
 app.add_typer(data.app, name="data")
 app.add_typer(evals.app, name="eval")
 

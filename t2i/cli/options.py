@@ -1,11 +1,15 @@
 """Options that several commands have, and how values for each stage are written."""
 
 import re
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from t2i.core.errors import UsageError
+from t2i.core.progress import Alive
 
 if TYPE_CHECKING:
     from t2i.pipeline.arguments import Draw
@@ -22,6 +26,11 @@ Offload = Annotated[
     bool, typer.Option("--offload", help="Keep a stage on the GPU only while it draws: less of its memory, slower.")
 ]
 StopAfter = Annotated[str | None, typer.Option(help="Last stage to run, such as decoder.")]
+
+
+def never_silent(what: str) -> AbstractContextManager[object]:
+    """A context that says every 30 seconds on stderr that `what` still lasts, where no terminal shows a bar."""
+    return nullcontext() if sys.stderr.isatty() else Alive(what, partial(typer.echo, err=True))
 
 
 def by_stage(what: str, text: str | None, convert: Any) -> Any:

@@ -91,9 +91,9 @@ class _Lines:
         self.stream.flush()
 
 
-def bar(total: int | None = None, unit: str = "it", desc: str | None = None, **options: Any) -> tqdm:
-    """A progress bar on stderr; without a terminal a line every 30 seconds, and none for what takes less."""
-    if sys.stderr.isatty():
-        return tqdm(total=total, unit=unit, desc=desc, **options)
+def bar(total: int | None = None, *, show: bool = True, **options: Any) -> tqdm:
+    """A progress bar of tqdm on stderr; without a terminal a line every 30 seconds, and none for what takes less."""
+    if not show or sys.stderr.isatty():
+        return tqdm(total=total, disable=not show, **options)
     quiet = {"file": _Lines(sys.stderr), "mininterval": EVERY, "delay": EVERY, "ncols": 100, "leave": True}
-    return tqdm(total=total, unit=unit, desc=desc, **options | quiet)
+    return tqdm(total=total, **options | quiet)

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
-from t2i.core.sizes import Entries, Length, Width
+from t2i.core.sizes import Length, Width
 from t2i.core.types import Condition, TextFeatures
 from t2i.nn.layers import fit, masked
 from t2i.nn.transformer import TextConfig, TextTransformer
@@ -195,7 +195,7 @@ class StatesPort(ClipTextPort):
 class ClassesConfig(Config):
     """A table of labels."""
 
-    num: Entries
+    num: int = Field(0, ge=0, le=10**7, description="how many there are; 0 for as many as the data has folders")
     null_class: bool = Field(False, description="a further row stands for no class, for classifier-free guidance")
     names: tuple[str, ...] = Field((), description="what users call the classes, empty if they have no names")
 
@@ -211,6 +211,8 @@ class ClassesPort(Port):
 
     def __init__(self, config: ClassesConfig, vector_dim: int, context_dim: int) -> None:
         super().__init__()
+        if not config.num:
+            raise ValueError("ports.classes.num is not known; it follows from the folders of the data")
         self.config = config
         self.table = nn.Embedding(config.num + config.null_class, vector_dim)
 

@@ -92,7 +92,7 @@ def status_line(row: dict[str, Any], steps: int, left: float) -> str:
     )
 
 
-def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype) -> None:
+def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype, prompts: Sequence[str] = ()) -> None:
     """Say what is trained, and what it is about to see."""
     count = sum(p.numel() for p in task.model.parameters() if p.requires_grad) / 1e6
     log.info("%s: %.2fM trainable parameters on %s, %s", type(task.model).__name__, count, device, dtype)
@@ -102,39 +102,56 @@ def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype)
     for caption in first.get("caption", [])[:2]:
         log.info("caption: %s", shown(caption))
     read = first.get("caption", []) if "caption" in task.keys else []
-    for problem in (unknown_words(task, read), cut_captions(task, read)):
-        if problem is not None:
+    for captions, whose in ((read, "the first captions"), (prompts, "train.prompts")):
+        for problem in (unknown_words(task, captions, whose), cut_captions(task, captions, whose)):
+            if problem is not None:
+                log.warning(problem)
             log.warning(problem)
 
 
-def unknown_words(task: Task, captions: Sequence[str]) -> str | None:
+def unknown_words(task: Task, captions: Sequence[str], whose: str = "the first captions") -> str | None:
     """What to warn of when more than a tenth of the words are none of the vocabulary that a task reads them with."""
     tokenizers = _tokenizers(task)
-    unknown = [word for caption in captions for word in tokenizers[0].unknown(caption)] if tokenizers else []
+    if not tokenizers:
+        return None
+    whom, tokenizer = next(iter(tokenizers.items()))  # a neighbour's, where there is one, is the task's as well
+    unknown = [word for caption in captions for word in tokenizer.unknown(caption)]
     total = sum(len(split(caption)) for caption in captions)
     if len(unknown) <= 0.1 * total:
         return None
+    told = ", ".join(map(repr, list(dict.fromkeys(unknown))[:3]))
     return (
-        f"{len(unknown) / total:.0%} of the words of the first captions are not in the vocabulary and all read alike, "
-        f"such as {', '.join(map(repr, list(dict.fromkeys(unknown))[:3]))}; a CLIP trained with "
-        "model.tokenizer.kind=clip model.tokenizer.context=77 reads any word, and so do the stages that learn from it"
+        f"{len(unknown) / total:.0%} of the words of {whose} are not in the vocabulary and all read alike, such as "
+        f"{told}; {_open_vocabulary(task, whom)}"
     )
 
 
-def cut_captions(task: Task, captions: Sequence[str]) -> str | None:
+def cut_captions(task: Task, captions: Sequence[str], whose: str = "the first captions") -> str | None:
     """What to warn of when some captions are longer than a tokeniser that a task reads them with."""
-    tokenizers = _tokenizers(task) if "caption" in task.keys else []
+    tokenizers = _tokenizers(task).values()
     cut = [caption for caption in captions if any(tokenizer.truncated(caption) for tokenizer in tokenizers)]
     if not cut:
         return None
     room = min(tokenizer.room for tokenizer in tokenizers)
-    count = f"{len(cut)} of the first {len(captions)} captions are longer"
-    return f"{count} than the {room} tokens that are read: {cut[0][:60]!r}…"
+    return f"of {whose} {len(cut)} of {len(captions)} are longer than the {room} tokens that are read: {cut[0][:60]!r}…"
 
 
-def _tokenizers(task: Task) -> list[Tokenizer]:
-    readers = (task, task.model, *(getattr(task, name, None) for name in task.needs))
-    return [t for reader in readers if (t := getattr(reader, "tokenizer", None)) is not None]
+def _tokenizers(task: Task) -> dict[str, Tokenizer]:
+    """What a task reads with, by whose it is: a neighbour's name, "" for the model, or `task`."""
+    readers: dict[str, Any] = {name: getattr(task, name, None) for name in task.needs} | {"": task.model, "task": task}
+    return {name: t for name, reader in readers.items() if (t := getattr(reader, "tokenizer", None)) is not None}
+
+
+def _open_vocabulary(task: Task, whom: str) -> str:
+    """The keys with which a stage reads any word, or the neighbour that must be trained with them first."""
+    if whom in task.needs:
+        return (
+            f"they are read with {whom}, which must be trained to read any word before this stage: t2i train "
+            "configs/shapes/clip.yaml init=weights/shapes/clip model.tokenizer.kind=clip model.tokenizer.context=77 "
+            f"data.source=… train.out=runs/{whom}, and then {whom}=runs/{whom} here"
+        )
+    section = "model.ports.text." if hasattr(getattr(task.model, "config", None), "ports") else "model."
+    return f"{section}tokenizer.kind=clip {section}tokenizer.context=77 reads any word"
 
 
 def _short(count: int) -> str:

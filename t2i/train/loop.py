@@ -287,7 +287,7 @@ class _Run:
                 accumulate,
                 self.parallel.world,
             )
-            announce(self.task, first, self.device, self.dtype)
+            announce(self.task, first, self.device, self.dtype, self.config.prompts)
             if "image" in first:
                 rows = [[picture] for picture in to_pil(first["image"][:16])]
                 shown = Section("what the network is trained on", rows, said_of(self.task, first)[:16])

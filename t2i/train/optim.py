@@ -20,14 +20,16 @@ class OptimConfig(Config):
     the layers and the smaller the batch. Learning rates mean the same for both.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(1e-4, gt=0)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    kind: Literal["adamw", "muon"] = Field("adamw", description="the optimiser")
+    lr: float = Field(1e-4, gt=0, description="learning rate after the warm-up")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of AdamW")
     momentum: Fraction = Field(0.95, description="of Muon")
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="on matrices and kernels; never on biases, gains, norms")
     warmup: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="how the learning rate falls after the warm-up"
+    )
     final: float = Field(0.0, ge=0, le=1, description="fraction of lr that a decay ends at")
     only: tuple[str, ...] = Field((), description="train the parameters whose names begin so, freeze the rest")
 

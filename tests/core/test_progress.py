@@ -3,9 +3,11 @@
 import io
 import sys
 import time
+from functools import partial
 
 import pytest
 
+from t2i.cli.options import never_silent
 from t2i.core.progress import Alive, bar, duration
 
 
@@ -45,6 +47,19 @@ def test_a_bar_without_a_terminal_is_lines(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(lines) >= 2
     assert "\r" not in sys.stderr.getvalue()
     assert lines[-1].startswith("out: 100%")
+
+
+def test_a_command_is_never_silent_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("t2i.cli.options.Alive", partial(Alive, every=0.02))
+    with never_silent("converting"):
+        time.sleep(0.1)
+    assert "converting: 0.0" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with never_silent("converting"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

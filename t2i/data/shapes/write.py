@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from t2i.core import progress
 from t2i.core.errors import UsageError
 from t2i.data.shapes import NUM_THINGS, draw
 from t2i.data.shapes.captions import VERSION
@@ -58,7 +59,7 @@ def write_shards(
     paths = [Path(out) / f"{index:05d}.tar" for index in range(-(-count // shard_size))]
     with output_folder(out) as folder, sole_writer(folder):
         lengths = _lengths(folder, settings)
-        with tqdm(total=count, unit="img", desc=str(folder)) as bar:
+        with progress.bar(count, unit="img", desc=str(folder)) as bar:
             for index, path in enumerate(paths):
                 seeds = range(seed + index * shard_size, seed + min(count, (index + 1) * shard_size))
                 if lengths.get(path, 0) < len(seeds):

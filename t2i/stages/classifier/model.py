@@ -24,7 +24,7 @@ class ClassifierConfig(Config):
     """Everything about a classifier."""
 
     encoder: EncoderConfig = Field(description="the network below the pool; it sees x_t and t alone")
-    num_classes: int = Field(1000, ge=2, le=10**7, description="K")
+    num_classes: int = Field(0, ge=0, le=10**7, description="K; 0 for as many as the data has folders")
     class_names: tuple[str, ...] = Field((), description="what users call the classes, empty if they have no names")
     image_size: Side = Field(64, description="of x_t; the pool has a row for every place of the coarsest level")
     diffusion: Noise = Field(
@@ -38,6 +38,8 @@ class ClassifierConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         encoder, width = self.encoder, self.encoder.widths[-1]
+        if self.num_classes == 1:
+            raise ValueError("there is nothing to tell apart where num_classes=1")
         if self.image_size % encoder.factor:
             raise ValueError(f"image_size={self.image_size} is not a multiple of the encoder's {encoder.factor}")
         if width % encoder.heads(width):
@@ -77,6 +79,8 @@ class Classifier(nn.Module):
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
+        if not config.num_classes:
+            raise ValueError("num_classes is not known; it follows from the folders of the data")
         self.config = config
         c, width = config.encoder, config.encoder.widths[-1]
         self.encoder = Encoder(c)

@@ -29,8 +29,8 @@ class PriorConfig(Config):
     text_width: Width = Field(256, description="width of CLIP's text states")
     context: Length = Field(64, description="tokens of a caption, at most")
     width: Width = Field(256, description="of the transformer")
-    layers: Layers = 6
-    heads: Heads = 4
+    layers: Layers = Field(6, description="of the transformer")
+    heads: Heads = Field(4, description="of every attention")
     diffusion: Diffusion = Field(
         Diffusion(target="x0", variance="fixed_small", space="vector"),
         description="what it was trained on; an analytic variance is that which `t2i calibrate` measured",
