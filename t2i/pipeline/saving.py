@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from t2i.core.devices import stored_as
+from t2i.core.paths import path_of
 from t2i.io.files import write
 from t2i.io.weights import fingerprint
 from t2i.stages.registry import save_stage, stage_of
@@ -22,7 +23,7 @@ def save_pretrained(pipe: "Pipeline", folder: str | Path, dtype: str | torch.dty
     `dtype` is what weights are stored as: float32, bfloat16, float16 or int8; None keeps them as they are.
     """
     dtype = None if dtype is None else stored_as(dtype)
-    folder = Path(folder)
+    folder = path_of(folder, "the folder")
     index: dict[str, Any] = {"_class_name": pipe.kind, "_t2i_version": __version__}
     for name, part in pipe.parts.items():
         stage = stage_of(part).name
