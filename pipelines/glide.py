@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, Unpack
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError, quoted
 from t2i.core.types import Tokenizer
 from t2i.diffusion.sampling import Hooks
 from t2i.pipeline.arguments import Draw, Inpaint, Prompts, prompt_rows
@@ -103,7 +103,7 @@ def inpainting(parts: Mapping[str, Any], method: str) -> tuple[str, str] | None:
     """Stages that inpaint, None for those that draw: networks that were not trained for it have what is known written
     into every step."""
     if method not in ("auto", "trained", "replaced"):
-        raise UsageError(f"unknown method {method!r}; known are auto, trained and replaced")
+        raise UsageError(f"unknown method {quoted(method)}; known are auto, trained and replaced")
     if method == "trained" and "inpaint" not in parts and parts["decoder"].config.ports.masked is None:
         raise UsageError("this model has no network that was trained to inpaint; use method='replaced'")
     if method == "replaced":

@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import UsageError, quoted
 from t2i.core.types import TextFeatures, Tokenizer
 from t2i.diffusion.sampling import Sampling
 from t2i.io.images import to_square_tensor
@@ -96,9 +96,10 @@ def encode(
         callback: called after every step of the stage "invert".
     """
     model, stage = pipe.parts.get("decoder"), pipe.planner.stages.get("decoder")
-    sampling = plan_ddim(pipe, Draw(steps={"decoder": steps}, stop_after="decoder"))["decoder"]
-    if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 0:
-        raise UsageError(f"corrections must be a whole number from 0, got {corrections!r}")
+    draw = Draw(steps={"decoder": steps}, stop_after="decoder", callback=callback, progress=progress)
+    sampling = plan_ddim(pipe, draw)["decoder"]
+    if isinstance(corrections, bool) or not isinstance(corrections, int) or not 0 <= corrections <= 100:
+        raise UsageError(f"corrections must be a whole number from 0 to 100, got {quoted(corrections)}")
     if (num_steps := pipe.planner.num_evaluations("decoder", sampling)) < 2:
         raise UsageError(f"steps of decoder must be at least 2 to invert a picture, got {sampling.steps!r}")
     pictures, side = read_pictures(image), pipe.parts["decoder"].config.image_size

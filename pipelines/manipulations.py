@@ -32,11 +32,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.core.errors import UsageError, explain
+from t2i.core.errors import UsageError, explain, quoted
 from t2i.core.seed import Streams
 from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.sphere import PrincipalComponents, slerp, text_direction
 from t2i.pipeline.arguments import (
+    MAX_PICTURES,
     Draw,
     Texts,
     positive_int,
@@ -103,8 +104,8 @@ def interpolate(
             for all, which shows what z_i alone does.
     """
     if noise not in ("slerp", "fixed"):
-        raise UsageError(f"unknown noise {noise!r}; known are slerp and fixed")
-    if positive_int("n", n) < 2:
+        raise UsageError(f"unknown noise {quoted(noise)}; known are slerp and fixed")
+    if positive_int("n", n, MAX_PICTURES) < 2:
         raise UsageError(f"n counts both ends of an interpolation, so it is at least 2, got {n}")
     draw = _with(draw, guidance=1.0)
     plan = plan_ddim(pipe, draw)
@@ -141,7 +142,7 @@ def text_diff(
     """
     read_prompts([before, after] if before != "" else [after], [pipe.clip.tokenizer])
     theta = share("theta", theta)
-    thetas = torch.linspace(0, theta, n) if positive_int("n", n) > 1 else torch.tensor([theta])
+    thetas = torch.linspace(0, theta, n) if positive_int("n", n, MAX_PICTURES) > 1 else torch.tensor([theta])
     draw = _with(draw, guidance=2.0)
     plan = plan_ddim(pipe, draw)
     draw["seed"], given = seeds_of(draw.get("seed"), 1) * n, _one(pipe, image)
@@ -176,7 +177,7 @@ def probe(
     with explain("probe", UsageError):
         axes = PrincipalComponents.of(read_embeddings(embeddings, pipe.clip.dim, unit_norm=False))
         if not isinstance(components, Sequence) or not components:
-            raise ValueError(f"components must be a list of numbers, got {components!r}")
+            raise ValueError(f"components must be a list of numbers, got {quoted(components)}")
         axes.keep(axes.mean[None], max(positive_int("components", num) for num in components))
     given = _one(pipe, image)
     draw["seed"] = seeds_of(draw.get("seed"), 1) * len(components)

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from PIL.Image import Image
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import UsageError, quoted
 from t2i.io.images import from_pil, on_white, upright, with_alpha
 from t2i.pipeline.arguments import Draw
 from t2i.pipeline.base import Pipeline
@@ -30,7 +30,7 @@ def upsample(pipe: Pipeline, image: Image | Path | str, *, start_at: str = "up25
     stages = [name for name, stage in pipe.planner.stages.items() if stage.check_tile is not None]
     if start_at not in stages:
         there = f"; this model has {', '.join(stages)}" if stages else ": this model has no upsamplers"
-        raise UsageError(f"start_at: no upsampler {start_at!r}{there}")
+        raise UsageError(f"start_at: no upsampler {quoted(start_at)}{there}")
     sampled = stages[stages.index(start_at) :]
     (picture,) = read_pictures([image])
     seen = upright(picture)

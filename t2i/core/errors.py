@@ -53,6 +53,14 @@ class Stopped(T2IError):
     exit_code = 75
 
 
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)  # as torch says it
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no room."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
 @contextmanager
 def explain(where: str, kind: type[T2IError]) -> Iterator[None]:
     """Turn what a wrong value provokes (ValueError, KeyError) into one line of `kind` that starts with `where`.
@@ -96,3 +104,12 @@ def did_you_mean(name: object, choices: Iterable[str], prefix: str = "") -> str:
     """`, did you mean 'x'?` for the nearest of some names, after a prefix, or nothing if none is near."""
     near = difflib.get_close_matches(str(name), list(choices), n=1)
     return f", did you mean {prefix + near[0]!r}?" if near else ""
+
+
+def quoted(value: object, limit: int = 100) -> str:
+    """What a user gave, as Python writes it, cut at `limit` characters; its type where that cannot be written."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of more than 4300 digits, or an object whose own repr fails in any way
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"

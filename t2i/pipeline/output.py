@@ -13,7 +13,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError, quoted
+from t2i.core.paths import path_of
 from t2i.io.images import save_image
 from t2i.io.provenance import SAVED, check_extension, read_recipe
 
@@ -79,7 +80,9 @@ class Output:
 
         `which` are the pictures to write, all of them if None.
         """
-        path = Path(path)
+        path = path_of(path, "the file")
+        if not path.name:
+            raise UsageError(f"the file to save in has no name: {quoted(str(path))}")
         check_extension(path, SAVED)
         which = range(len(self)) if which is None else which
         paths = [path] if len(which) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in which]
@@ -108,10 +111,11 @@ def recipe_in(path: Path) -> dict[str, Any]:
 
 
 def check_repeatable(recipe: Mapping[str, Any], takes: Collection[str], weights: str, path: Path | None) -> None:
-    """DataError if a recipe has arguments that the model's calls do not take; a warning where a repeated picture may
-    not be the same, as with other `weights`."""
-    if not recipe["arguments"].keys() <= set(takes):
-        raise DataError(f"{path}: its recipe is not one of this version of t2i")
+    """DataError if a recipe has arguments that a recipe of the model's calls does not hold; a warning where a repeated
+    picture may not be the same, as with other `weights`."""
+    for name in recipe["arguments"]:
+        if name not in takes:
+            raise DataError(f"{path}: its recipe has an argument {quoted(name)}, which none of this model holds")
     if recipe["weights"] != weights:
         warnings.warn("these are not the weights that drew this picture, so it will be another", stacklevel=2)
     if recipe["torch"] != torch.__version__:

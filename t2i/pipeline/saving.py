@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from t2i.core.devices import stored_as
+from t2i.core.paths import path_of
 from t2i.io.files import output_folder, room_for, write
 from t2i.io.lock import sole_writer
 from t2i.io.staged import staged
@@ -28,6 +29,7 @@ def save_pretrained(pipe: "Pipeline", folder: str | Path, dtype: str | torch.dty
     Raises UsageError where another process writes there, DataError for a full disk; an earlier model is then whole.
     """
     dtype = None if dtype is None else stored_as(dtype)
+    folder = path_of(folder, "the folder")
     index: dict[str, Any] = {"_class_name": pipe.kind, "_t2i_version": __version__}
     index |= {name: ["t2i", stage_of(part).name] for name, part in pipe.parts.items()}
     index["settings"] = pipe.settings

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from t2i.core.assets import asset
 from t2i.core.config import Config, parse
 from t2i.core.devices import machine_memory, memory_explained, stored_as
-from t2i.core.errors import DataError, OutOfMemoryError, UsageError, did_you_mean, explain, reason
+from t2i.core.errors import DataError, OutOfMemoryError, UsageError, did_you_mean, explain, quoted, reason
+from t2i.core.paths import path_of
 from t2i.io.int8 import Stored, compact
 from t2i.io.weights import MAX_SHARD_SIZE, load_config, load_folder, load_shapes, misfit, save_folder
 from t2i.stages.stage import Stage
@@ -33,8 +34,8 @@ _UNFIT = "config.json does not fit this version of t2i"
 
 def stage(name: str) -> Stage:
     """A stage by name; an unknown name raises UsageError with the nearest one."""
-    if name not in STAGES:
-        raise UsageError(f"unknown stage {name!r}; stages are {', '.join(STAGES)}{did_you_mean(name, STAGES)}")
+    if not isinstance(name, str) or name not in STAGES:
+        raise UsageError(f"unknown stage {quoted(name)}; stages are {', '.join(STAGES)}{did_you_mean(name, STAGES)}")
     found: Stage = import_module(STAGES[name]).STAGE
     return found
 
@@ -77,7 +78,7 @@ def save_stage(
 
 def find_stage(folder: str | Path) -> Path:
     """A stage's folder by path, or by its path below the bundled `weights/`, such as `weights/shapes/clip`."""
-    folder = Path(folder)
+    folder = path_of(folder, "a stage")
     bundled = asset("weights", *folder.parts[1:] if folder.parts[:1] == ("weights",) else folder.parts)
     return folder if folder.is_dir() or not bundled.is_dir() else bundled
 

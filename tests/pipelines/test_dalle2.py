@@ -336,7 +336,7 @@ def test_presets_that_cannot_be_are_one_clear_line(pipe: DALLE2, monkeypatch: py
         ({"prompt": []}, "no prompt"),
         ({"prompt": "a cube " * 2000}, "14,000 characters"),
         ({"prompt": 3}, "int"),
-        ({"prompt": b"a cube"}, "must be a string, got int"),
+        ({"prompt": b"a cube"}, "must be a string or a list of them, got bytes"),
         ({"prompt": "a \udcff cube"}, "not valid UTF-8"),
         ({"negative_prompt": 3}, "negative prompt must be a string or a list of them, got int"),
         ({"negative_prompt": ["a", None], "prompt": ["a", "a"]}, "got NoneType"),

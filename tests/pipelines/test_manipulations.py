@@ -227,7 +227,7 @@ UNIT = torch.eye(16)[:1]
         (lambda p: p.encode(Image.new("RGB", (30, 40))), "must be square, got 30 × 40"),
         (lambda p: p.encode(picture(), steps=0), "steps of decoder"),
         (lambda p: p.encode(picture(), steps=1), "at least 2 to invert a picture, got 1"),
-        (lambda p: p.encode(picture(), corrections=-1), "corrections must be a whole number from 0, got -1"),
+        (lambda p: p.encode(picture(), corrections=-1), "corrections must be a whole number from 0 to 100, got -1"),
         (lambda p: p.encode(picture(), max_batch=0), "max_batch must be a whole number of at least 1"),
         (lambda p: p.reconstruct(latent_of(torch.eye(8)[:1])), r"z_i \(1, 8\)"),
         (lambda p: p.reconstruct(latent_of(UNIT, 16)), r"x_T \(1, 3, 16, 16\) are not this model's"),
