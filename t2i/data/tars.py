@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from t2i.core.errors import DataError
 from t2i.data.scan import passed_over
-from t2i.data.source import IMAGE_TYPES, Tally
+from t2i.data.source import IMAGE_TYPES, Tally, shown
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _index(path: str, length: int, _modified: int) -> Index:
     except PermissionError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
-        log.warning("%s is damaged (%s): using what precedes that, %d samples", path, error, len(stems))
+        log.warning("%s is damaged (%s): using the %d samples before that", shown(path, 300), error, len(stems))
     samples = {key: sample for stem, members in stems.items() for key, sample in _samples(stem, members, left_out)}
     return Index(samples, left_out)
 
