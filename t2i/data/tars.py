@@ -55,13 +55,15 @@ def _index(path: str, length: int, _modified: int) -> Index:
                 place = _place(member, places, length)
                 folder, _, name = member.name.rpartition("/")
                 stem, _, rest = name.partition(".")
+                if place is None:
+                    continue
                 if isinstance(place, str):
                     left_out.add(place, member.name)
                 elif any(passed_over(part) for part in member.name.split("/") if part not in (".", "..")):
                     left_out.add("hidden or of the system", member.name)
-                elif place is not None and _slot(rest) is None:
+                elif _slot(rest) is None:
                     left_out.add_other(member.name)
-                elif place is not None:
+                else:
                     members = stems.setdefault(f"{folder}/{stem}" if folder else stem, {})
                     if rest in members:
                         left_out.add("replaced by a later one of the same name", member.name)
