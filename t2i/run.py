@@ -158,7 +158,7 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
         task: Any = spec.task(model, run.task, **neighbours)  # type: ignore[call-arg]
     spec.fits(model, run.data, run.task, neighbours)
     warn_enlarged(run.data, neighbours)
-    loader = partial(Loader, run.data, needs=Needs(task.keys, count_classes(config)))
+    loader = partial(Loader, run.data, needs=Needs(task.keys, count_classes(config), count_channels(config)))
     if find(run.train.out / "checkpoints", run.train.resume) is None:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
         task.prepare(_batches(loader, run.train.seed), anew=others)
@@ -253,6 +253,15 @@ def count_classes(config: Any) -> int | None:
     if (ports := getattr(config, "ports", None)) is not None:
         return ports.classes.num if ports.classes is not None else None
     return getattr(config, "num_classes", None)
+
+
+def count_channels(config: Any) -> int:
+    """Of the pictures that a network learns from: 3, or 1 where its U-Net or encoder has one."""
+    part = "encoder" if hasattr(config, "encoder") else "unet"
+    channels: int = getattr(getattr(config, part, None), "in_channels", 3)
+    if channels not in (1, 3):
+        raise UsageError(f"model.{part}.in_channels={channels}: pictures have 3 channels, or 1 where they are grey")
+    return channels
 
 
 def _batches(loader: Any, seed: int) -> Iterator[Batch]:

@@ -70,7 +70,7 @@ class FolderSource:
         if not self.files:
             raise DataError(f"{root} holds no pictures ({', '.join(IMAGE_TYPES)}){beside}")
         if self.captioned and not self.found.captions:
-            expected = f"{Path(self.files[0]).stem}.txt and so on"
+            expected = f"{shown(Path(self.files[0]).stem)}.txt and so on"
             raise DataError(f"{root} holds {len(self.files)} pictures but no captions: expected {expected}{beside}")
         self.keys = [os.path.splitext(file)[0] for file in self.files]
         tops = [Path(file).parts[0] if len(Path(file).parts) > 1 else None for file in self.files]

@@ -38,6 +38,8 @@ def open_source(src: str, config: DataConfig, split: str, needs: Needs) -> Sourc
     """The part of a source that belongs to a split, of samples that have what a task `needs`; None where nothing of it
     is held out."""
     if src == "shapes":
+        if needs.channels != 3:
+            raise UsageError("data.source=shapes is in colour; a network of one channel learns from files")
         return ShapesSource(config, split)
     source = _open_files(src, config, needs)
     held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]

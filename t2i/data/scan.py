@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from t2i.core.errors import DataError
-from t2i.data.source import IMAGE_TYPES, Tally
+from t2i.data.source import IMAGE_TYPES, Tally, shown
 
 _SYSTEM = (
     "@eaDir", "@__thumb", "#recycle", "@Recycle", "__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN",
@@ -85,7 +85,7 @@ def _files(root: str, left_out: Tally) -> Iterator[str]:
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
-            raise DataError(f"{error.filename}: {error.strerror}") from None
+            raise DataError(f"{shown(path, 300)}: {error.strerror}") from None
         output = _is_output(path, {entry.name for entry in entries})
         if output and folder:
             left_out.add("written by t2i", folder)
@@ -120,7 +120,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
     try:
         stat = os.stat(path)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+        raise DataError(f"{shown(str(path), 300)}: {error.strerror}") from None
     return stat.st_dev, stat.st_ino
 
 

@@ -193,7 +193,7 @@ def collate(samples: list[Sample]) -> Batch:
             values = [sample[key] for sample in samples]
             if isinstance(values[0], torch.Tensor):
                 if any(value.shape != values[0].shape for value in values):
-                    raise BadSample("arrays of different shapes", f"{key} of {samples[0]['key']} and others")
+                    raise BadSample("arrays of different shapes", f"{key} of {shown(samples[0]['key'])} and others")
                 batch[key] = torch.stack(values)
             else:
                 batch[key] = torch.tensor(values) if isinstance(values[0], int) else values

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from t2i.core.errors import DataError
 from t2i.data.scan import passed_over
-from t2i.data.source import IMAGE_TYPES, Tally
+from t2i.data.source import IMAGE_TYPES, Tally, shown
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +55,15 @@ def _index(path: str, length: int, _modified: int) -> Index:
                 place = _place(member, places, length)
                 folder, _, name = member.name.rpartition("/")
                 stem, _, rest = name.partition(".")
+                if place is None:
+                    continue
                 if isinstance(place, str):
                     left_out.add(place, member.name)
                 elif any(passed_over(part) for part in member.name.split("/") if part not in (".", "..")):
                     left_out.add("hidden or of the system", member.name)
-                elif place is not None and _slot(rest) is None:
+                elif _slot(rest) is None:
                     left_out.add_other(member.name)
-                elif place is not None:
+                else:
                     members = stems.setdefault(f"{folder}/{stem}" if folder else stem, {})
                     if rest in members:
                         left_out.add("replaced by a later one of the same name", member.name)
@@ -69,7 +71,7 @@ def _index(path: str, length: int, _modified: int) -> Index:
     except PermissionError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
-        log.warning("%s is damaged (%s): using what precedes that, %d samples", path, error, len(stems))
+        log.warning("%s is damaged (%s): using the %d samples before that", shown(path, 300), error, len(stems))
     samples = {key: sample for stem, members in stems.items() for key, sample in _samples(stem, members, left_out)}
     return Index(samples, left_out)
 

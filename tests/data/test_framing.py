@@ -11,10 +11,12 @@ import torch
 from files_of_data import make_folder, make_tar
 from PIL import Image
 
+from t2i.core.errors import UsageError
 from t2i.core.seed import Streams
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
 from t2i.data.source import Needs, decode
+from t2i.run import train
 
 
 def ramp(width: int, height: int) -> bytes:
@@ -131,3 +133,28 @@ def test_pictures_of_one_channel_are_their_luminance(tmp_path: Path) -> None:
     batch = next(iter(Loader(config, seed=0, batch_size=2, needs=Needs(("image",), channels=1))))
     assert batch["image"].shape == (2, 1, 16, 16)
     assert torch.allclose(batch["image"], torch.tensor(76 / 127.5 - 1))  # ITU-R 601: 0.299 of red
+
+
+GREY = ["model.unet.in_channels=1", "model.unet.out_channels=1"]
+
+
+def test_networks_of_one_channel_learn_from_grey_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(task: Any, loader: Any, *_: Any, **__: Any) -> torch.Tensor:
+        batch = next(iter(loader(seed=0, batch_size=2)))
+        assert batch["image"].shape == (2, 1, 32, 32)
+        return task.loss(batch)["loss"]
+
+    monkeypatch.setattr("t2i.run.fit", fit)
+    for i in range(2):
+        Image.new("RGB", (40, 40), (99 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    data = [f"data.source={tmp_path}", "data.val_fraction=0", "data.num_workers=0", f"train.out={tmp_path / 'out'}"]
+    loss: Any = train("configs/shapes/ddpm.yaml", [*data, *GREY])
+    assert loss.shape == (2,)
+    assert loss.isfinite().all()
+    with pytest.raises(UsageError, match=r"^model.unet.in_channels=4: pictures have 3 channels, or 1"):
+        train("configs/shapes/ddpm.yaml", [*data, "model.unet.in_channels=4", "model.unet.out_channels=4"])
+
+
+def test_the_shapes_world_has_no_grey_pictures() -> None:
+    with pytest.raises(UsageError, match=r"^data.source=shapes is in colour"):
+        Loader(DataConfig(size=8), seed=0, batch_size=2, needs=Needs(("image",), channels=1))

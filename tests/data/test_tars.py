@@ -121,7 +121,12 @@ def test_samples_without_what_is_needed_are_counted(tmp_path: Path) -> None:
 
 def test_hard_links_are_read_and_other_links_are_counted(tmp_path: Path) -> None:
     kinds = {"b.png": (tarfile.LNKTYPE, "a.png"), "c.png": (tarfile.LNKTYPE, "gone.png")}
-    kinds |= {"d.png": (tarfile.SYMTYPE, "a.png"), "e.png": (tarfile.FIFOTYPE, ""), "f": (tarfile.DIRTYPE, "")}
+    kinds |= {
+        "d.png": (tarfile.SYMTYPE, "a.png"),
+        "e.png": (tarfile.FIFOTYPE, ""),
+        "f": (tarfile.DIRTYPE, ""),
+        ".g": (tarfile.DIRTYPE, ""),
+    }
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, data in (("a.png", picture(5)), ("a.txt", b"a"), ("b.txt", b"b"), ("__MACOSX/._a.png", b"")):
             info = tarfile.TarInfo(name)
