@@ -34,7 +34,9 @@ def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, keep_al
 
 def upright(image: Image.Image) -> Image.Image:
     """Any mode, orientation and colour profile → upright 8-bit sRGB, RGBA where something is transparent and RGB where
-    nothing is; 16 bits are scaled."""
+    nothing is; 16 bits are scaled. UsageError for one without pixels."""
+    if 0 in image.size:
+        raise UsageError(f"a picture without pixels: {image.width} × {image.height}")
     image = ImageOps.exif_transpose(image)  # always a copy
     image.info.pop("exif", None)  # its turn is taken; a damaged block would be parsed, and fail, a second time
     profile, alpha = image.info.pop("icc_profile", None), None

@@ -146,6 +146,13 @@ def test_grid():
     assert images.grid(torch.zeros(9, 3, 4, 4), gap=0).size == (12, 12)
 
 
+@pytest.mark.parametrize("size", [(0, 0), (0, 5)])
+def test_a_picture_without_pixels_is_refused(size):
+    for read in (images.to_rgb, images.from_pil, lambda image: images.from_pil(image, 8)):
+        with pytest.raises(UsageError, match=f"a picture without pixels: {size[0]} × {size[1]}"):
+            read(Image.new("RGB", size))
+
+
 def test_one_channel_is_grey_both_ways(tmp_path):
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     x = images.from_pil(Image.fromarray(pixels), channels=1)
