@@ -48,6 +48,8 @@ def find(name_or_folder: str | Path) -> Path | None:
         raise UsageError(f"{name} is a stage of the bundled model {model!r}, no pipeline; {opened} opens it")
     if name in listed:
         raise DataError(f"the files of the bundled model {name!r} are missing from {local}")
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file; a model is a folder with model_index.json (t2i convert, t2i assemble)")
     whole = {key.rpartition("/")[2]: key for key in listed}.get(name, name)  # adm-64 is openai/adm-64
     raise UsageError(
         f"unknown model {quoted(name)}: neither a folder nor one that t2i info lists{did_you_mean(whole, listed)}"

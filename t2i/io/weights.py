@@ -8,6 +8,7 @@ of loaded.
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -154,18 +155,21 @@ def stage_folders(folder: str | Path, index: Mapping[str, Any]) -> dict[str, Pat
     of their place's name, or [library, kind, path], from `folder` and maybe out of it (`../shapes/clip`), so that two
     models can share a stage.
 
-    Raises DataError for an entry of more parts, and for a path that is absolute, no text, or leads nowhere.
+    Raises DataError for an entry that is none of these, and for a path that is absolute, no text, or leads nowhere.
     """
     folder, found = Path(folder), {}
     path = folder / "model_index.json"
     for place, entry in index.items():
+        texts = isinstance(entry, list) and len(entry) > 1 and all(isinstance(part, str) for part in entry[:2])
+        if "_t2i_version" in index and not place.startswith("_") and place != "settings" and not texts:
+            raise DataError(f"{path}: {place} must be [library, kind] or [library, kind, path], got {str(entry)[:80]}")
         if not isinstance(entry, list):
             continue
         where = entry[2] if len(entry) == 3 else place
         if len(entry) > 3 or not isinstance(where, str) or Path(where).is_absolute():
             raise DataError(f"{path}: {place} lies at {entry[2:]}, which is no relative path")
         found[place] = folder.absolute() / where  # no relative path, which could lead to a bundled stage
-        if len(entry) == 3 and not found[place].is_dir():
+        if len(entry) == 3 and not os.path.isdir(found[place]):  # Path.is_dir raises for names that are too long
             beside = "models that share stages stay beside each other"
             raise DataError(f"{path}: {place} lies in {where}, which is not there; {beside}")
     return found

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import small_upsampler
 from flat_network import FACTS, unpublished
 from golden_tools import fill_state_dict, load_case
 from safetensors.torch import save_file
@@ -17,7 +18,8 @@ from torch import Tensor
 from t2i.convert.convert import convert_files, read_weights
 from t2i.convert.folder import weight_files
 from t2i.core.errors import DataError, UsageError
-from t2i.stages.registry import load_stage
+from t2i.pipeline.base import Pipeline
+from t2i.stages.registry import load_stage, save_stage
 
 GIVEN = [*FACTS, "order=new"]
 WEIGHTS = unpublished()[1]
@@ -152,7 +154,8 @@ def test_what_a_file_is_instead_of_weights(name: str, content: bytes, message: s
         read_weights(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
     if name == "model.safetensors":
-        (tmp_path / "config.json").write_text('{"stage": "decoder"}')
+        save_stage(tmp_path, "upsampler", small_upsampler(8, 32))
+        (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):
             load_stage(tmp_path)
 
@@ -228,6 +231,8 @@ def test_a_folder_and_a_file_are_not_taken_for_each_other(tmp_path: Path) -> Non
         read_weights(tmp_path)
     with pytest.raises(DataError, match=r"mine.pt is a file; a stage is a folder with config.json"):
         load_stage(tmp_path / "mine.pt")
+    with pytest.raises(UsageError, match=r"mine.pt is a file; a model is a folder with model_index.json"):
+        Pipeline.from_pretrained(tmp_path / "mine.pt")
     convert_files([tmp_path / "mine.pt"], tmp_path / "out", given=GIVEN)
     with pytest.raises(UsageError, match="is a decoder of t2i already"):
         read_weights(tmp_path / "out")

@@ -256,3 +256,13 @@ def test_random_numbers_go_to_the_device_unchanged() -> None:
     x = torch.rand(3)
     assert torch.equal(upload(x, "cpu"), x)
     assert upload(x, torch.device("cpu")).device.type == "cpu"
+
+
+def test_a_broken_import_in_a_stage_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_stage").mkdir()
+    (tmp_path / "broken_stage" / "__init__.py").write_text("from broken_stage.presets import PRESETS\n")
+    (tmp_path / "broken_stage" / "presets.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(STAGES, "broken", "broken_stage")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        stage("broken")
