@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, draw_options
+from t2i.cli.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, check_model, draw_options
 from t2i.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def variations(
     offload: Offload = False,
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
-    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(model, out, STRIPS, seed, steps, guidance, None, stop_after)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
@@ -67,7 +67,7 @@ def interpolate(
     offload: Offload = False,
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
-    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(model, out, STRIPS, seed, steps, guidance, None, stop_after)
     is_picture = os.path.isfile(b) or b.lower().endswith(PICTURES)
     if not is_picture:
         _check(b)
@@ -95,7 +95,7 @@ def text_diff(
     offload: Offload = False,
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
-    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(model, out, STRIPS, seed, steps, guidance, None, stop_after)
     _check(*([from_text] if from_text != "" else []), to_text)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
@@ -119,7 +119,7 @@ def upsample(
     offload: Offload = False,
 ) -> None:
     """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
-    chosen = _chosen(out, (".png",), seed, steps, None, sampler, stop_after, max_tile)
+    chosen = _chosen(model, out, (".png",), seed, steps, None, sampler, stop_after, max_tile)
     source = _opened(image)
     pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
     result = pipe.upsample(source, start_at=start_at, **chosen)
@@ -127,13 +127,15 @@ def upsample(
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 
 
-def _chosen(out: Path, kinds: tuple[str, ...], *given: Any) -> "Draw":
-    """Settings of a call that were given; UsageError for a file of other `kinds`, or one that cannot be written."""
+def _chosen(model: str, out: Path, kinds: tuple[str, ...], *given: Any) -> "Draw":
+    """Settings of a call that were given; UsageError for a file of other `kinds`, or one that cannot be written,
+    and for a model that nobody knows."""
     from t2i.io.files import writable_file
 
     if out.suffix.lower() not in kinds:
         raise UsageError(f"--out must end in {' or '.join(kinds)}, got {out}")
     writable_file(out, "--out")
+    check_model(model)
     return draw_options(*given)
 
 

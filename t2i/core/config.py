@@ -15,12 +15,13 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from t2i.core.errors import T2IError, UsageError, did_you_mean, explain
+from t2i.core.errors import T2IError, UsageError, did_you_mean, explain, quoted, reason
 
 Model = TypeVar("Model", bound=BaseModel)
 AtHome = AfterValidator(lambda path: type(path)(os.path.expanduser(path)))
 """For `Annotated`: a path, as text or as `Path`, that may begin with `~`."""
-_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # bad syntax, too many brackets, the 31st of February
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError)
+"""Bad syntax, too many brackets, the 31st of February, and `!!timestamp x`, over which its own reader trips."""
 
 
 class Config(BaseModel):
@@ -125,6 +126,8 @@ def parse(data: dict[str, Any], model: type[Model], source: str = "config", kind
         return model.model_validate(data)
     except ValidationError as error:
         raise kind(f"{source}: " + "; ".join(_explain(error, model))) from None
+    except (TypeError, OverflowError, RecursionError) as error:  # of a validator that met what it did not think of
+        raise kind(f"{source}: {reason(error)}") from error
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -214,7 +217,9 @@ def _sentence(where: str, choices: list[str], model: type[BaseModel], problem: E
     if problem["type"] == "missing":
         return f"missing key {where!r}"
     message = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"  # its keys are in the message
+    given = (
+        "" if isinstance(problem["input"], dict) else f", got {quoted(problem['input'])}"
+    )  # its keys are in the message
     return f"{where}: {message[:1].lower()}{message[1:]}{given}"
 
 

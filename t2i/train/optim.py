@@ -21,12 +21,14 @@ class OptimConfig(Config):
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, le=100)
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     momentum: Fraction = Field(0.95, description="of Muon")
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0, description="on matrices and kernels; never on biases, gains, norms")
-    warmup: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
+    eps: float = Field(1e-8, gt=0, le=1)
+    weight_decay: float = Field(
+        0.0, ge=0, le=1000, description="on matrices and kernels; never on biases, gains, norms"
+    )
+    warmup: int = Field(0, ge=0, le=10**9, description="optimiser steps of linear warm-up")
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     final: float = Field(0.0, ge=0, le=1, description="fraction of lr that a decay ends at")
     only: tuple[str, ...] = Field((), description="train the parameters whose names begin so, freeze the rest")
