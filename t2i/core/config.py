@@ -6,7 +6,7 @@ Unknown keys are errors that name the full key and the nearest known one; later 
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -55,7 +55,9 @@ def _section(default: Any) -> dict[str, Any]:
 
 
 def over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, key by key at every depth."""
+    """`base` with `changes`, key by key at every depth; ValueError for changes that are none."""
+    if not isinstance(changes, dict):
+        raise ValueError(f"expected keys and values, got {quoted(changes)}")
     merged = {
         k: over(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in changes.items()
     }
@@ -106,12 +108,14 @@ def load(
         UsageError: missing or malformed file, malformed override, unknown key, wrong type or value.
     """
     source = str(path) if path is not None else "config"
-    with explain(source, UsageError):
+    with explain(source, UsageError), _odd(source, UsageError):
         data = today({} if path is None else _read(Path(path)))
     for override in overrides:
         alone: dict[str, Any] = {}
         _apply(alone, override)
-        with suppress(ValueError):  # what says nothing without the rest is looked at when all is there
+        with suppress(
+            ValueError, AttributeError, TypeError
+        ):  # what says nothing without the rest is looked at when all is there
             if (translated := today(alone)) != alone:
                 data = over(data, translated)
                 continue
@@ -122,11 +126,19 @@ def load(
 def parse(data: dict[str, Any], model: type[Model], source: str = "config", kind: type[T2IError] = UsageError) -> Model:
     """Validate a plain dictionary; errors are one line of `kind`, and begin with `source`. DataError is for what was
     read from a `config.json`."""
+    with _odd(source, kind):
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            raise kind(f"{source}: " + "; ".join(_explain(error, model))) from None
+
+
+@contextmanager
+def _odd(source: str, kind: type[T2IError]) -> Iterator[None]:
+    """One line of `kind` where `migrate` or a validator, which see unchecked data, met a type they did not think of."""
     try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise kind(f"{source}: " + "; ".join(_explain(error, model))) from None
-    except (TypeError, OverflowError, RecursionError) as error:  # of a validator that met what it did not think of
+        yield
+    except (AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise kind(f"{source}: {reason(error)}") from error
 
 

@@ -9,6 +9,7 @@ from t2i.core import config
 from t2i.core.config import Config
 from t2i.core.errors import UsageError
 from t2i.data.config import DataConfig
+from t2i.run import load_run
 from t2i.train.optim import OptimConfig
 from t2i.train.settings import TrainConfig
 
@@ -171,3 +172,9 @@ def test_sizes_that_no_machine_has_are_refused_by_name(section, given, key):
     needed = {"steps": 1, "batch_size": 1, "out": "x"} if section is TrainConfig else {}
     with pytest.raises(UsageError, match=rf"^config: {key}: input should be less than"):
         config.parse(needed | given, section)
+
+
+def test_a_section_that_is_text_is_one_line_also_where_a_preset_fills_it():
+    with pytest.raises(UsageError, match="expected keys and values, got 'x'") as caught:
+        load_run("configs/dalle2/decoder.yaml", ["model=x"])
+    assert "\n" not in str(caught.value)
