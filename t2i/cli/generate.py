@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.cli.options import FirstSeed, MaxTile, Offload, Steps, StopAfter, draw_options
-from t2i.core.errors import UsageError
+from t2i.cli.options import FirstSeed, MaxTile, Offload, Steps, StopAfter, check_model, draw_options
+from t2i.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from t2i.pipeline.base import Pipeline
     from t2i.pipeline.output import Output
 
+
+SENTENCES = ("dalle2", "glide")
+"""Kinds of pipelines that draw what a sentence says."""
 
 Subjects = Annotated[
     list[str] | None, typer.Argument(metavar="WHAT...", help="Sentences, or classes by number or name.")
@@ -62,8 +65,10 @@ def generate(
         recipe = _recipe(from_, model)
         model, device, dtype = model or recipe["model"], device or recipe["device"], dtype or recipe["dtype"]
         preset = recipe.get("preset")
-    task, pictures = _task(image, mask, strength)
     _check(out, subjects, negative)
+    if check_model(model or "shapes") in SENTENCES and not subjects and recipe is None:
+        raise UsageError('no prompt given; try: t2i generate "a red cube"')
+    task, pictures = _task(image, mask, strength)
     pipe = _opened(model, device, dtype, offload, preset)
     if recipe is not None:
         result, which = _redrawn(pipe, recipe, from_), [recipe["picture"]]
@@ -153,9 +158,14 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
 
 def _redrawn(pipe: "Pipeline", recipe: dict[str, Any], path: Path | None) -> "Output":
     """The pictures of a recipe, with warnings where they may be others."""
-    from t2i.pipeline.arguments import Sentences
-    from t2i.pipeline.output import check_repeatable
+    from t2i.pipeline.cost import check_pictures
+    from t2i.pipeline.output import ALWAYS, check_repeatable
 
-    takes = {*Sentences.__annotations__, pipe.subject, pipe.number}
-    check_repeatable(recipe, takes, pipe.weights, path)
-    return pipe(**recipe["arguments"])
+    arguments, words = recipe["arguments"], {"negative_prompt"} if pipe.subject == "prompt" else set()
+    check_repeatable(recipe, {*ALWAYS, "max_tile", pipe.subject, *words}, pipe.weights, path)
+    try:
+        pipe.planner.plan({"stop_after": arguments["stop_after"]})
+        check_pictures(pipe, arguments["stop_after"])
+        return pipe(**arguments)
+    except UsageError as error:  # the file is to blame, not who repeats it
+        raise DataError(f"{path}: its recipe: {error}") from error

@@ -9,7 +9,7 @@ Exit codes: 0 done · 2 wrong usage · 3 bad data or disk · 4 values that are n
 
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -19,8 +19,9 @@ from t2i.cli.generate import generate
 from t2i.cli.info import info
 from t2i.cli.manipulate import interpolate, text_diff, upsample, variations
 from t2i.cli.train import assemble, calibrate, configs, train
-from t2i.core.errors import MAX_LINE, DataError, T2IError, UsageError, shown
+from t2i.core.errors import MAX_LINE, DataError, OutOfMemoryError, T2IError, UsageError, lacks_memory, shown
 from t2i.core.threads import wait_quietly
+from t2i.pipeline.habits import OPTIONS
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -61,19 +62,31 @@ def main() -> None:
             typer.echo("interrupted", err=True)
         sys.exit(code)
     except T2IError as error:
-        _tell(f"error: {error}")
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except OSError as error:
-        _tell(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-        sys.exit(DataError.exit_code)
+        _end(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", DataError.exit_code)
     except Exception as error:
+        if lacks_memory(error):
+            asked = " ".join(str(error).split())
+            _end(f"out of memory{f': {asked}' if asked else ''}", OutOfMemoryError.exit_code)
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()  # of the option parser; several lines are the help that was asked for
-        typer.echo(message, err=True) if "\n" in message else _tell(f"error: {message}")
-        sys.exit(UsageError.exit_code)
+        if "\n" in message:
+            typer.echo(message, err=True)
+            sys.exit(UsageError.exit_code)
+        word = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
+        _end(
+            f"no such option --{word}; here it is {OPTIONS[word]}" if word in OPTIONS else message, UsageError.exit_code
+        )
 
 
 def _tell(line: str) -> None:
     """One line on stderr, whatever text of others is in it."""
     typer.echo(shown(line, MAX_LINE), err=True)
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    """One line on stderr, and the end."""
+    _tell(f"error: {message}")
+    sys.exit(exit_code)

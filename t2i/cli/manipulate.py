@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, draw_options
+from t2i.cli.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, check_model, draw_options
 from t2i.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def variations(
     offload: Offload = False,
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
-    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
@@ -66,7 +66,7 @@ def interpolate(
     offload: Offload = False,
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
-    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
     is_picture = os.path.isfile(b) or b.lower().endswith(PICTURES)
     if not is_picture:
         _check(b)
@@ -94,7 +94,7 @@ def text_diff(
     offload: Offload = False,
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
-    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
     _check(*([from_text] if from_text != "" else []), to_text)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
@@ -118,7 +118,7 @@ def upsample(
     offload: Offload = False,
 ) -> None:
     """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
-    chosen = _chosen(out, False, seed, steps, None, sampler, stop_after, max_tile)
+    chosen = _chosen(model, out, False, seed, steps, None, sampler, stop_after, max_tile)
     source = _opened(image)
     pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
     result = pipe.upsample(source, start_at=start_at, **chosen)
@@ -126,14 +126,15 @@ def upsample(
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 
 
-def _chosen(out: Path, moving: bool, *given: Any) -> "Draw":
+def _chosen(model: str, out: Path, moving: bool, *given: Any) -> "Draw":
     """Settings of a call that were given; UsageError for a file that cannot be written, or that is no picture, nor,
-    where that may be `moving`, a GIF."""
+    where that may be `moving`, a GIF, and for a model that nobody knows."""
     from t2i.io.files import writable_file
     from t2i.io.provenance import SAVED, check_extension
 
     check_extension(out, (*SAVED, ".gif") if moving else SAVED, "--out")
     writable_file(out, "--out")
+    check_model(model)
     return draw_options(*given)
 
 

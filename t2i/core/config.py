@@ -6,7 +6,7 @@ Unknown keys are errors that name the full key and the nearest known one; later 
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from t2i.core.errors import DataError, T2IError, UsageError, did_you_mean, explain, shown
+from t2i.core.errors import DataError, T2IError, UsageError, did_you_mean, explain, quoted, reason, shown
 from t2i.core.reading import read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -26,7 +26,8 @@ MAX_YAML = 2**20
 """Bytes of a YAML file."""
 MAX_VALUES = 100_000
 """Of a YAML text, each counted wherever an alias repeats it: a few lines of aliases of aliases are billions."""
-_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # bad syntax, too many brackets, the 31st of February
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError)
+"""Bad syntax, too many brackets, the 31st of February, and `!!timestamp x`, over which its own reader trips."""
 
 
 class Config(BaseModel):
@@ -60,7 +61,9 @@ def _section(default: Any) -> dict[str, Any]:
 
 
 def over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, key by key at every depth."""
+    """`base` with `changes`, key by key at every depth; ValueError for changes that are none."""
+    if not isinstance(changes, dict):
+        raise ValueError(f"expected keys and values, got {quoted(changes)}")
     merged = {
         k: over(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in changes.items()
     }
@@ -111,12 +114,14 @@ def load(
         UsageError: missing or malformed file, malformed override, unknown key, wrong type or value.
     """
     source = str(path) if path is not None else "config"
-    with explain(source, UsageError):
+    with explain(source, UsageError), _odd(source, UsageError):
         data = today({} if path is None else _read(Path(path)))
     for override in overrides:
         alone: dict[str, Any] = {}
         _apply(alone, override)
-        with suppress(ValueError):  # what says nothing without the rest is looked at when all is there
+        with suppress(
+            ValueError, AttributeError, TypeError
+        ):  # what says nothing without the rest is looked at when all is there
             if (translated := today(alone)) != alone:
                 data = over(data, translated)
                 continue
@@ -127,10 +132,20 @@ def load(
 def parse(data: dict[str, Any], model: type[Model], source: str = "config", kind: type[T2IError] = UsageError) -> Model:
     """Validate a plain dictionary; errors are one line of `kind`, and begin with `source`. DataError is for what was
     read from a `config.json`."""
+    with _odd(source, kind):
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            raise kind(f"{source}: " + "; ".join(_explain(error, model))) from None
+
+
+@contextmanager
+def _odd(source: str, kind: type[T2IError]) -> Iterator[None]:
+    """One line of `kind` where `migrate` or a validator, which see unchecked data, met a type they did not think of."""
     try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise kind(f"{source}: " + "; ".join(_explain(error, model))) from None
+        yield
+    except (AttributeError, TypeError, OverflowError, RecursionError) as error:
+        raise kind(f"{source}: {reason(error)}") from error
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -237,7 +252,7 @@ def _sentence(where: str, choices: list[str], model: type[BaseModel], problem: E
         return f"missing key {where!r}"
     message = problem["msg"].removeprefix("Value error, ")
     given = (
-        "" if isinstance(problem["input"], dict) else f", got {shown(repr(problem['input']))}"
+        "" if isinstance(problem["input"], dict) else f", got {quoted(problem['input'])}"
     )  # its keys are in the message
     return f"{where}: {message[:1].lower()}{message[1:]}{given}"
 

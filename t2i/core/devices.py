@@ -44,7 +44,7 @@ def device_of(device: str | torch.device) -> torch.device:
 
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype by name; "auto" is float32. Raises UsageError."""
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, str | torch.dtype) else quoted(dtype)
     if name not in ("auto", *DTYPES):
         raise UsageError(f"unknown dtype {quoted(name)}; use auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
     return torch.float32 if name == "auto" else getattr(torch, name)
@@ -52,7 +52,7 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
 
 def stored_as(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype of stored weights by name. Raises UsageError."""
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, str | torch.dtype) else quoted(dtype)
     if name not in STORED:
         raise UsageError(
             f"unknown dtype {quoted(name)} of weights; use {', '.join(STORED)}{did_you_mean(name, STORED)}"

@@ -21,12 +21,14 @@ class OptimConfig(Config):
     """
 
     kind: Literal["adamw", "muon"] = Field("adamw", description="the optimiser")
-    lr: float = Field(1e-4, gt=0, description="learning rate after the warm-up")
+    lr: float = Field(1e-4, gt=0, le=100, description="learning rate after the warm-up")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of AdamW")
     momentum: Fraction = Field(0.95, description="of Muon")
-    eps: float = Field(1e-8, gt=0, description="of AdamW")
-    weight_decay: float = Field(0.0, ge=0, description="on matrices and kernels; never on biases, gains, norms")
-    warmup: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
+    eps: float = Field(1e-8, gt=0, le=1, description="of AdamW")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1000, description="on matrices and kernels; never on biases, gains, norms"
+    )
+    warmup: int = Field(0, ge=0, le=10**9, description="optimiser steps of linear warm-up")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="how the learning rate falls after the warm-up"
     )

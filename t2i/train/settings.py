@@ -19,30 +19,38 @@ class TrainConfig(Config):
     def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
         return renamed(data, clip="max_grad_norm")
 
-    steps: int = Field(ge=1, description="optimiser steps of the whole run")
-    batch_size: int = Field(ge=1, description="images per step, over all processes and micro-batches")
-    accumulate: int = Field(1, ge=1, description="micro-batches per step; CLIP compares within one micro-batch only")
+    steps: int = Field(ge=1, le=10**9, description="optimiser steps of the whole run")
+    batch_size: int = Field(ge=1, le=10**6, description="images per step, over all processes and micro-batches")
+    accumulate: int = Field(
+        1, ge=1, le=10**6, description="micro-batches per step; CLIP compares within one micro-batch only"
+    )
     out: Annotated[Path, AtHome] = Field(
         description="folder of the run: the exported stage, metrics, samples, checkpoints"
     )
     resume: Annotated[str, AtHome] = Field("auto", description="auto, none, or the path of a checkpoint")
-    seed: int = Field(0, description="of weights, data, noise and dropout")
+    seed: int = Field(0, ge=-(2**63), lt=2**63, description="of weights, data, noise and dropout")
     ema: tuple[Fraction, ...] = Field((0.999,), description="decays; the first is exported and sampled")
     max_grad_norm: float | None = Field(1.0, gt=0, description="larger gradients are scaled down to it; null for none")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="of the steps; weights stay float32. auto: bf16 where the machine is fast at it"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
-    max_minutes: float | None = Field(None, gt=0, description="of one call: save and end within it, any decay with it")
-    log_every: int = Field(20, ge=1, description="steps from one row of metrics.jsonl to the next")
-    save_every: int = Field(500, ge=1, description="steps from one checkpoint to the next")
-    keep: int = Field(2, ge=1, description="checkpoints that stay")
-    sample_every: int | None = Field(None, ge=0, description="None for steps 0, 100, 300, 1000, 3000 …; 0 for never")
-    num_samples: int = Field(16, ge=1, description="pictures in a sample grid and in a held-out batch")
+    max_minutes: float | None = Field(
+        None, gt=0, le=10**7, description="of one call: save and end within it, any decay with it"
+    )
+    log_every: int = Field(20, ge=1, le=10**9, description="steps from one row of metrics.jsonl to the next")
+    save_every: int = Field(500, ge=1, le=10**9, description="steps from one checkpoint to the next")
+    keep: int = Field(2, ge=1, le=10**6, description="checkpoints that stay")
+    sample_every: int | None = Field(
+        None, ge=0, le=10**9, description="None for steps 0, 100, 300, 1000, 3000 …; 0 for never"
+    )
+    num_samples: int = Field(16, ge=1, le=10_000, description="pictures in a sample grid and in a held-out batch")
     prompts: tuple[str, ...] = Field((), description="sentences of your own that every grid shows, where a stage reads")
-    val_every: int = Field(500, ge=0, description="held-out loss and metrics every so many steps; 0 for never")
-    val_batches: int = Field(4, ge=1, description="held-out batches that are measured")
-    num_threads: int | None = Field(None, ge=1, description="CPU threads of each process")
+    val_every: int = Field(
+        500, ge=0, le=10**9, description="held-out loss and metrics every so many steps; 0 for never"
+    )
+    val_batches: int = Field(4, ge=1, le=10**6, description="held-out batches that are measured")
+    num_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of each process")
 
 
 def is_sample_step(step: int, every: int | None) -> bool:

@@ -14,6 +14,7 @@ from t2i.core.errors import (
     T2IError,
     UsageError,
     explain,
+    quoted,
 )
 from t2i.pipelines.dalle2 import DALLE2
 
@@ -99,3 +100,22 @@ def test_a_picture_that_does_not_fit_names_what_needs_less(pipe: DALLE2, monkeyp
     monkeypatch.setattr(pipe.parts["decoder"], "forward", full)
     with pytest.raises(OutOfMemoryError, match=r"stage 'decoder'.*512.00 MiB.*max_batch.*offload=True.*dtype"):
         pipe("a red cube", seed=0, progress=False)
+
+
+def test_an_error_of_a_device_of_any_class_is_no_lack_of_memory() -> None:
+    with pytest.raises(RecursionError, match=r"^too deep$"), memory_explained("a", "b"):
+        raise RecursionError("too deep")
+    with pytest.raises(NotImplementedError), memory_explained("a", "b"):
+        raise NotImplementedError("no such kernel")
+
+
+def test_what_was_given_is_quoted_in_one_line_whatever_it_is() -> None:
+    class Rude:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    assert quoted("a\0\x1b[31m\n") == r"'a\x00\x1b[31m\n'"
+    assert quoted("x" * 500) == f"'{'x' * 99}… (502 characters)"
+    assert quoted(10**5000) == "a int that cannot be shown"
+    assert quoted(Rude()) == "a Rude that cannot be shown"
+    assert "\n" not in quoted(torch.zeros(3, 3))

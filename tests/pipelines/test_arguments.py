@@ -184,7 +184,7 @@ def test_odd_devices_are_one_line_that_names_those_there_are(device: Any) -> Non
         refused("torch has no device 'cuda' on this machine; use auto or cpu$", lambda: small.ddpm().to("cuda"))
 
 
-@pytest.mark.parametrize("dtype", ["x", 3, torch.float64, [], float])
+@pytest.mark.parametrize("dtype", ["x", 3, torch.float64, [], float, [10**5000]])
 def test_odd_dtypes_are_one_line(dtype: Any) -> None:
     refused("unknown dtype", lambda: small.ddpm().to("cpu", dtype))
 
@@ -270,3 +270,7 @@ def test_a_pipeline_shows_what_it_is(pipe: Any) -> None:
 def test_the_package_lists_what_a_user_wants() -> None:
     assert {"Pipeline", "load_stage", "DALLE2", "GLIDE", "ADM", "DDPM"} <= set(dir(t2i))
     assert all(getattr(t2i, name) is not None for name in dir(t2i))
+
+
+def test_a_list_of_seeds_without_end_is_refused_by_chains_of_classes_too() -> None:
+    refused("more seeds than a call takes", lambda: small.ddpm()(seed=range(10**30), progress=False))
