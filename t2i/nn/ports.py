@@ -188,14 +188,14 @@ class StatesPort(ClipTextPort):
         return super().read(replace(given, states=text))
 
     def _nothing(self, num: int, length: int) -> TextFeatures:
-        mask = (torch.arange(length, device=self.null_state.device) == 0).expand(num, -1)  # (B, L) the first alone
-        return TextFeatures(self.null_pooled.expand(num, -1), self.null_state.expand(num, length, -1), mask)
+        first = (torch.arange(length, device=self.null_state.device) == 0).expand(num, -1)  # (B, L)
+        return TextFeatures(self.null_pooled.expand(num, -1), self.null_state.expand(num, length, -1), first)
 
 
 class ClassesConfig(Config):
     """A table of labels."""
 
-    num: int = Field(0, ge=0, le=10**7, description="how many there are; 0 for as many as the data has folders")
+    num: int = Field(0, ge=0, le=10**7, description="of labels; 0 for as many as the data has folders")
     null_class: bool = Field(False, description="a further row stands for no class, for classifier-free guidance")
     names: tuple[str, ...] = Field((), description="what users call the classes, empty if they have no names")
 
@@ -340,9 +340,7 @@ def _joined(parts: list[Condition]) -> Condition:
 def _visible(part: Condition) -> Tensor:
     """Which tokens of a part may be attended to, (B, L)."""
     assert part.sequence is not None
-    if part.mask is not None:
-        return part.mask
-    return torch.ones(part.sequence.shape[:2], dtype=torch.bool, device=part.sequence.device)
+    return part.sequence.new_ones(part.sequence.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
 
 
 def _mean(features: Tensor, visible: Tensor) -> Tensor:

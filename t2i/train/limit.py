@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+from t2i.train.forecast import Forecast
 from t2i.train.optim import OptimConfig, progress
 from t2i.train.settings import TrainConfig
 
@@ -19,17 +20,18 @@ class TimeLimit:
 
     Args:
         size: bytes that a save writes.
-        seconds: that a save, a grid and held-out numbers took before the run was resumed.
+        seconds: that a save, a grid and an evaluation took before the run was resumed.
         together: steps between two looks at the clock.
+        forecast: is told as well what everything took.
         clock: seconds that only grow.
     """
 
     def __init__(
         self, config: TrainConfig, optim: OptimConfig, size: int, seconds: dict[str, float], together: int = 1,
-        clock: Callable[[], float] = time.perf_counter,
+        forecast: Forecast | None = None, clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
-        self.config, self.optim, self.together, self.clock = config, optim, together, clock
-        guess = {"save": size / _SPEED, "grid": 0.0, "held_out": 0.0}
+        self.config, self.optim, self.together, self.forecast, self.clock = config, optim, together, forecast, clock
+        guess = {"save": size / _SPEED, "grid": 0.0, "evaluation": 0.0}
         self.seconds = {what: seconds.get(what, value) for what, value in guess.items()}
         self.limit = 60 * (config.max_minutes or float("inf"))
         self.began, self.beside = clock(), 0.0
@@ -38,9 +40,10 @@ class TimeLimit:
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Measure a save, a grid or held-out numbers."""
+        """Measure a `save`, a `grid` or an `evaluation`."""
         before = self.clock()
-        yield
+        with self.forecast.measured(what) if self.forecast is not None else nullcontext():
+            yield
         self.seconds[what] = self.clock() - before
         self.beside += self.seconds[what]
 
@@ -48,7 +51,7 @@ class TimeLimit:
         """Whether to end after this step: one more, with what is due now and what comes at the end, is too much."""
         now = self.clock()
         self.first = self.first or (step, now, self.beside)
-        due = {"save": step % self.config.save_every == 0, "grid": sample, "held_out": measure}
+        due = {"save": step % self.config.save_every == 0, "grid": sample, "evaluation": measure}
         cost = sum(self.seconds[what] for what, is_due in due.items() if is_due)
         first, began, beside = self.first
         one = (now - began - (self.beside - beside)) / max(1, step - first)
@@ -64,7 +67,7 @@ class TimeLimit:
 
     @property
     def _ending(self) -> float:
-        looks = {"grid": self.config.sample_every != 0, "held_out": self.config.val_every > 0}
+        looks = {"grid": self.config.sample_every != 0, "evaluation": self.config.val_every > 0}
         return sum(seconds for what, seconds in self.seconds.items() if looks.get(what, True))
 
     @property

@@ -129,7 +129,7 @@ class _Run:
             learner.wrapped = self.parallel.wrap(learner.objective)
         self.report = Report(self.parallel, config, self.step, minutes)
         size = 4 * (3 + len(config.ema)) * sum(p.numel() for p in self.model.parameters())
-        self.limit = TimeLimit(config, optim, size, seconds, together=1 if parallel.world == 1 else 5)
+        self.limit = TimeLimit(config, optim, size, seconds, 1 if parallel.world == 1 else 5, self.report.forecast)
         self.ahead = 0.0  # of the decay, by the clock
         objective = self.learners[0].objective
         self.held_out = HeldOut(
@@ -183,7 +183,7 @@ class _Run:
             self.report.tell(self.step, self.images, data.seconds_waited, self.lr)
             with self.report.clock.aside():
                 if asked or last or self.step % config.save_every == 0:
-                    with self.report.forecast.measured("save"):
+                    with self.limit.timing("save"):
                         self._save()
                 if last or not asked:
                     self._look(*self._due(last))
@@ -249,8 +249,7 @@ class _Run:
                 "config": self.resolved,
                 "seconds": self.limit.seconds,
             }
-            with self.limit.timing("save"):
-                checkpoint.save(folder, self.step, tensors, numbers, self.config.keep)
+            checkpoint.save(folder, self.step, tensors, numbers, self.config.keep)
         self.saved = self.step
         self._export()
 
@@ -279,14 +278,9 @@ class _Run:
         if missing := [key for key in self.task.keys if key not in first]:
             raise UsageError(f"the task needs {missing}, the data has {sorted(first)}")
         if self.main:
-            size, accumulate = self.config.batch_size, self.config.accumulate
-            log.info(
-                "batch %d = %d × accumulate %d × processes %d",
-                size,
-                size // (accumulate * self.parallel.world),
-                accumulate,
-                self.parallel.world,
-            )
+            size, accumulate, world = self.config.batch_size, self.config.accumulate, self.parallel.world
+            micro = size // (accumulate * world)
+            log.info("batch %d = %d × accumulate %d × processes %d", size, micro, accumulate, world)
             announce(self.task, first, self.device, self.dtype, self.config.prompts)
             if "image" in first:
                 rows = [[picture] for picture in to_pil(first["image"][:16])]
@@ -313,10 +307,10 @@ class _Run:
     def _look(self, sample: bool, measure: bool) -> None:
         """Sample grid (first process) and held-out numbers (all processes)."""
         if sample and self.main and self.config.sample_every != 0 and self.held_out.draws:
-            with self.report.forecast.measured("grid"), self.limit.timing("grid"):
+            with self.limit.timing("grid"):
                 self.held_out.sample(self._grid, f"step {self.step}")
         if measure:
-            with self.report.forecast.measured("evaluation"), self.limit.timing("held_out"):
+            with self.limit.timing("evaluation"):
                 names, values = self.held_out.measure()
             if names:
                 self.report.write_held_out(self.step, self.images, names, values)

@@ -142,7 +142,7 @@ def test_weights_that_are_asked_for_and_not_there(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "run `git lfs pull`"),
         (b"\n<!DOCTYPE html><html><title>Log in</title>", "is a web page"),
         (gzip.compress(b"weights", mtime=0), "is packed with gzip"),
-        (b"Access denied\x00"[:-1], "is text and not weights; it begins with 'Access denied'"),
+        (b"Access denied", "is text and not weights; it begins with 'Access denied'"),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "is a HDF5 file"),
         (bytes(99), "not a file of weights, or damaged"),
     ],

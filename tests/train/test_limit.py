@@ -14,7 +14,7 @@ class Machine:
     """A clock, and a run in which steps, saves, grids and held-out numbers take as long as said."""
 
     def __init__(self, tmp_path, optim, seconds, **changes):
-        self.now, self.costs = 100.0, {"step": 1.0, "save": 0.0, "grid": 0.0, "held_out": 0.0} | seconds
+        self.now, self.costs = 100.0, {"step": 1.0, "save": 0.0, "grid": 0.0, "evaluation": 0.0} | seconds
         settings = {"steps": 1000, "batch_size": 1, "out": tmp_path, "sample_every": 0, "save_every": 10**6} | changes
         self.config, self.optim = TrainConfig(**settings), optim
         self.limit = TimeLimit(self.config, optim, 0, {}, clock=lambda: self.now)
@@ -27,7 +27,7 @@ class Machine:
     def run(self):
         """Steps done; grids and held-out numbers every 100 steps."""
         began, step = self.now, 0
-        looks = {"grid": self.config.sample_every != 0, "held_out": self.config.val_every > 0}
+        looks = {"grid": self.config.sample_every != 0, "evaluation": self.config.val_every > 0}
         if looks["grid"]:
             self.spend("grid")
         while True:
@@ -36,7 +36,7 @@ class Machine:
             step += 1
             due = {what: is_on and step % 100 == 0 for what, is_on in looks.items()}
             saves = step % self.config.save_every == 0
-            last = step == self.config.steps or self.limit.late(step, due["grid"], due["held_out"])
+            last = step == self.config.steps or self.limit.late(step, due["grid"], due["evaluation"])
             if last or saves:
                 self.spend("save")
             for what, is_on in looks.items():
@@ -47,7 +47,7 @@ class Machine:
                 return step
 
 
-@pytest.mark.parametrize("costs", [{"save": 20}, {"save": 60, "grid": 100, "held_out": 30}, {"step": 7, "grid": 300}])
+@pytest.mark.parametrize("costs", [{"save": 20}, {"save": 60, "grid": 100, "evaluation": 30}, {"step": 7, "grid": 300}])
 def test_the_limit_is_kept_with_everything_that_comes_at_the_end(tmp_path, costs):
     how = {"sample_every": 100, "val_every": 100, "save_every": 100, "max_minutes": 20}
     machine = Machine(tmp_path, OptimConfig(), costs, **how)
