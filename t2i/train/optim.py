@@ -21,7 +21,7 @@ class OptimConfig(Config):
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(1e-4, gt=0, le=100)
+    lr: float = Field(1e-4, gt=0, le=1e30)
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     momentum: Fraction = Field(0.95, description="of Muon")
     eps: float = Field(1e-8, gt=0, le=1)
