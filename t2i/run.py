@@ -67,7 +67,7 @@ class Run(Config):
         spec = stage(str(data.get("stage")))
         if isinstance(data.get("model"), dict):
             data["model"] = spec.older(data["model"], _names(data))
-        if (name := data.get("preset")) is None:
+        if (name := data.get("preset")) is None or not isinstance(data.get("model"), dict | None):
             return data
         choices = spec.presets
         if name not in choices:

@@ -21,7 +21,7 @@ class OptimConfig(Config):
     """
 
     kind: Literal["adamw", "muon"] = Field("adamw", description="the optimiser")
-    lr: float = Field(1e-4, gt=0, le=100, description="learning rate after the warm-up")
+    lr: float = Field(1e-4, gt=0, le=1e30, description="learning rate after the warm-up")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of AdamW")
     momentum: Fraction = Field(0.95, description="of Muon")
     eps: float = Field(1e-8, gt=0, le=1, description="of AdamW")

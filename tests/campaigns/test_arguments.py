@@ -19,7 +19,7 @@ def campaign(num: int, tmp_path: Path) -> None:
 
 
 def test_random_arguments_are_done_or_refused_in_one_line(tmp_path: Path) -> None:
-    campaign(100, tmp_path)
+    campaign(40, tmp_path)
 
 
 @pytest.mark.slow
