@@ -10,14 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, shown
 from t2i.core.seed import Streams
 from t2i.data.framing import CropPolicy
 from t2i.data.scan import Scan, scan
 from t2i.data.source import (
     HEAD,
     IMAGE_TYPES,
-    MAX_FILE,
     MAX_TEXT,
     BadSample,
     Sample,
@@ -25,9 +24,9 @@ from t2i.data.source import (
     lines_of,
     pick_caption,
     read_file,
-    shown,
     text_of,
 )
+from t2i.io.decode import MAX_BYTES
 
 
 class FolderSource:
@@ -70,7 +69,7 @@ class FolderSource:
         if not self.files:
             raise DataError(f"{root} holds no pictures ({', '.join(IMAGE_TYPES)}){beside}")
         if self.captioned and not self.found.captions:
-            expected = f"{shown(Path(self.files[0]).stem)}.txt and so on"
+            expected = f"{shown(Path(self.files[0]).stem, 60)}.txt and so on"
             raise DataError(f"{root} holds {len(self.files)} pictures but no captions: expected {expected}{beside}")
         self.keys = [os.path.splitext(file)[0] for file in self.files]
         tops = [Path(file).parts[0] if len(Path(file).parts) > 1 else None for file in self.files]
@@ -87,12 +86,12 @@ class FolderSource:
         if captions or self.captioned:
             parts.append(f"{len(captions):,} with captions")
         if twins:
-            parts.append(f"{len(twins):,} of one name but for its end (such as {shown(twins[0])})")
+            parts.append(f"{len(twins):,} of one name but for its end (such as {shown(twins[0], 60)})")
         return ", ".join(parts) + (f"; left out: {left_out}" if left_out.counts else "")
 
     def head(self, index: int) -> bytes:
         """The first bytes of a picture; see `Source`."""
-        return read_file(self.root / self.files[index], MAX_FILE, HEAD)
+        return read_file(self.root / self.files[index], MAX_BYTES, HEAD)
 
     def load(self, index: int, rng: Streams) -> Sample:
         """Sample `index`; see `Source`."""
@@ -100,7 +99,7 @@ class FolderSource:
         beside = self.found.captions.get(file)
         if beside is None and self.captioned:
             raise BadSample("no caption", f"{self.root / self.keys[index]}.txt does not exist")
-        data = read_file(self.root / file, MAX_FILE)
+        data = read_file(self.root / file, MAX_BYTES)
         try:
             text = text_of(read_file(self.root / beside, MAX_TEXT)) if beside is not None else ""
         except UnicodeDecodeError:

@@ -8,11 +8,11 @@ from typing import Literal
 from PIL import Image
 
 from t2i.core.seed import Streams
+from t2i.io.decode import FORMATS
 from t2i.io.images import centre_square, resize_short
 
 CropPolicy = Literal["center", "random", "pad"]
 
-_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
 _SAID: dict[CropPolicy, str] = {
     "center": "cropped to their centre squares; data.crop_policy=pad keeps all of them",
     "random": "cropped to random squares; data.crop_policy=pad keeps all of them",
@@ -37,7 +37,7 @@ def told(heads: Iterable[bytes], policy: CropPolicy) -> str | None:
     """How many of some pictures are not square, told from their first bytes, and what becomes of them."""
     sizes = []
     for head in heads:
-        with suppress(Exception), Image.open(io.BytesIO(head), formats=_FORMATS) as image:  # decoders raise all sorts
+        with suppress(Exception), Image.open(io.BytesIO(head), formats=FORMATS) as image:  # decoders raise all sorts
             sizes.append(image.size)
     odd = sum(width != height for width, height in sizes)
     return f"{odd} of {len(sizes)} pictures that were looked at are not square: {_SAID[policy]}" if odd else None

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError, shown
 from t2i.core.seed import Streams, mix
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
@@ -29,7 +29,7 @@ from t2i.data.framing import told
 from t2i.data.opening import open_source
 from t2i.data.order import Mixture, permute
 from t2i.data.scenes import ShapesSource
-from t2i.data.source import BadSample, Needs, Sample, collate, shown
+from t2i.data.source import BadSample, Needs, Sample, collate
 from t2i.io.files import clear_errors, json_lines
 
 log = logging.getLogger(__name__)
@@ -163,22 +163,21 @@ class Loader:
     def _account(self, bad: list[dict[str, str]], enlarged: list[str], failed: str | None) -> None:
         self.num_seen += self.micro
         if enlarged and not self.num_enlarged and self.split == "train":
-            log.warning(
-                "picture %s is smaller than data.size=%d: enlarged, it is blurred", shown(enlarged[0]), self.config.size
-            )
+            first, size = shown(enlarged[0], 60), self.config.size
+            log.warning("picture %s is smaller than data.size=%d: enlarged, it is blurred", first, size)
         self.num_enlarged += len(enlarged)
         for sample in bad:
             self.bad[sample["reason"]] += 1
             count = self.bad[sample["reason"]]
             if count == 1 or count % 1000 == 0:
-                key, detail = shown(sample["key"]), shown(sample["detail"], 300)
+                key, detail = shown(sample["key"], 60), shown(sample["detail"], 300)
                 log.warning("skipped sample %s: %s (%s), %d so far", key, sample["reason"], detail, count)
         new = {sample["key"]: sample for sample in bad if sample["key"] not in self.listed}
         if new and self.bad_log is not None:
             with clear_errors(self.bad_log), open(self.bad_log, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(sample) + "\n" for sample in new.values())
             self.listed |= new.keys()
-        example = f", such as {shown(bad[-1]['key'])}" if bad else ""
+        example = f", such as {shown(bad[-1]['key'], 60)}" if bad else ""
         if failed is not None:
             kind = DataError if self.split == "train" else NothingHeldOutError
             raise kind(failed + (f" ({self._reasons()}{example})" if self.bad else ""))

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from t2i.core.errors import DataError
-from t2i.data.source import IMAGE_TYPES, Tally, shown
+from t2i.core.errors import DataError, shown
+from t2i.data.source import IMAGE_TYPES, Tally
 
 _SYSTEM = (
     "@eaDir", "@__thumb", "#recycle", "@Recycle", "__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN",

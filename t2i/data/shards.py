@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError, shown
 from t2i.core.seed import Streams
 from t2i.data.framing import CropPolicy
 from t2i.data.scan import scan
@@ -34,7 +34,6 @@ from t2i.data.source import (
     decode,
     lines_of,
     pick_caption,
-    shown,
     text_of,
 )
 from t2i.data.tars import RESERVED, TEXT_TYPES, Members, index_tar
@@ -255,7 +254,7 @@ def _braces(text: str) -> list[str]:
     rest = _braces(text[match.end() :])
     count = (int(span[2]) - int(span[1]) + 1 if span else inside.count(",") + 1) * len(rest)
     if count > MAX_NAMES:
-        raise UsageError(f"{shown(text)} stands for {count:,} names, at most {MAX_NAMES:,} are read")
+        raise UsageError(f"{shown(text, 60)} stands for {count:,} names, at most {MAX_NAMES:,} are read")
     if span:
         first, last = span.groups()
         width = len(first) if first.startswith("0") or len(first) == len(last) else 0

@@ -7,14 +7,15 @@ crop) comes from `rng`, one random stream per sample.
 import codecs
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, T2IError, shown
+from t2i.core.reading import open_regular
 from t2i.core.seed import Streams
 from t2i.core.types import Batch
 from t2i.data.framing import CropPolicy, framed
@@ -23,10 +24,8 @@ from t2i.io.images import from_pil, open_image
 
 IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "jpe", "jfif", "gif", "bmp", "tif", "tiff", "avif")
 """Ends of the names of pictures; of two in one sample of a shard, the first of these is taken."""
-MAX_FILE = 256 * 2**20
-"""Bytes of a picture's file; larger ones are refused before they are read."""
 MAX_TEXT = 2**20
-"""The same for captions."""
+"""Bytes of a file of captions; larger ones are refused before they are read."""
 HEAD = 2**18
 """Bytes of a picture's file that say how large it is."""
 MAX_RATIO = 20
@@ -85,14 +84,9 @@ class Tally:
     def __str__(self) -> str:
         """`3 hidden (such as .x), 1 .heic (such as a.heic)`, the most frequent first."""
         most = self.counts.most_common(6)
-        parts = [f"{count:,} {what} (such as {shown(self.examples[what])})" for what, count in most]
+        parts = [f"{count:,} {what} (such as {shown(self.examples[what], 60)})" for what, count in most]
         others = self.counts.total() - sum(count for _, count in most)
         return ", ".join([*parts, *([f"{others:,} others"] if others else [])])
-
-
-def shown(text: str, length: int = 60) -> str:
-    """A text of a user's for one line: cut, and what a terminal would obey is escaped."""
-    return repr(text[:length])[1:-1] + "…" * (len(text) > length)
 
 
 class Source(Protocol):
@@ -110,18 +104,13 @@ class Source(Protocol):
         """What `decode` gives, `caption`, `key`, and what else the source holds; or BadSample."""
 
 
-def read_file(path: str | os.PathLike[str], limit: int, most: int = -1) -> bytes:
+def read_file(path: str | Path, limit: int, most: int = -1) -> bytes:
     """A regular file of at most `limit` bytes, or `most` of them; BadSample for anything else, before it is read."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # pipes block
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise BadSample("unreadable file", f"{path} is no regular file")
-            if about.st_size > limit:
-                raise BadSample("file too large", f"{path} has {about.st_size:,} bytes, at most {limit:,} are read")
+        with open_regular(path, limit) as file:
             return file.read(limit if most < 0 else most)
-    except OSError as error:
-        raise BadSample("unreadable file", f"{path}: {error.strerror}") from None
+    except T2IError as error:
+        raise BadSample("unreadable file", str(error)) from None
 
 
 def decode(
@@ -140,7 +129,7 @@ def decode(
         raise BadSample("too narrow", f"{image.width}×{image.height}")
     enlarged = (max if policy == "pad" else min)(image.size) < size
     image = framed(image, size, crop, policy, rng)
-    return {"image": from_pil(image.convert("L") if channels == 1 else image)[:channels], "enlarged": enlarged}
+    return {"image": from_pil(image, channels=channels), "enlarged": enlarged}
 
 
 def pick_caption(captions: Mapping[str, Sequence[str]], weights: Mapping[str, float], rng: Streams) -> str:
@@ -193,7 +182,7 @@ def collate(samples: list[Sample]) -> Batch:
             values = [sample[key] for sample in samples]
             if isinstance(values[0], torch.Tensor):
                 if any(value.shape != values[0].shape for value in values):
-                    raise BadSample("arrays of different shapes", f"{key} of {shown(samples[0]['key'])} and others")
+                    raise BadSample("arrays of different shapes", f"{key} of {shown(samples[0]['key'], 60)} and others")
                 batch[key] = torch.stack(values)
             else:
                 batch[key] = torch.tensor(values) if isinstance(values[0], int) else values

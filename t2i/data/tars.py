@@ -11,9 +11,9 @@ import tarfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, shown
 from t2i.data.scan import passed_over
-from t2i.data.source import IMAGE_TYPES, Tally, shown
+from t2i.data.source import IMAGE_TYPES, Tally
 
 log = logging.getLogger(__name__)
 

@@ -106,7 +106,6 @@ def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype,
         for problem in (unknown_words(task, captions, whose), cut_captions(task, captions, whose)):
             if problem is not None:
                 log.warning(problem)
-            log.warning(problem)
 
 
 def unknown_words(task: Task, captions: Sequence[str], whose: str = "the first captions") -> str | None:
