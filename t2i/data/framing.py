@@ -1,12 +1,12 @@
 """How a picture of any shape becomes a square one."""
 
 import io
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Literal
 
 from PIL import Image
 
+from t2i.core.errors import shown
 from t2i.core.seed import Streams
 from t2i.io.decode import FORMATS
 from t2i.io.images import centre_square, resize_short
@@ -33,14 +33,29 @@ def framed(image: Image.Image, size: int, crop: int | None, policy: CropPolicy, 
     return _random_window(image, size, rng) if policy == "random" else centre_square(image, size)
 
 
-def told(heads: Iterable[bytes], policy: CropPolicy) -> str | None:
-    """How many of some pictures are not square, told from their first bytes, and what becomes of them."""
-    sizes = []
-    for head in heads:
-        with suppress(Exception), Image.open(io.BytesIO(head), formats=FORMATS) as image:  # decoders raise all sorts
-            sizes.append(image.size)
+def told(heads: Sequence[tuple[str, bytes]], whole: int, policy: CropPolicy | None) -> list[str]:
+    """What is to be said of some pictures by their names and first bytes: how many cannot be read, and how many are not
+    square and what becomes of them.
+
+    Args:
+        whole: bytes that a head has at most; a file with fewer is told to be no picture, of others more may be needed.
+        policy: None where no picture is cut to a square.
+    """
+    sizes, bad, lines = [], [], []
+    for name, head in heads:
+        try:
+            with Image.open(io.BytesIO(head), formats=FORMATS) as image:
+                sizes.append(image.size)
+        except Exception:  # decoders raise all sorts
+            if len(head) < whole:
+                bad.append(name)
     odd = sum(width != height for width, height in sizes)
-    return f"{odd} of {len(sizes)} pictures that were looked at are not square: {_SAID[policy]}" if odd else None
+    seen = f"of {len(heads)} pictures that were looked at"
+    if bad:
+        lines.append(f"{len(bad)} {seen} cannot be read (such as {shown(bad[0], 60)})")
+    if odd and policy is not None:
+        lines.append(f"{odd} {seen} are not square: {_SAID[policy]}")
+    return lines
 
 
 def _padded(image: Image.Image, size: int) -> Image.Image:

@@ -29,7 +29,7 @@ from t2i.data.framing import told
 from t2i.data.opening import open_source
 from t2i.data.order import Mixture, permute
 from t2i.data.scenes import ShapesSource
-from t2i.data.source import BadSample, Needs, Sample, collate
+from t2i.data.source import HEAD, BadSample, Needs, Sample, collate
 from t2i.io.files import clear_errors, json_lines
 
 log = logging.getLogger(__name__)
@@ -99,25 +99,26 @@ class Loader:
         self.micro = batch_size // (accumulate * world)
         self.data = _Positions(config, seed, self.micro, split, needs)
         if split == "train" and rank == 0:
-            self._announce("image" in needs.keys and (config.crop is None or config.crop_policy == "pad"))
+            self._announce("image" in needs.keys)
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = self.num_enlarged = 0
         earlier = json_lines(bad_log) if bad_log is not None and bad_log.exists() else []
         self.listed = {str(row["key"]) for row in earlier if "key" in row}  # before the run was resumed
 
-    def _announce(self, framed: bool) -> None:
-        """Say what is used of every source and, where pictures are `framed`, how many are not square."""
+    def _announce(self, pictured: bool) -> None:
+        """Say what is used of every source and, of some of its pictures, how many cannot be read or are not square."""
+        policy = self.config.crop_policy
         for given, source in zip(self.config.sources, self.data.sources, strict=True):
             if isinstance(source, ShapesSource):
                 continue
             log.info("%s: %s", given.src, source)
             heads = []
-            for index in range(0, len(source), math.ceil(len(source) / _LOOKED_AT)) if framed else ():
+            for index in range(0, len(source), math.ceil(len(source) / _LOOKED_AT)) if pictured else ():
                 with suppress(BadSample):
-                    heads.append(source.head(index))
-            if (odd := told(heads, self.config.crop_policy)) is not None:
-                log.info("%s: %s", given.src, odd)
+                    heads.append((source.keys[index], source.head(index)))
+            for line in told(heads, HEAD, policy if self.config.crop is None or policy == "pad" else None):
+                log.info("%s: %s", given.src, line)
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Micro-batches, b = batch_size/accumulate/world: `image` (b, 3, h, h) in [-1, 1], `caption`, `key`, `seed`."""

@@ -91,7 +91,7 @@ def told(caplog: pytest.LogCaptureFixture, source: str, **changes: Any) -> list[
     return caplog.messages[1:]
 
 
-def test_pictures_that_are_not_square_are_told_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_pictures_and_those_not_square_are_told_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     for i in range(5):
@@ -99,12 +99,13 @@ def test_pictures_that_are_not_square_are_told_at_the_start(tmp_path: Path, capl
     (folder / "broken.png").write_bytes(b"no picture")
     tar = str(make_tar(tmp_path / "a.tar", [(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]))
     for source in (str(folder), tar):
-        line = f"{source}: 3 of 5 pictures that were looked at are not square: "
+        bad = f"{source}: 1 of 6 pictures that were looked at cannot be read (such as broken)"
+        line = f"{source}: 3 of 6 pictures that were looked at are not square: "
         kept = "; data.crop_policy=pad keeps all of them"
-        assert told(caplog, source) == [f"{line}cropped to their centre squares{kept}"]
-        assert told(caplog, source, crop_policy="random") == [f"{line}cropped to random squares{kept}"]
-        assert told(caplog, source, crop_policy="pad") == [f"{line}padded to squares with white"]
-        assert told(caplog, source, crop=8) == []
+        assert told(caplog, source) == [bad, f"{line}cropped to their centre squares{kept}"]
+        assert told(caplog, source, crop_policy="random") == [bad, f"{line}cropped to random squares{kept}"]
+        assert told(caplog, source, crop_policy="pad") == [bad, f"{line}padded to squares with white"]
+        assert told(caplog, source, crop=8) == [bad]
     (square := tmp_path / "b").mkdir()
     (square / "a.png").write_bytes(ramp(20, 20))
     assert told(caplog, str(square)) == []
