@@ -40,8 +40,8 @@ def variations(
     offload: Offload = False,
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
-    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
-    source = _opened(image)
+    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
+    source = _opened(image, model)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
     if row or out.suffix.lower() == ".gif":
@@ -66,11 +66,11 @@ def interpolate(
     offload: Offload = False,
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
-    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
     is_picture = os.path.isfile(b) or b.lower().endswith(PICTURES)
     if not is_picture:
         _check(b)
-    ends = _opened(a), _opened(b) if is_picture else b
+    ends = _opened(a, model), _opened(b, model) if is_picture else b
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
 
@@ -94,9 +94,9 @@ def text_diff(
     offload: Offload = False,
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
-    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
     _check(*([from_text] if from_text != "" else []), to_text)
-    source = _opened(image)
+    source = _opened(image, model)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
 
@@ -118,23 +118,22 @@ def upsample(
     offload: Offload = False,
 ) -> None:
     """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
-    chosen = _chosen(model, out, False, seed, steps, None, sampler, stop_after, max_tile)
-    source = _opened(image)
+    chosen = _chosen(out, False, seed, steps, None, sampler, stop_after, max_tile)
+    source = _opened(image, model)
     pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
     result = pipe.upsample(source, start_at=start_at, **chosen)
     (path,) = result.save(out)
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 
 
-def _chosen(model: str, out: Path, moving: bool, *given: Any) -> "Draw":
+def _chosen(out: Path, moving: bool, *given: Any) -> "Draw":
     """Settings of a call that were given; UsageError for a file that cannot be written, or that is no picture, nor,
-    where that may be `moving`, a GIF, and for a model that nobody knows."""
+    where that may be `moving`, a GIF."""
     from t2i.io.files import writable_file
     from t2i.io.provenance import SAVED, check_extension
 
     check_extension(out, (*SAVED, ".gif") if moving else SAVED, "--out")
     writable_file(out, "--out")
-    check_model(model)
     return draw_options(*given)
 
 
@@ -146,7 +145,9 @@ def _check(*texts: str) -> None:
         check_text("prompt", text)
 
 
-def _opened(path: str | Path) -> Any:
+def _opened(path: str | Path, model: str) -> Any:
+    """A picture; before it is read, UsageError for a model that nobody knows."""
+    check_model(model)
     from t2i.io.images import open_image
 
     return open_image(path, keep_alpha=True)

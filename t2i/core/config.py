@@ -22,7 +22,7 @@ from t2i.core.reading import read_bytes
 Model = TypeVar("Model", bound=BaseModel)
 AtHome = AfterValidator(lambda path: type(path)(os.path.expanduser(path)))
 """For `Annotated`: a path, as text or as `Path`, that may begin with `~`."""
-MAX_YAML = 2**20
+MAX_YAML = 2**18
 """Bytes of a YAML file."""
 MAX_VALUES = 100_000
 """Of a YAML text, each counted wherever an alias repeats it: a few lines of aliases of aliases are billions."""
@@ -181,7 +181,7 @@ def _yaml(text: str) -> Any:
     if node is None:
         return None
     if (count := _count(node, {})) > MAX_VALUES:
-        raise UsageError(f"its aliases make {count:,} values of it, more than {MAX_VALUES:,}")
+        raise UsageError(f"it holds {count:,} values where its aliases are counted as well, more than {MAX_VALUES:,}")
     return loader.construct_document(node)
 
 

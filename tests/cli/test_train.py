@@ -61,7 +61,7 @@ def test_help_shows_the_default_where_a_config_differs(
     assert "  model.unet.channels: int = 64 (default 128) — level L has round(channels" in out
     assert "  task.sampling.steps: text or int = 25 — a respacing of the training process" in out
     assert "  model.ports.clip_image.scale: number = 11.3 (default 1) — embeddings are multiplied by it" in out
-    assert "  model.ports.classes.num: int = 0 — how many there are" in out, "also of sections that are null"
+    assert "  model.ports.classes.num: int = 0 — of labels; 0 for" in out, "also of sections that are null"
     assert "  train.device: auto | cpu | cuda = auto" in out
 
 

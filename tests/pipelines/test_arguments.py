@@ -138,7 +138,7 @@ def test_pictures_that_are_none_are_one_line(pipe: Any, image: Any) -> None:
         lambda: pipe.inpaint(PICTURE, image, "a cube", **given),
         lambda: pipe.edit(image, "a cube", **given),
     ):
-        refused("picture|mask", call)
+        refused("picture|mask|NUL", call)
 
 
 @pytest.mark.parametrize("num", [10**9, 10**30, "x", 0])

@@ -425,7 +425,7 @@ def test_broken_folders_are_one_clear_line(pipe: DALLE2, tmp_path: Path) -> None
         ({"settings": {"step": {}}}, "did you mean 'steps'"),
         ({"settings": {"sampler": {"decoder": "dppm"}}}, "did you mean 'ddpm'"),
         ({"settings": {"steps": {"decoder": None}}}, "steps of decoder.*None"),
-        ({"decoder": None}, "lacks decoder"),
+        ({"decoder": None}, r"decoder must be \[library, kind\] .*, got None"),
         ({"decodre": ["t2i", "decoder"]}, "did you mean 'decoder'"),
     ],
 )

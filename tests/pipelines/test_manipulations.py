@@ -221,7 +221,7 @@ UNIT = torch.eye(16)[:1]
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: p.variations(Image.new("RGB", (0, 0))), "a picture without pixels: 0 × 0"),
+        (lambda p: p.variations(Image.new("RGB", (0, 0))), "picture has no pixels: 0 × 0"),
         (lambda p: p.encode(3), "PIL picture or the path of one, got int"),
         (lambda p: p.encode([]), "no picture given"),
         (lambda p: p.encode(Image.new("RGB", (30, 40))), "must be square, got 30 × 40"),

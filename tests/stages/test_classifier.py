@@ -209,5 +209,5 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         ClassifierConfig(encoder=ENCODER, image_size=34)
     with pytest.raises(ValueError, match=r"told nothing beside x_t and t: encoder\.image_channels=3"):
         ClassifierConfig(encoder=ENCODER.model_copy(update={"image_channels": 3}))
-    with pytest.raises(ValueError, match="64 channels cannot be split into 3 heads"):
+    with pytest.raises(ValueError, match="64 channels of a level cannot be split into heads by num_heads=3"):
         ClassifierConfig(encoder=ENCODER.model_copy(update={"num_heads": 3, "head_channels": None}))

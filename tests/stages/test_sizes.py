@@ -164,7 +164,7 @@ def test_memory_that_runs_out_while_building_is_one_line(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: DecoderConfig(unet=of(context_dim=32)), "unet.context_dim=32, but no port gives tokens"),
+        (lambda: Decoder(DecoderConfig(unet=of(context_dim=32))), "unet.context_dim=32, but no port gives tokens"),
         (lambda: VisionConfig(image_size=8, patch_size=16), "image_size=8 is smaller than patch_size=16"),
         (lambda: VisionConfig(image_size=16, layers=(1, 1, 1, 1)), "smaller than the 32 pixels that a ResNet folds"),
         (lambda: VisionConfig(width=32, head_width=64), "32 channels cannot be split into heads of head_width=64"),

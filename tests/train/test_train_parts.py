@@ -8,6 +8,7 @@ import torch
 from tiny_run import Net
 from torch import nn
 
+from t2i.core import progress
 from t2i.core.config import load
 from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.core.progress import Alive
@@ -496,7 +497,7 @@ def test_a_line_of_the_log_is_one_line_without_control_characters(capsys, monkey
     monkeypatch.setattr(log.log, "hasHandlers", lambda: False)
     monkeypatch.setattr(log.log, "handlers", [])
     monkeypatch.setattr(log.log, "level", log.log.level)
-    log.to_stderr()
+    progress.to_stderr()
     log.log.info("caption: %s", "\x1b[31mred\ncube" + "a" * 5_000)
     told = capsys.readouterr().err
     assert "caption: \\x1b[31mred\\ncubeaaa" in told

@@ -44,8 +44,6 @@ class DecoderConfig(Config):
             raise ValueError(f"{masked} does not fit unet.image_channels={unet.image_channels}; it needs 4, or else 0")
         if self.image_size % unet.factor:
             raise ValueError(f"image_size={self.image_size} is not a multiple of {unet.factor}, which the U-Net folds")
-        if unet.context_dim is not None and not {"clip_image", "text", "clip_text", "states"} & {*self.ports.names}:
-            raise ValueError(f"unet.context_dim={unet.context_dim}, but no port gives tokens to attend to")
         self.ports.check(unet.context_dim)
         if self.ports.clip_text is not None and self.ports.clip_image is None:
             raise ValueError("ports.clip_text needs ports.clip_image beside it")
@@ -57,7 +55,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, context_dim = config, config.unet.context_dim
+        if context_dim is not None and not {"clip_image", "text", "clip_text", "states"} & {*config.ports.names}:
+            raise ValueError(f"unet.context_dim={context_dim}, but no port gives tokens to attend to")
         self.unet = UNet(config.unet)
         self.ports = config.ports.build(config.unet.time_dim, config.unet.context_dim)
 
