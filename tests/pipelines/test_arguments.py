@@ -255,7 +255,8 @@ def test_attributes_of_neighbours_are_answered_with_ours() -> None:
         _ = pipe.settngs
 
 
-def test_a_pipeline_shows_what_it_is(pipe: Any) -> None:
+def test_a_pipeline_shows_what_it_is(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe, "source", "small")
     lines = repr(pipe).splitlines()
     assert lines[0] == "DALLE2 'small' on cpu, float32"
     assert [line.split()[0] for line in lines[1:]] == ["clip", "prior", "decoder", "up256", "up1024"]
