@@ -24,6 +24,7 @@ from t2i.stages.follow import same_clip
 from t2i.stages.registry import load_stage, new_model, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
 from t2i.train.checkpoint import find
+from t2i.train.held_out import check_prompts
 from t2i.train.loop import Result, fit
 from t2i.train.optim import OptimConfig
 from t2i.train.settings import TrainConfig
@@ -157,6 +158,7 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
     with explain(path, UsageError):
         task: Any = spec.task(model, run.task, **neighbours)  # type: ignore[call-arg]
     spec.fits(model, run.data, run.task, neighbours)
+    check_prompts(task, run.train.prompts)
     warn_enlarged(run.data, neighbours)
     loader = partial(Loader, run.data, needs=Needs(task.keys, count_classes(config), count_channels(config)))
     if find(run.train.out / "checkpoints", run.train.resume) is None:
@@ -232,7 +234,7 @@ def start_from(folder: str, run: Run, spec: Stage, model: Any) -> bool:
     ours, theirs = (spec.clip_facts(config).fingerprint for config in (model.config, before.config))
     others = "clip" in run.needs and not (same_clip(ours, theirs) and len(ours) == len(theirs))
     if others:
-        log.warning("init=%s learned from another CLIP than %s", folder, run.needs["clip"])
+        log.warning("init=%s learned from another CLIP than %s, and learns on with this one", folder, run.needs["clip"])
     return others
 
 

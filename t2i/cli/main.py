@@ -19,7 +19,7 @@ from t2i.cli.generate import generate
 from t2i.cli.info import info
 from t2i.cli.manipulate import interpolate, text_diff, upsample, variations
 from t2i.cli.train import assemble, calibrate, configs, train
-from t2i.core.errors import MAX_LINE, DataError, OutOfMemoryError, T2IError, UsageError, lacks_memory, shown
+from t2i.core.errors import MAX_LINE, DataError, OutOfMemoryError, Stopped, T2IError, UsageError, lacks_memory, shown
 from t2i.core.threads import wait_quietly
 from t2i.pipeline.habits import OPTIONS
 
@@ -61,6 +61,9 @@ def main() -> None:
         if (code := app(standalone_mode=False)) == INTERRUPTED:
             typer.echo("interrupted", err=True)
         sys.exit(code)
+    except Stopped as error:  # as it was asked to
+        _tell(str(error))
+        sys.exit(error.exit_code)
     except T2IError as error:
         _end(str(error), error.exit_code)
     except OSError as error:

@@ -17,6 +17,12 @@ from t2i.train.log import Meter
 from t2i.train.objective import Objective, to_device
 
 
+def check_prompts(task: Task, prompts: Sequence[str]) -> None:
+    """UsageError for prompts that a task cannot draw."""
+    if prompts and not task.takes_prompts:
+        raise UsageError(f"train.prompts: this {type(task.model).__name__} draws nothing from sentences; leave it out")
+
+
 class HeldOut:
     """What a run is judged by.
 
@@ -42,8 +48,7 @@ class HeldOut:
         self._one, self._many = one, many
         self._batch: Batch | None = None
         self._batches: list[Batch] | None = None
-        if prompts and not task.takes_prompts:
-            raise UsageError(f"train.prompts: a {type(task.model).__name__} draws nothing from sentences; leave it out")
+        check_prompts(task, prompts)
 
     @property
     def draws(self) -> bool:

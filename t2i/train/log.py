@@ -146,11 +146,11 @@ def _open_vocabulary(task: Task, whom: str) -> str:
     if whom in task.needs:
         return (
             f"they are read with {whom}, which must be trained to read any word before this stage: t2i train "
-            "configs/shapes/clip.yaml init=weights/shapes/clip model.tokenizer.kind=clip model.tokenizer.context=77 "
+            "configs/shapes/clip.yaml init=weights/shapes/clip model.tokenizer.kind=clip "
             f"data.source=… train.out=runs/{whom}, and then {whom}=runs/{whom} here"
         )
     section = "model.ports.text." if hasattr(getattr(task.model, "config", None), "ports") else "model."
-    return f"{section}tokenizer.kind=clip {section}tokenizer.context=77 reads any word"
+    return f"{section}tokenizer.kind=clip reads any word"
 
 
 def _short(count: int) -> str:

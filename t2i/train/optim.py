@@ -36,20 +36,26 @@ class OptimConfig(Config):
     only: tuple[str, ...] = Field((), description="train the parameters whose names begin so, freeze the rest")
 
 
+_WARM = 0.1  # of a decay that follows the time
+
+
 def progress(config: OptimConfig, step: int, num_steps: int) -> float:
     """How far a decay is, between 0 and 1, at a step (from 0) out of `num_steps`."""
     return min(1.0, max(0, step - config.warmup) / max(1, num_steps - config.warmup))
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int, ahead: float = 0.0) -> float:
-    """Learning rate of optimiser step `step` (from 0) out of `num_steps`, of a decay that is at least `ahead`."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / (config.warmup + 1)
+    """Learning rate of optimiser step `step` (from 0) out of `num_steps`.
+
+    A decay that is `ahead` by the clock is at least so far, and a warm-up before it takes a tenth of its time at most.
+    """
+    ramp = (step + 1) / (config.warmup + 1) if step < config.warmup else 1.0
+    ramp = max(ramp, min(1.0, ahead / _WARM))
     if config.schedule == "constant":
-        return config.lr
+        return config.lr * ramp
     done = max(ahead, progress(config, step, num_steps))
     fall = done if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * done)
-    return config.lr * (1 + (config.final - 1) * fall)
+    return config.lr * ramp * (1 + (config.final - 1) * fall)
 
 
 def freeze(model: nn.Module, only: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ class Report:
             return
         if self.row.get("step") == step:
             row = self.row
-        elif self.told is None or time.monotonic() - self.told >= EVERY:
+        elif self.told is None or time.monotonic() - self.told >= 0.8 * EVERY:
             names, values = self.meter.so_far()
             means = dict(zip(names, values.tolist(), strict=True))
             row = self._row(step, images, means, self.clock.so_far(waited), lr)

@@ -95,5 +95,5 @@ def test_every_grid_shows_prompts_with_the_same_seeds(tmp_path: Path) -> None:
 
 
 def test_prompts_are_refused_where_nothing_is_drawn_from_sentences(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"train\.prompts: a Net draws nothing from sentences; leave it out"):
+    with pytest.raises(UsageError, match=r"train\.prompts: this Net draws nothing from sentences; leave it out"):
         run(tmp_path, prompts=("a frog",))

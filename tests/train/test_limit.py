@@ -85,3 +85,14 @@ def test_a_constant_rate_stays_and_says_nothing(tmp_path, caplog):
     assert machine.run() < 1000
     assert {*machine.lr} == {0.5}
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_a_warm_up_takes_a_tenth_of_a_decay_that_follows_the_time(schedule):
+    optim = OptimConfig(schedule=schedule, warmup=300, lr=1.0)
+    rates = [learning_rate(optim, step, 2000, ahead=step / 100) for step in range(101)]
+    assert rates[0] == learning_rate(optim, 0, 2000)
+    assert rates[10] == max(rates)
+    assert rates[10] > 0.89
+    assert rates[100] == pytest.approx(1.0 if schedule == "constant" else 0.0, abs=1e-9)
+    assert max(abs(now - before) for before, now in pairwise(rates)) < 0.11  # nothing jumps
