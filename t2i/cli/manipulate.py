@@ -1,7 +1,6 @@
 """The commands that begin with a picture: `t2i variations | interpolate | text-diff` (`pipelines/manipulations.py`) and
 `t2i upsample` (`pipelines/upsample.py`)."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +11,6 @@ from t2i.core.errors import UsageError
 
 if TYPE_CHECKING:
     from t2i.pipeline.arguments import Draw
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 Image = Annotated[Path, typer.Argument(help="A square picture.")]
 Seed = Annotated[int | None, typer.Option(help="Of the noise; random, and told, if not given.")]
@@ -66,11 +63,12 @@ def interpolate(
     offload: Offload = False,
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
-    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
-    is_picture = os.path.isfile(b) or b.lower().endswith(PICTURES)
-    if not is_picture:
+    from t2i.core.paths import is_picture
+
+    if not is_picture(b):
         _check(b)
-    ends = _opened(a), _opened(b) if is_picture else b
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
+    ends = _opened(a), _opened(b) if is_picture(b) else b
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
 
@@ -94,8 +92,8 @@ def text_diff(
     offload: Offload = False,
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
-    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
     _check(*([from_text] if from_text != "" else []), to_text)
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from t2i.core.errors import UsageError, quoted
 
+IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "jpe", "jfif", "gif", "bmp", "tif", "tiff", "avif")
+"""Ends of the names of pictures; of two in one sample of a shard, the first of these is taken."""
+
 
 def path_of(given: object, what: str = "a path") -> Path:
     """A path given as text, bytes or `Path`; UsageError for anything else, and for what no file can be called."""
@@ -19,3 +22,9 @@ def path_of(given: object, what: str = "a path") -> Path:
         why = "has a NUL in it" if b"\0" in raw else "is too long"
         raise UsageError(f"{what} {why}: {quoted(os.fspath(given))}")
     return path
+
+
+def is_picture(text: str) -> bool:
+    """Whether what may be a sentence or the path of a picture is that path: of a file, or of none but with the end of a
+    picture's name, which is then said to be missing."""
+    return os.path.isfile(text) or text.lower().endswith(tuple(f".{kind}" for kind in IMAGE_TYPES))

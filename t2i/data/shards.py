@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from t2i.core.errors import DataError, UsageError, shown
+from t2i.core.paths import IMAGE_TYPES
 from t2i.core.seed import Streams
 from t2i.data.framing import CropPolicy
 from t2i.data.scan import scan
 from t2i.data.source import (
     HEAD,
-    IMAGE_TYPES,
     MAX_TEXT,
     BadSample,
     Sample,
