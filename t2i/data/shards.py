@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from t2i.core.errors import DataError, UsageError, shown
+from t2i.core.errors import DataError, UsageError, quoted, shown
 from t2i.core.paths import IMAGE_TYPES
 from t2i.core.seed import Streams
 from t2i.data.framing import CropPolicy
@@ -191,7 +191,7 @@ class ShardSource:
 def expand(src: str) -> list[str]:
     """File names of a folder, a plain path, a brace expression or a glob, in order."""
     if src.startswith("pipe:") or "://" in src:
-        raise UsageError(f"shards are read from files, got {src!r}")
+        raise UsageError(f"shards are read from files, got {quoted(src)}")
     if os.path.isdir(src):
         names = [os.path.join(src, name) for name in scan(src).tars]
     elif os.path.exists(src):

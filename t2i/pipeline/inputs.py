@@ -178,7 +178,7 @@ def read_inpaint(image: Picture, mask: Picture | None, *, size: int, base: int, 
         if hole(picture) is None:
             raise UsageError("no mask, and nothing in the picture is transparent: which part is to be drawn anew?")
         mask = stored = picture
-    given = open_mask(mask) if isinstance(mask, Path | str) else mask
+    given = open_mask(path_of(mask, "a mask")) if isinstance(mask, Path | str) else mask
     if isinstance(given, Image):
         check_picture(given, "mask")
     known = to_square_tensor(picture, size)
