@@ -23,7 +23,7 @@ from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_py
 from t2i.convert.diffusers import layout_of
 from t2i.convert.folder import weight_files
 from t2i.core.devices import stored_as
-from t2i.core.errors import DataError, UsageError, did_you_mean, explain, quoted
+from t2i.core.errors import DataError, UsageError, did_you_mean, explain, lacks_memory, quoted
 from t2i.io.files import output_folder, read_json
 from t2i.io.kinds import kind_of
 from t2i.io.lock import sole_writer
@@ -260,7 +260,9 @@ def _read_pickle(path: Path, is_zip: bool) -> Any:
         if "Unsupported" in reason or "GLOBAL" in reason:
             raise DataError(f"{path}: holds more than tensors, and code from a file is never run") from None
         raise DataError(f"{path}: not a file of weights, or damaged") from None
-    except Exception:  # whatever bytes that are none of torch's provoke in its reader
+    except Exception as error:  # whatever bytes that are none of torch's provoke in its reader
+        if lacks_memory(error):
+            raise
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
 
 
@@ -269,7 +271,9 @@ def _check_archive(path: Path) -> None:
     try:
         with ZipFile(path) as archive:
             members = archive.infolist()
-    except Exception:  # a damaged directory provokes all sorts
+    except Exception as error:  # a damaged directory provokes all sorts
+        if lacks_memory(error):
+            raise
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
     if any(member.filename.endswith("/constants.pkl") for member in members):
         raise DataError(

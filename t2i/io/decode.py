@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from t2i.core.errors import DataError, T2IError, shown
+from t2i.core.errors import DataError, T2IError, lacks_memory, shown
 from t2i.core.reading import kind_of, read_bytes
 
 FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
@@ -50,12 +50,14 @@ def decoded(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.I
 
 @contextmanager
 def damage_of(name: str | Path) -> Iterator[None]:
-    """Errors of decoders as one line that names the picture."""
+    """Errors of decoders as one line that names the picture; a lack of memory is none of them."""
     try:
         yield
     except T2IError:
         raise
     except Exception as error:  # they, and EXIF readers, raise all sorts: struct.error, TypeError, SyntaxError …
+        if lacks_memory(error):
+            raise
         raise DataError(f"{name} is damaged: {shown(error)}") from None
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.core.errors import UsageError, quoted
+from t2i.core.errors import UsageError, lacks_memory, quoted
 from t2i.core.paths import path_of
 from t2i.diffusion.inpaint import keep_known
 from t2i.io.decode import damage_of, decoded
@@ -162,6 +162,8 @@ def check_picture(image: Any, what: str = "picture") -> Image:
         image.load()
         image.getpixel((0, 0))  # of a closed one there is none
     except Exception as error:  # decoders raise all sorts
+        if lacks_memory(error):
+            raise
         raise UsageError(f"the {what} cannot be read: {' '.join(str(error).split())}") from error
     return image
 

@@ -10,7 +10,10 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from t2i.core.errors import DataError, NonFiniteError, UsageError
+from t2i.data import framing
 from t2i.io import decode, images, provenance
+from t2i.io.masks import to_mask_tensor
+from t2i.pipeline.inputs import read_pictures
 
 
 def test_every_byte_survives_a_round_trip():
@@ -107,7 +110,7 @@ def test_exif_is_applied_once():
     assert "exif" in picture.info
 
 
-@pytest.mark.parametrize("kind", [TypeError, AttributeError, struct.error, MemoryError])
+@pytest.mark.parametrize("kind", [TypeError, AttributeError, struct.error, RuntimeError])
 def test_whatever_a_decoder_raises_the_picture_is_damaged(kind, monkeypatch):
     def broken(_):
         raise kind("inside")
@@ -115,6 +118,24 @@ def test_whatever_a_decoder_raises_the_picture_is_damaged(kind, monkeypatch):
     monkeypatch.setattr(images, "to_rgb", broken)
     with pytest.raises(DataError, match="image is damaged: inside"):
         images.open_image(encoded())
+
+
+def test_a_lack_of_memory_is_no_damage(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    data, picture = encoded(), Image.new("RGB", (8, 8))
+    for where, read in (
+        ("t2i.io.images.to_rgb", lambda: images.open_image(data)),
+        ("PIL.Image.open", lambda: images.open_image(data)),
+        ("PIL.Image.open", lambda: framing.told([("a.jpg", data)], len(data) + 1, "center")),
+        ("PIL.Image.Image.load", lambda: read_pictures(picture)),
+        ("PIL.Image.Image.getexif", lambda: to_mask_tensor(picture, picture, 8)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, full)
+            with pytest.raises(MemoryError):
+                read()
 
 
 def test_bad_pictures_are_named(tmp_path):
