@@ -26,7 +26,7 @@ def decoded(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.I
     are read, and again before they are decoded.
 
     Raises:
-        DataError: no regular file, none of `FORMATS`, damaged, or more than `MAX_BYTES` or `max_pixels`.
+        DataError: no regular file, none of `FORMATS`, damaged, more than `MAX_BYTES` or `max_pixels`, or `unreadable`.
     """
     name, data = ("image", source) if isinstance(source, bytes) else (source, read_bytes(source, MAX_BYTES))
     if len(data) > MAX_BYTES:
@@ -45,7 +45,21 @@ def decoded(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.I
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo and its previews
             once("of a picture of several frames the first is used")
         image.load()
+        if why := unreadable(image):
+            raise DataError(f"{name} {why}")
         return image
+
+
+def unreadable(image: Image.Image) -> str | None:
+    """Why a picture that was decoded shows nothing: it has no pixels, or its numbers are none of 8 or 16 bits."""
+    if 0 in image.size:
+        return f"has no pixels: {image.width} × {image.height}"
+    if image.mode not in ("I", "F"):
+        return None
+    low, high = image.getextrema()
+    if image.mode == "I" and 0 <= low <= high <= 65535:  # type: ignore[operator]
+        return None
+    return f"is of mode {image.mode} with numbers from {low:g} to {high:g}; whole ones from 0 to 65,535 are read"
 
 
 @contextmanager

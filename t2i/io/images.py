@@ -19,7 +19,7 @@ from torch import Tensor
 
 from t2i.core.errors import DataError, NonFiniteError, UsageError
 from t2i.io.colour import to_srgb
-from t2i.io.decode import MAX_PIXELS, damage_of, decoded, once
+from t2i.io.decode import MAX_PIXELS, damage_of, decoded, once, unreadable
 from t2i.io.files import temporary_name
 from t2i.io.provenance import metadata, saved_as
 
@@ -34,9 +34,9 @@ def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, keep_al
 
 def upright(image: Image.Image) -> Image.Image:
     """Any mode, orientation and colour profile → upright 8-bit sRGB, RGBA where something is transparent and RGB where
-    nothing is; 16 bits are scaled. UsageError for one without pixels."""
-    if 0 in image.size:
-        raise UsageError(f"a picture without pixels: {image.width} × {image.height}")
+    nothing is; 16 bits are scaled. UsageError for one that is `unreadable`."""
+    if why := unreadable(image):
+        raise UsageError(f"the picture {why}")
     image = ImageOps.exif_transpose(image)  # always a copy
     image.info.pop("exif", None)  # its turn is taken; a damaged block would be parsed, and fail, a second time
     profile, alpha = image.info.pop("icc_profile", None), None
@@ -56,7 +56,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 def to_grey(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, or of whole numbers of 32 that are as small → 8 bits, mode L."""
-    return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

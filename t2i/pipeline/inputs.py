@@ -16,7 +16,7 @@ from torch import Tensor
 from t2i.core.errors import UsageError, lacks_memory, quoted
 from t2i.core.paths import path_of
 from t2i.diffusion.inpaint import keep_known
-from t2i.io.decode import damage_of, decoded
+from t2i.io.decode import damage_of, decoded, unreadable
 from t2i.io.images import composite, open_image, to_square_tensor, upright
 from t2i.io.masks import hole, open_mask, to_mask_tensor
 from t2i.pipeline.arguments import share
@@ -156,15 +156,16 @@ def check_picture(image: Any, what: str = "picture") -> Image:
     """A PIL picture that has pixels, decoded; UsageError for anything else."""
     if not isinstance(image, Image):
         raise UsageError(f"expected a PIL picture, got {type(image).__name__}")
-    if 0 in image.size:
-        raise UsageError(f"the {what} has no pixels: {image.width} × {image.height}")
     try:
         image.load()
-        image.getpixel((0, 0))  # of a closed one there is none
+        if (why := unreadable(image)) is None:
+            image.getpixel((0, 0))  # of a closed one there is none
     except Exception as error:  # decoders raise all sorts
         if lacks_memory(error):
             raise
         raise UsageError(f"the {what} cannot be read: {' '.join(str(error).split())}") from error
+    if why is not None:
+        raise UsageError(f"the {what} {why}")
     return image
 
 
