@@ -3,7 +3,6 @@
 Legend: B batch · H W pixels.
 """
 
-import errno
 import math
 import os
 from collections.abc import Sequence
@@ -17,10 +16,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from t2i.core.errors import DataError, NonFiniteError, UsageError
+from t2i.core.errors import DataError, FullDiskError, NonFiniteError, UsageError
 from t2i.io.colour import to_srgb
 from t2i.io.decode import MAX_PIXELS, damage_of, decoded, once, unreadable
-from t2i.io.files import temporary_name
+from t2i.io.files import clear_errors, temporary_name
 from t2i.io.provenance import metadata, saved_as
 
 
@@ -170,7 +169,7 @@ def save_png(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None
     in a new folder if need be.
 
     Raises:
-        UsageError: the file cannot be written. DataError: the disk is full.
+        UsageError: the file cannot be written. FullDiskError: the disk is full.
     """
     _save(image, Path(path), "PNG", **metadata(recipe, "PNG"))
 
@@ -193,12 +192,14 @@ def save_gif(pictures: Sequence[Image.Image], path: str | Path, seconds: float =
 def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
     temporary = temporary_name(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(temporary, kind, **options)
-        os.replace(temporary, path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise (DataError if full else UsageError)(f"cannot write {path}: {error.strerror or error}") from None
+        with clear_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(temporary, kind, **options)
+            os.replace(temporary, path)
+    except FullDiskError:
+        raise
+    except DataError as error:  # no folder, or a file in its place: of the path that was given
+        raise UsageError(f"cannot write {error}") from None
     finally:
         with suppress(OSError):
             temporary.unlink()

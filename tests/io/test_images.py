@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from t2i.core.errors import DataError, NonFiniteError, UsageError
+from t2i.core.errors import DataError, FullDiskError, NonFiniteError, UsageError
 from t2i.core.seed import Streams
 from t2i.data import framing
 from t2i.data.source import BadSample
@@ -315,7 +315,7 @@ def test_a_full_disk_is_no_usage_error(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(DataError, match=r"a.png: No space left"):
+    with pytest.raises(FullDiskError, match=r"no space left to write .*a.png"):
         images.save_png(Image.new("RGB", (3, 3)), tmp_path / "a.png")
 
 
