@@ -101,7 +101,7 @@ def encode(
     if isinstance(corrections, bool) or not isinstance(corrections, int) or not 0 <= corrections <= 100:
         raise UsageError(f"corrections must be a whole number from 0 to 100, got {quoted(corrections)}")
     if (num_steps := pipe.planner.num_evaluations("decoder", sampling)) < 2:
-        raise UsageError(f"steps of decoder must be at least 2 to invert a picture, got {sampling.steps!r}")
+        raise UsageError(f"steps of decoder must be at least 2 to invert a picture, got {quoted(sampling.steps)}")
     pictures, side = read_pictures(image), pipe.parts["decoder"].config.image_size
     x_0 = torch.stack([to_square_tensor(one, side) for one in pictures])  # (N, 3, s, s)
     z_i = embed(pipe, pictures, max_batch=max_batch)
@@ -145,7 +145,9 @@ def plan_ddim(pipe: TakesEmbeddings, draw: Draw) -> Mapping[str, Sampling]:
         draw["steps"] = {"decoder": STEPS, **(steps or {})}
     asked = sampler.get("decoder") if isinstance(sampler, Mapping) else sampler
     if asked not in (None, "ddim"):
-        raise UsageError(f"sampler of decoder: pictures are taken apart and put together by ddim, not by {asked!r}")
+        raise UsageError(
+            f"sampler of decoder: pictures are taken apart and put together by ddim, not by {quoted(asked)}"
+        )
     draw["sampler"] = {"decoder": "ddim", **sampler} if isinstance(sampler, Mapping) else sampler or {"decoder": "ddim"}
     plan, _ = pipe.planner.plan(draw, after_prior(pipe))
     return cast("Mapping[str, Sampling]", plan)

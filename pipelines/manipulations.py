@@ -15,7 +15,7 @@ its bipartite latent representation (z_i, x_T), and puts them together again wit
 
 Functions of a pipeline whose decoder is conditioned on CLIP image embeddings; `DALLE2` has them as methods. A picture
 is a square PIL picture of any size, the path of one, or what `encode` made of it: one that is used more than once
-need not be taken apart again. A string is always a sentence, and the decoder is given none.
+need not be taken apart again. The decoder is given no sentence.
 
 All draw by DDIM, 50 steps in the decoder unless given; `guidance` is the decoder's, where only 1 brings a picture back
 as it was; `seed` is of what is drawn at random, one for all pictures of a sequence, so that the upsamplers treat them
@@ -33,6 +33,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from t2i.core.errors import UsageError, explain, quoted
+from t2i.core.paths import is_picture
 from t2i.core.seed import Streams
 from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.sphere import PrincipalComponents, slerp, text_direction
@@ -98,7 +99,8 @@ def interpolate(
     """Draw what lies between two pictures, or between a picture and a sentence: z_i = slerp(a, b, theta).
 
     Args:
-        b: a sentence stands for the z_i that the prior draws for it, and for noise drawn at random.
+        b: a sentence stands for the z_i that the prior draws for it, and for noise drawn at random. A string is one
+            unless it is the path of a file, or ends as pictures' names do.
         n: pictures, with both ends.
         noise: "slerp" between the two x_T, so that the ends are the pictures themselves; "fixed", one drawn at random
             for all, which shows what z_i alone does.
@@ -110,13 +112,14 @@ def interpolate(
     draw = _with(draw, guidance=1.0)
     plan = plan_ddim(pipe, draw)
     draw["seed"] = seeds_of(draw.get("seed"), 1) * n
-    source, aim = _one(pipe, a), b if isinstance(b, str) else _one(pipe, b)
+    sentence = b if isinstance(b, str) and not is_picture(b) else None
+    source, aim = _one(pipe, a), _one(pipe, b) if sentence is None else sentence
     last = _end(pipe, aim, plan, draw, noise).repeat_each(n)  # this one first: a sentence may be refused
     first = _end(pipe, source, plan, draw, noise).repeat_each(n)
     theta = torch.linspace(0, 1, n)
     with explain("interpolate", UsageError):
         latent = Latent(slerp(first.z_i, last.z_i, theta), slerp(first.x_T, last.x_T, theta))
-    notes = {"theta": theta.tolist()} | ({"b": [b] * n} if isinstance(b, str) else {})
+    notes = {"theta": theta.tolist()} | ({} if sentence is None else {"b": [sentence] * n})
     return _drawn(pipe, "interpolate", latent, draw, notes)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from t2i.core.assets import bundled_configs, find_config
 from t2i.core.config import AtHome, Config, agreed, load, over, parse
-from t2i.core.errors import UsageError, did_you_mean, explain
+from t2i.core.errors import UsageError, did_you_mean, explain, quoted
 from t2i.core.progress import Alive, to_stderr
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
@@ -73,7 +73,7 @@ class Run(Config):
         choices = spec.presets
         if name not in choices:
             hint = did_you_mean(name, choices)
-            raise ValueError(f"unknown preset {name!r}; {data['stage']}s are {', '.join(choices)}{hint}")
+            raise ValueError(f"unknown preset {quoted(name)}; {data['stage']}s are {', '.join(choices)}{hint}")
         preset = choices[name].model_dump(mode="json", exclude_unset=True)  # what it leaves open may follow from a CLIP
         given = spec.config.migrate(data.get("model") or {})
         return data | {"model": over(preset, given)}

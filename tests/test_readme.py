@@ -191,7 +191,7 @@ def test_train_each_stage_on_your_own_pictures(monkeypatch: pytest.MonkeyPatch, 
     assert len(trainings) == 5
     for training in trainings:
         run(monkeypatch, training, *QUICK)
-    [assemble] = re.findall(r"`(t2i assemble my-model [^`]*)`", page)
+    [assemble] = re.findall(r"`(t2i assemble runs/my-model [^`]*)`", page)
     run(monkeypatch, assemble)
     [generate] = re.findall(r"`(t2i generate \"a cat\"[^`]*)`", page)
     run(monkeypatch, generate, "--steps", "1")

@@ -152,7 +152,7 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
 
     given: dict[str, Any] = {"image": open_image(image, keep_alpha=True)}
     if mask is not None:
-        return "inpaint", given | {"mask": open_mask(mask)}
+        return "inpaint", {"image": image, "mask": open_mask(mask)}  # a path: upright, it forgets how EXIF turned it
     return "edit", given if strength is None else given | {"strength": strength}
 
 

@@ -1,7 +1,6 @@
 """The commands that begin with a picture: `t2i variations | interpolate | text-diff` (`pipelines/manipulations.py`) and
 `t2i upsample` (`pipelines/upsample.py`)."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +11,6 @@ from t2i.core.errors import UsageError
 
 if TYPE_CHECKING:
     from t2i.pipeline.arguments import Draw
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 Image = Annotated[Path, typer.Argument(help="A square picture.")]
 Seed = Annotated[int | None, typer.Option(help="Of the noise; random, and told, if not given.")]
@@ -40,8 +37,8 @@ def variations(
     offload: Offload = False,
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
-    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
-    source = _opened(image, model)
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
+    source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
     if row or out.suffix.lower() == ".gif":
@@ -66,11 +63,12 @@ def interpolate(
     offload: Offload = False,
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
-    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
-    is_picture = os.path.isfile(b) or b.lower().endswith(PICTURES)
-    if not is_picture:
+    from t2i.core.paths import is_picture
+
+    if not is_picture(b):
         _check(b)
-    ends = _opened(a, model), _opened(b, model) if is_picture else b
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
+    ends = _opened(a), _opened(b) if is_picture(b) else b
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
 
@@ -94,9 +92,9 @@ def text_diff(
     offload: Offload = False,
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
-    chosen = _chosen(out, True, seed, steps, guidance, None, stop_after)
     _check(*([from_text] if from_text != "" else []), to_text)
-    source = _opened(image, model)
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
+    source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
 
@@ -118,22 +116,23 @@ def upsample(
     offload: Offload = False,
 ) -> None:
     """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
-    chosen = _chosen(out, False, seed, steps, None, sampler, stop_after, max_tile)
-    source = _opened(image, model)
+    chosen = _chosen(model, out, False, seed, steps, None, sampler, stop_after, max_tile)
+    source = _opened(image)
     pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
     result = pipe.upsample(source, start_at=start_at, **chosen)
     (path,) = result.save(out)
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 
 
-def _chosen(out: Path, moving: bool, *given: Any) -> "Draw":
+def _chosen(model: str, out: Path, moving: bool, *given: Any) -> "Draw":
     """Settings of a call that were given; UsageError for a file that cannot be written, or that is no picture, nor,
-    where that may be `moving`, a GIF."""
+    where that may be `moving`, a GIF, and for a model that nobody knows."""
     from t2i.io.files import writable_file
     from t2i.io.provenance import SAVED, check_extension
 
     check_extension(out, (*SAVED, ".gif") if moving else SAVED, "--out")
     writable_file(out, "--out")
+    check_model(model)
     return draw_options(*given)
 
 
@@ -145,9 +144,7 @@ def _check(*texts: str) -> None:
         check_text("prompt", text)
 
 
-def _opened(path: str | Path, model: str) -> Any:
-    """A picture; before it is read, UsageError for a model that nobody knows."""
-    check_model(model)
+def _opened(path: str | Path) -> Any:
     from t2i.io.images import open_image
 
     return open_image(path, keep_alpha=True)

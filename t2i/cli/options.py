@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import UsageError, quoted
 from t2i.core.progress import Alive
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def by_stage(what: str, text: str | None, convert: Any) -> Any:
         pairs = [part.split("=") for part in re.split(r",(?=[^,=]*=)", text)]
         return {name.strip(): convert(value) for name, value in pairs}
     except ValueError:
-        raise UsageError(f"--{what}: expected a number or stage=number,stage=number, got {text!r}") from None
+        raise UsageError(f"--{what}: expected a number or stage=number,stage=number, got {quoted(text)}") from None
 
 
 def int_or_text(text: str) -> int | str:
@@ -108,4 +108,4 @@ def read_num_things(text: str | None) -> dict[int, float]:
         pairs = [part.split("=") for part in text.split(",")] if text is not None else []
         return {int(number): float(weight) for number, weight in pairs}
     except ValueError:
-        raise UsageError(f"--num-things: expected such as 1=1,2=3, got {text!r}") from None
+        raise UsageError(f"--num-things: expected such as 1=1,2=3, got {quoted(text)}") from None

@@ -23,7 +23,7 @@ from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_py
 from t2i.convert.diffusers import layout_of
 from t2i.convert.folder import weight_files
 from t2i.core.devices import stored_as
-from t2i.core.errors import DataError, UsageError, did_you_mean, explain
+from t2i.core.errors import DataError, UsageError, did_you_mean, explain, lacks_memory, quoted
 from t2i.io.files import output_folder, read_json
 from t2i.io.kinds import kind_of
 from t2i.io.lock import sole_writer
@@ -96,9 +96,9 @@ def converted_weights(
 ) -> tuple[Layout, dict[str, Tensor]]:
     """What network published files are, and its weights by our keys; arguments and errors of `convert_files`."""
     if network is not None and given:
-        raise UsageError(f"network {network!r} is known; what is given (--set) is for unpublished networks alone")
+        raise UsageError(f"network {quoted(network)} is known; what is given (--set) is for unpublished networks alone")
     if weights not in (None, *get_args(Which)):
-        raise UsageError(f"weights must be {' or '.join(get_args(Which))}, got {weights!r}")
+        raise UsageError(f"weights must be {' or '.join(get_args(Which))}, got {quoted(weights)}")
     folders = [Path(path) for path in paths]
     layout = layout_of(folders) if network is None and not given else None
     fit = _fit([layout] if layout else _candidates(network), bool(given))
@@ -170,7 +170,7 @@ def _candidates(name: str | None) -> list[Layout]:
     found = [layout for layout in layouts() if name in (None, layout.name)]
     if not found:
         names = sorted({layout.name for layout in layouts()})
-        raise UsageError(f"unknown network {name!r}; known: {', '.join(names)}{did_you_mean(name, names)}")
+        raise UsageError(f"unknown network {quoted(name)}; known: {', '.join(names)}{did_you_mean(name, names)}")
     return found
 
 
@@ -260,7 +260,9 @@ def _read_pickle(path: Path, is_zip: bool) -> Any:
         if "Unsupported" in reason or "GLOBAL" in reason:
             raise DataError(f"{path}: holds more than tensors, and code from a file is never run") from None
         raise DataError(f"{path}: not a file of weights, or damaged") from None
-    except Exception:  # whatever bytes that are none of torch's provoke in its reader
+    except Exception as error:  # whatever bytes that are none of torch's provoke in its reader
+        if lacks_memory(error):
+            raise
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
 
 
@@ -269,7 +271,9 @@ def _check_archive(path: Path) -> None:
     try:
         with ZipFile(path) as archive:
             members = archive.infolist()
-    except Exception:  # a damaged directory provokes all sorts
+    except Exception as error:  # a damaged directory provokes all sorts
+        if lacks_memory(error):
+            raise
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
     if any(member.filename.endswith("/constants.pkl") for member in members):
         raise DataError(

@@ -16,7 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from t2i.core.errors import DataError, T2IError, UsageError, did_you_mean, explain, quoted, reason, shown
+from t2i.core.errors import DataError, T2IError, UsageError, did_you_mean, explain, quoted, reason
 from t2i.core.reading import read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -95,7 +95,9 @@ def agreed(earlier: Any, today: Any, place: str) -> Any:
         both = earlier.keys() & today.keys()
         return {**earlier, **today, **{k: agreed(earlier[k], today[k], f"{place}.{k}") for k in both}}
     if earlier != today and not (isinstance(earlier, list | tuple) and tuple(earlier) == tuple(today or ())):
-        raise ValueError(f"{place} is {today!r}, but {earlier!r} by its earlier name; leave the earlier one out")
+        raise ValueError(
+            f"{place} is {quoted(today)}, but {quoted(earlier)} by its earlier name; leave the earlier one out"
+        )
     return today
 
 
@@ -165,7 +167,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise UsageError(f"line {key.start_mark.line + 1}: key {shown(repr(key.value))} appears twice")
+                raise UsageError(f"line {key.start_mark.line + 1}: key {quoted(key.value)} appears twice")
             seen.add(key.value)
         return node
 
@@ -217,13 +219,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UsageError(f"an override looks like key.sub=value, got {shown(repr(override))}")
+        raise UsageError(f"an override looks like key.sub=value, got {quoted(override)}")
     try:
         value = _yaml(text)
     except UsageError:
         raise
     except _NOT_YAML:
-        raise UsageError(f"the value of {shown(repr(override))} is not valid YAML") from None
+        raise UsageError(f"the value of {quoted(override)} is not valid YAML") from None
     for part in parts[:-1]:
         if not isinstance(data.get(part), dict):
             data[part] = {}
@@ -247,9 +249,9 @@ def _sentence(where: str, choices: list[str], model: type[BaseModel], problem: E
         hint = did_you_mean(name, choices, above + dot) or f", known keys: {', '.join(choices)}"
         if deeper and not above:
             hint = f", did you mean {' or '.join(map(repr, deeper))}?"
-        return f"unknown key {shown(repr(where))}{hint}"
+        return f"unknown key {quoted(where)}{hint}"
     if problem["type"] == "missing":
-        return f"missing key {where!r}"
+        return f"missing key {quoted(where)}"
     message = problem["msg"].removeprefix("Value error, ")
     given = (
         "" if isinstance(problem["input"], dict) else f", got {quoted(problem['input'])}"

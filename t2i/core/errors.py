@@ -84,11 +84,11 @@ def reason(error: Exception) -> str:
             (".".join(map(str, p["loc"])), p["msg"].removeprefix("Value error, "), p["input"]) for p in problems()
         ]
         return "; ".join(
-            f"{place}: {message}, got {shown(repr(given))}" if place and not isinstance(given, dict) else message
+            f"{place}: {message}, got {quoted(given)}" if place and not isinstance(given, dict) else message
             for place, message, given in places
         )
     if isinstance(error, KeyError):
-        return f"lacks {error.args[0]!r}" if error.args else "lacks a key"
+        return f"lacks {quoted(error.args[0])}" if error.args else "lacks a key"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -101,8 +101,8 @@ def shown(text: object, limit: int = 200) -> str:
 
 
 def did_you_mean(name: object, choices: Iterable[str], prefix: str = "") -> str:
-    """`, did you mean 'x'?` for the nearest of some names, after a prefix, or nothing if none is near."""
-    near = difflib.get_close_matches(str(name), list(choices), n=1)
+    """`, did you mean 'x'?` for the nearest of some names, after a prefix; nothing if none is near, or for no text."""
+    near = difflib.get_close_matches(name, list(choices), n=1) if isinstance(name, str) else []
     return f", did you mean {prefix + near[0]!r}?" if near else ""
 
 
@@ -111,5 +111,5 @@ def quoted(value: object, limit: int = 100) -> str:
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a number of more than 4300 digits, or an object whose own repr fails in any way
-        return f"a {type(value).__name__} that cannot be shown"
+        return f"a value of type {type(value).__name__} that cannot be shown"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from t2i.core.errors import DataError, shown
+from t2i.core.paths import IMAGE_TYPES
 from t2i.core.seed import Streams
 from t2i.data.framing import CropPolicy
 from t2i.data.scan import Scan, scan
 from t2i.data.source import (
     HEAD,
-    IMAGE_TYPES,
     MAX_TEXT,
     BadSample,
     Sample,

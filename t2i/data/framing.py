@@ -6,7 +6,7 @@ from typing import Literal
 
 from PIL import Image
 
-from t2i.core.errors import shown
+from t2i.core.errors import lacks_memory, shown
 from t2i.core.seed import Streams
 from t2i.io.decode import FORMATS
 from t2i.io.images import centre_square, resize_short
@@ -46,7 +46,9 @@ def told(heads: Sequence[tuple[str, bytes]], whole: int, policy: CropPolicy | No
         try:
             with Image.open(io.BytesIO(head), formats=FORMATS) as image:
                 sizes.append(image.size)
-        except Exception:  # decoders raise all sorts
+        except Exception as error:  # decoders raise all sorts
+            if lacks_memory(error):
+                raise
             if len(head) < whole:
                 bad.append(name)
     odd = sum(width != height for width, height in sizes)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from t2i.core.errors import DataError, shown
-from t2i.data.source import IMAGE_TYPES, Tally
+from t2i.core.paths import IMAGE_TYPES
+from t2i.data.source import Tally
 
 _SYSTEM = (
     "@eaDir", "@__thumb", "#recycle", "@Recycle", "__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN",

@@ -13,19 +13,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 
-from t2i.core.errors import DataError, UsageError, shown
+from t2i.core.errors import DataError, UsageError, lacks_memory, quoted, shown
+from t2i.core.paths import IMAGE_TYPES
 from t2i.core.seed import Streams
 from t2i.data.framing import CropPolicy
 from t2i.data.scan import scan
 from t2i.data.source import (
     HEAD,
-    IMAGE_TYPES,
     MAX_TEXT,
     BadSample,
     Sample,
@@ -143,6 +142,8 @@ class ShardSource:
                     if array.shape != (usual := self._usual_shape(kind)):
                         raise ValueError(f"shape {tuple(array.shape)}, of others {tuple(usual)}")
             except Exception as error:  # whatever a damaged member provokes in its parser costs one sample
+                if lacks_memory(error):
+                    raise
                 raise BadSample(f"unreadable {kind}", f"{self.tars[tar]}: {sample['key']}: {error}") from None
         if "caption" not in self.needs and not any(captions.values()):
             captions = {"text": [""]}
@@ -159,8 +160,11 @@ class ShardSource:
             first = itertools.islice((at for at in self._samples if kind in at[1]), 16)
             shapes: list[torch.Size] = []
             for tar, members in first:
-                with suppress(Exception):  # whatever is damaged is told where it is drawn
+                try:
                     shapes.append(_array(self._read(tar, members, kind)).shape)
+                except Exception as error:  # whatever is damaged is told where it is drawn
+                    if lacks_memory(error):
+                        raise
             self._shapes[kind] = Counter(shapes).most_common(1)[0][0] if shapes else torch.Size()
         return self._shapes[kind]
 
@@ -191,7 +195,7 @@ class ShardSource:
 def expand(src: str) -> list[str]:
     """File names of a folder, a plain path, a brace expression or a glob, in order."""
     if src.startswith("pipe:") or "://" in src:
-        raise UsageError(f"shards are read from files, got {src!r}")
+        raise UsageError(f"shards are read from files, got {quoted(src)}")
     if os.path.isdir(src):
         names = [os.path.join(src, name) for name in scan(src).tars]
     elif os.path.exists(src):
@@ -218,7 +222,10 @@ def _array(data: bytes) -> torch.Tensor:
     """The array of an `.npy`, of at most as many numbers as follow its header, all of them finite; else ValueError."""
     file = io.BytesIO(data)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, fortran, dtype = read[np.lib.format.read_magic(file)](file)
+    try:
+        shape, fortran, dtype = read[np.lib.format.read_magic(file)](file)
+    except MemoryError:  # so Python's parser says that a header, which is short, is nested too deeply
+        raise ValueError("a header that is no array's") from None
     if dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError(f"an array of {dtype}, shape {shape}")
     array = np.frombuffer(data, dtype, math.prod(shape), file.tell()).reshape(shape, order="F" if fortran else "C")

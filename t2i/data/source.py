@@ -22,8 +22,6 @@ from t2i.data.framing import CropPolicy, framed
 from t2i.data.shapes.captions import WEIGHTS
 from t2i.io.images import from_pil, open_image
 
-IMAGE_TYPES = ("jpg", "jpeg", "png", "webp", "jpe", "jfif", "gif", "bmp", "tif", "tiff", "avif")
-"""Ends of the names of pictures; of two in one sample of a shard, the first of these is taken."""
 MAX_TEXT = 2**20
 """Bytes of a file of captions; larger ones are refused before they are read."""
 HEAD = 2**18

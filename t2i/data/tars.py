@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from t2i.core.errors import DataError, shown
+from t2i.core.paths import IMAGE_TYPES
 from t2i.data.scan import passed_over
-from t2i.data.source import IMAGE_TYPES, Tally
+from t2i.data.source import Tally
 
 log = logging.getLogger(__name__)
 

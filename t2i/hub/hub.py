@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from t2i.core.assets import OFFLINE, asset, offline
-from t2i.core.errors import DataError, FullDiskError, T2IError, UsageError, did_you_mean, quoted
+from t2i.core.errors import DataError, FullDiskError, T2IError, UsageError, did_you_mean, lacks_memory, quoted
 from t2i.core.paths import path_of
 from t2i.hub.index import Checkpoint, models, parts
 from t2i.io.download import download, locked
@@ -156,4 +156,6 @@ def _from_hub(repository: str, folder: str = "") -> Path:
         why = f"and {' or '.join(OFFLINE)} forbids to download it" if offline() else "and the Hub cannot be reached"
         raise DataError(f"{repository} is not in the cache of Hugging Face, {why}") from None
     except Exception as error:  # its HTTP client raises others than it promises
+        if lacks_memory(error):
+            raise
         raise DataError(f"{repository}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from t2i.core.errors import DataError, T2IError, shown
+from t2i.core.errors import DataError, T2IError, lacks_memory, shown
 from t2i.core.reading import kind_of, read_bytes
 
 FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
@@ -26,7 +26,7 @@ def decoded(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.I
     are read, and again before they are decoded.
 
     Raises:
-        DataError: no regular file, none of `FORMATS`, damaged, or more than `MAX_BYTES` or `max_pixels`.
+        DataError: no regular file, none of `FORMATS`, damaged, more than `MAX_BYTES` or `max_pixels`, or `unreadable`.
     """
     name, data = ("image", source) if isinstance(source, bytes) else (source, read_bytes(source, MAX_BYTES))
     if len(data) > MAX_BYTES:
@@ -45,17 +45,33 @@ def decoded(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.I
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo and its previews
             once("of a picture of several frames the first is used")
         image.load()
+        if why := unreadable(image):
+            raise DataError(f"{name} {why}")
         return image
+
+
+def unreadable(image: Image.Image) -> str | None:
+    """Why a picture that was decoded shows nothing: it has no pixels, or its numbers are none of 8 or 16 bits."""
+    if 0 in image.size:
+        return f"has no pixels: {image.width} × {image.height}"
+    if image.mode not in ("I", "F"):
+        return None
+    low, high = image.getextrema()
+    if image.mode == "I" and 0 <= low <= high <= 65535:  # type: ignore[operator]
+        return None
+    return f"is of mode {image.mode} with numbers from {low:g} to {high:g}; whole ones from 0 to 65,535 are read"
 
 
 @contextmanager
 def damage_of(name: str | Path) -> Iterator[None]:
-    """Errors of decoders as one line that names the picture."""
+    """Errors of decoders as one line that names the picture; a lack of memory is none of them."""
     try:
         yield
     except T2IError:
         raise
     except Exception as error:  # they, and EXIF readers, raise all sorts: struct.error, TypeError, SyntaxError …
+        if lacks_memory(error):
+            raise
         raise DataError(f"{name} is damaged: {shown(error)}") from None
 
 

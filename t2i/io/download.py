@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, FullDiskError
 from t2i.core.progress import bar
 from t2i.io.files import clear_errors, writable
 from t2i.version import __version__
@@ -110,7 +110,7 @@ def _attempt(url: str, part: Path, told: tqdm) -> None:
         if answer.headers.get_content_type() == "text/html":
             raise DataError(f"{url}: a web page instead of a file")
         if total is not None and total - start > (free := shutil.disk_usage(part.parent).free):
-            raise DataError(f"no space left to write {part}: it needs {total - start:,} bytes, {free:,} are free")
+            raise FullDiskError(f"no space left to write {part}: it needs {total - start:,} bytes, {free:,} are free")
         told.total, told.n = total, start
         told.refresh()
         with clear_errors(part), open(part, "ab" if start else "wb") as file:

@@ -3,7 +3,6 @@
 Legend: B batch · H W pixels.
 """
 
-import errno
 import math
 import os
 from collections.abc import Sequence
@@ -17,10 +16,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from t2i.core.errors import DataError, NonFiniteError, UsageError
+from t2i.core.errors import DataError, FullDiskError, NonFiniteError, UsageError
 from t2i.io.colour import to_srgb
-from t2i.io.decode import MAX_PIXELS, damage_of, decoded, once
-from t2i.io.files import temporary_name
+from t2i.io.decode import MAX_PIXELS, damage_of, decoded, once, unreadable
+from t2i.io.files import clear_errors, temporary_name
 from t2i.io.provenance import metadata, saved_as
 
 
@@ -34,9 +33,9 @@ def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, keep_al
 
 def upright(image: Image.Image) -> Image.Image:
     """Any mode, orientation and colour profile → upright 8-bit sRGB, RGBA where something is transparent and RGB where
-    nothing is; 16 bits are scaled. UsageError for one without pixels."""
-    if 0 in image.size:
-        raise UsageError(f"a picture without pixels: {image.width} × {image.height}")
+    nothing is; 16 bits are scaled. UsageError for one that is `unreadable`."""
+    if why := unreadable(image):
+        raise UsageError(f"the picture {why}")
     image = ImageOps.exif_transpose(image)  # always a copy
     image.info.pop("exif", None)  # its turn is taken; a damaged block would be parsed, and fail, a second time
     profile, alpha = image.info.pop("icc_profile", None), None
@@ -56,7 +55,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 def to_grey(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, or of whole numbers of 32 that are as small → 8 bits, mode L."""
-    return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -170,7 +169,7 @@ def save_png(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None
     in a new folder if need be.
 
     Raises:
-        UsageError: the file cannot be written. DataError: the disk is full.
+        UsageError: the file cannot be written. FullDiskError: the disk is full.
     """
     _save(image, Path(path), "PNG", **metadata(recipe, "PNG"))
 
@@ -193,12 +192,14 @@ def save_gif(pictures: Sequence[Image.Image], path: str | Path, seconds: float =
 def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
     temporary = temporary_name(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(temporary, kind, **options)
-        os.replace(temporary, path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise (DataError if full else UsageError)(f"cannot write {path}: {error.strerror or error}") from None
+        with clear_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(temporary, kind, **options)
+            os.replace(temporary, path)
+    except FullDiskError:
+        raise
+    except DataError as error:  # no folder, or a file in its place: of the path that was given
+        raise UsageError(f"cannot write {error}") from None
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from t2i.core.errors import quoted
+
 TOP = 127
 SMALL = 20_000
 """Weights. A smaller tensor saves little, and the first, last and finest convolutions are small: rounded, they moved
@@ -134,7 +136,7 @@ def _names(text: str) -> dict[str, str]:
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ValueError(f"its header names no int8 weights and scales: {text[:80]!r}")
+        raise ValueError(f"its header names no int8 weights and scales: {quoted(text)}")
     return names
 
 

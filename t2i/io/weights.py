@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, quoted
 from t2i.core.reading import open_regular, read_bytes
 from t2i.io.files import read_json, writable, write
 from t2i.io.int8 import HEADER, Int8, Stored, loaded, pack, unpack
@@ -162,7 +162,7 @@ def stage_folders(folder: str | Path, index: Mapping[str, Any]) -> dict[str, Pat
     for place, entry in index.items():
         texts = isinstance(entry, list) and len(entry) > 1 and all(isinstance(part, str) for part in entry[:2])
         if "_t2i_version" in index and not place.startswith("_") and place != "settings" and not texts:
-            raise DataError(f"{path}: {place} must be [library, kind] or [library, kind, path], got {str(entry)[:80]}")
+            raise DataError(f"{path}: {place} must be [library, kind] or [library, kind, path], got {quoted(entry)}")
         if not isinstance(entry, list):
             continue
         where = entry[2] if len(entry) == 3 else place

@@ -7,12 +7,12 @@ import operator
 import re
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import islice
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from t2i.core.errors import NonFiniteError, UsageError, did_you_mean, quoted
+from t2i.core.errors import NonFiniteError, UsageError, did_you_mean, quoted, shown
 from t2i.pipeline.habits import check_names
 
 if TYPE_CHECKING:
@@ -120,13 +120,19 @@ def some(what: str, values: Iterable[Any]) -> list[Any]:
     return found
 
 
+def _several(given: Any) -> bool:
+    """Whether these are values in an order, such as a list; arrays of no dimension are numbers."""
+    unordered = isinstance(given, str | bytes | bytearray | memoryview | Set | Mapping)
+    return isinstance(given, Iterable) and not unordered and getattr(given, "ndim", 1) > 0
+
+
 def seeds_of(seed: Any, count: int) -> list[int]:
     """One seed per picture from one number, a list, or nothing."""
     if count > MAX_PICTURES:
         raise UsageError(f"a call draws {MAX_PICTURES:,} pictures at most, {count:,} were asked for")
     if seed is None:
         seed = secrets.randbelow(2**31)
-    several = isinstance(seed, Iterable) and getattr(seed, "ndim", 1) > 0  # arrays of no dimension are numbers
+    several = _several(seed)
     try:
         given = some("seeds", seed) if several else [seed]
         seeds = [operator.index(s) for s in given if not isinstance(s, bool)]
@@ -151,8 +157,8 @@ def classes_of(classes: Any, num_classes: int | None, names: Sequence[str]) -> l
         return None
     if num_classes is None:
         raise UsageError(f"this model takes neither a prompt nor a class, got {quoted(classes)}")
-    several = isinstance(classes, Iterable) and not isinstance(classes, str | bytes) and getattr(classes, "ndim", 1) > 0
-    labels = [_label(value, num_classes, names) for value in (some("classes", classes) if several else [classes])]
+    given = some("classes", classes) if _several(classes) else [classes]
+    labels = [_label(value, num_classes, names) for value in given]
     if not labels:
         raise UsageError("no class given")
     return labels
@@ -238,7 +244,7 @@ def read_prompts(
     for text, cut in zip(prompts, truncated, strict=True):
         if cut:
             room = min(reader.room for reader in tokenizers)
-            warnings.warn(f"only the first {room} tokens are read of: {text[:60]}…", stacklevel=4)
+            warnings.warn(f"only the first {room} tokens are read of: {shown(text, 60)}", stacklevel=4)
     return prompts, truncated
 
 
@@ -273,4 +279,4 @@ def check_text(what: str, text: object, *, may_be_empty: bool = False) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"the {what} is not valid UTF-8: {text[:60]!a}") from None
+        raise UsageError(f"the {what} is not valid UTF-8: {quoted(text)}") from None

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.core.errors import UsageError, quoted
+from t2i.core.errors import UsageError, lacks_memory, quoted
 from t2i.core.paths import path_of
 from t2i.diffusion.inpaint import keep_known
-from t2i.io.images import composite, open_image, to_square_tensor
+from t2i.io.decode import damage_of, decoded, unreadable
+from t2i.io.images import composite, open_image, to_square_tensor, upright
 from t2i.io.masks import hole, open_mask, to_mask_tensor
 from t2i.pipeline.arguments import share
 
@@ -155,13 +156,16 @@ def check_picture(image: Any, what: str = "picture") -> Image:
     """A PIL picture that has pixels, decoded; UsageError for anything else."""
     if not isinstance(image, Image):
         raise UsageError(f"expected a PIL picture, got {type(image).__name__}")
-    if 0 in image.size:
-        raise UsageError(f"the {what} has no pixels: {image.width} × {image.height}")
     try:
         image.load()
-        image.getpixel((0, 0))  # of a closed one there is none
+        if (why := unreadable(image)) is None:
+            image.getpixel((0, 0))  # of a closed one there is none
     except Exception as error:  # decoders raise all sorts
+        if lacks_memory(error):
+            raise
         raise UsageError(f"the {what} cannot be read: {' '.join(str(error).split())}") from error
+    if why is not None:
+        raise UsageError(f"the {what} {why}")
     return image
 
 
@@ -169,13 +173,19 @@ def read_inpaint(image: Picture, mask: Picture | None, *, size: int, base: int, 
     """What a user gives to inpaint, checked; UsageError for what cannot be."""
     if isinstance(blend, bool) or not isinstance(blend, int | float) or not 0 <= blend <= size:
         raise UsageError(f"blend must be a number of pixels from 0 to {size}, got {quoted(blend)}")
-    (picture,) = read_pictures([image])
-    if mask is None and hole(picture) is None:
-        raise UsageError("no mask, and nothing in the picture is transparent: which part is to be drawn anew?")
-    given = picture if mask is None else open_mask(mask) if isinstance(mask, Path | str) else mask
+    file = path_of(image, "a picture") if isinstance(image, Path | str) else None
+    (stored,) = read_pictures([image if file is None else decoded(file)])
+    with damage_of(file or "the picture"):
+        picture = upright(stored)
+    if mask is None:
+        if hole(picture) is None:
+            raise UsageError("no mask, and nothing in the picture is transparent: which part is to be drawn anew?")
+        mask = stored = picture
+    given = open_mask(path_of(mask, "a mask")) if isinstance(mask, Path | str) else mask
     if isinstance(given, Image):
         check_picture(given, "mask")
-    return InpaintInput(to_square_tensor(picture, size), to_mask_tensor(given, picture, size), base, float(blend))
+    known = to_square_tensor(picture, size)
+    return InpaintInput(known, to_mask_tensor(given, stored, size, as_shown=file is not None), base, float(blend))
 
 
 def read_edit(image: Picture, strength: float, size: int) -> EditInput:

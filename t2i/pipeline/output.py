@@ -3,6 +3,7 @@
 N pictures · D width of CLIP embeddings
 """
 
+import operator
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,7 +85,12 @@ class Output:
         if not path.name:
             raise UsageError(f"the file to save in has no name: {quoted(str(path))}")
         check_extension(path, SAVED)
-        which = range(len(self)) if which is None else which
+        try:
+            numbers = range(len(self))
+            which = numbers if which is None else [numbers[operator.index(i)] for i in which]
+        except (TypeError, IndexError):
+            wanted = f"a list of numbers from 0 to {len(self) - 1}"
+            raise UsageError(f"which must be {wanted}, got {quoted(which)}") from None
         paths = [path] if len(which) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in which]
         for i, target in zip(which, paths, strict=True):
             save_image(self.images[i], target, self.recipe_of(i))

@@ -146,14 +146,14 @@ def _read_config(folder: Path, expect: str | Sequence[str] | None) -> tuple[Stag
     content = load_config(folder)
     name = str(content.get("stage", ""))
     if name not in STAGES:
-        raise DataError(f"{folder}: config.json names no known stage (found {name[:40]!r})")
+        raise DataError(f"{folder}: config.json names no known stage (found {quoted(name)})")
     kinds = [expect] if isinstance(expect, str) else expect
     if kinds is not None and name not in kinds:
         raise DataError(f"{folder}: holds a {name}, expected a {' or '.join(kinds)}")
     given, found = content.get("model", {}), stage(name)
     elsewhere = given.get("pretrained") if isinstance(given, dict) else None  # null in what we save
     if elsewhere is not None:
-        raise DataError(f"{folder}: config.json wants weights from elsewhere (pretrained={elsewhere!r})")
+        raise DataError(f"{folder}: config.json wants weights from elsewhere (pretrained={quoted(elsewhere)})")
     return found, parse(given, found.config, f"{folder}: {_UNFIT}: model", DataError)
 
 

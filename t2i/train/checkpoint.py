@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from t2i.core.config import Config
-from t2i.core.errors import DataError, UsageError, reason
+from t2i.core.errors import DataError, UsageError, reason, shown
 from t2i.io import files, weights
 from t2i.io.lock import remove_temporaries
 from t2i.train.optim import state_kinds
@@ -149,7 +149,7 @@ def verify(path: Path) -> str | None:
     except DataError as error:
         return str(error)
     except ValueError as error:
-        return f"state.json: {reason(error)[:200]}"
+        return f"state.json: {shown(reason(error))}"
     if bad := non_finite(tensors):  # earlier versions saved these
         return f"{' and '.join(bad)} hold NaN or infinity"
     return None

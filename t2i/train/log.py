@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i.core.errors import shown
+from t2i.core.errors import quoted, shown
 from t2i.core.progress import duration
 from t2i.core.types import Batch, Task, Tokenizer
 from t2i.io import files
@@ -132,7 +132,8 @@ def cut_captions(task: Task, captions: Sequence[str], whose: str = "the first ca
     if not cut:
         return None
     room = min(tokenizer.room for tokenizer in tokenizers)
-    return f"of {whose} {len(cut)} of {len(captions)} are longer than the {room} tokens that are read: {cut[0][:60]!r}…"
+    count, first = f"of {whose} {len(cut)} of {len(captions)}", quoted(cut[0], 60)
+    return f"{count} are longer than the {room} tokens that are read: {first}"
 
 
 def _tokenizers(task: Task) -> dict[str, Tokenizer]:

@@ -481,7 +481,7 @@ def test_a_signal_is_exit_code_75_and_the_same_command_continues(
     monkeypatch.setattr(UpsamplerTask, "loss", signalled)
     command = ["train", "configs/shapes/up256.yaml", f"train.out={tmp_path}", "train.steps=2", "train.sample_every=0"]
     assert run(monkeypatch, *command, *SMALL) == 75
-    assert f"error: SIGTERM: saved step 1 in {tmp_path}" in capsys.readouterr().err
+    assert f"SIGTERM: saved step 1 in {tmp_path}" in capsys.readouterr().err
     monkeypatch.setattr(UpsamplerTask, "loss", loss)
     assert run(monkeypatch, *command, *SMALL) == 0
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000001", "step-000002"]

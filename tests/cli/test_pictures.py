@@ -115,6 +115,7 @@ def test_a_picture_is_drawn_larger_whole_or_in_tiles(
         (["variations", "0.png", "--guidance", "x"], 2, "--guidance"),
         (["interpolate", "0.png"], 2, "Missing argument"),
         (["interpolate", "0.png", "two.png"], 3, "two.png does not exist"),
+        (["interpolate", "0.png", "two.tif"], 3, "two.tif does not exist"),
         (["interpolate", "0.png", "", "--model", "nowhere"], 2, "the prompt is empty"),  # told before a model is opened
         (["interpolate", "0.png", "1.png", "--num", "1"], 2, "'--num'"),
         (["interpolate", "0.png", "1.png", "--noise", "some"], 2, "known are slerp and fixed"),

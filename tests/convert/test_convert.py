@@ -212,6 +212,21 @@ def test_any_damage_is_one_line(tmp_path: Path) -> None:
             read_weights(path)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize("reader", ["torch.load", "t2i.convert.convert.ZipFile"])
+def test_a_lack_of_memory_is_no_damage(
+    error: Exception, reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
+    monkeypatch.setattr(reader, full)
+    with pytest.raises(type(error)) as caught:
+        read_weights(tmp_path / "a.pt")
+    assert caught.value is error
+
+
 def test_what_is_no_dictionary_of_tensors_by_name(tmp_path: Path) -> None:
     for number, content in enumerate([{0: torch.ones(1)}, [torch.ones(1)], {}, {"model": {"model": {}}}]):
         torch.save(content, tmp_path / f"{number}.pt")

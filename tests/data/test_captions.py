@@ -9,6 +9,7 @@ import torch
 from files_of_data import picture
 from torch import nn
 
+from t2i.core.errors import quoted
 from t2i.core.seed import Streams
 from t2i.core.types import Task
 from t2i.data.folder import FolderSource
@@ -86,7 +87,7 @@ def test_captions_that_are_cut_are_told_once_with_their_count(caplog: pytest.Log
         announce(task, {"caption": [short, short]}, torch.device("cpu"), torch.float32)
         assert not caplog.messages
         announce(task, {"caption": [short, long, long]}, torch.device("cpu"), torch.float32)
-        expected = f"of the first captions 2 of 3 are longer than the {room} tokens that are read: {long[:60]!r}…"
+        expected = f"of the first captions 2 of 3 are longer than the {room} tokens that are read: {quoted(long, 60)}"
         assert caplog.messages == [expected]
         task.keys = ("image",)  # nobody reads them
         announce(task, {"caption": [long]}, torch.device("cpu"), torch.float32)

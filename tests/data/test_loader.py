@@ -359,6 +359,7 @@ def test_pickles_in_a_tar_are_never_opened(tmp_path):
         b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4', ",
         b"\x93NUMPY\x01\x00\x05\x00{'a' \n",
         b"\x93NUMPY\x01\x00\x0a\x00{'a': (((\n",
+        b"\x93NUMPY\x01\x00\x28\x23" + b"-" * 8999 + b"\n",
         b"PK\x03\x04 and no zip",
         b"",
     ],
@@ -366,6 +367,20 @@ def test_pickles_in_a_tar_are_never_opened(tmp_path):
 def test_any_damage_to_an_array_costs_one_sample(tmp_path, data):
     path = make_shard(tmp_path / "a.tar", 0, 1, npy=lambda _: data)
     with pytest.raises(BadSample, match="unreadable npy"):
+        ShardSource(str(path), 8).load(0, Streams([0]))
+
+
+@pytest.mark.parametrize("reader", ["_json_captions", "_array"])
+def test_a_lack_of_memory_costs_no_sample(tmp_path, monkeypatch, reader):
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    path = make_shard(tmp_path / "a.tar", 0, 1, npy=lambda _: buffer.getvalue(), json=lambda _: b"{}")
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(f"t2i.data.shards.{reader}", full)
+    with pytest.raises(MemoryError):
         ShardSource(str(path), 8).load(0, Streams([0]))
 
 

@@ -12,12 +12,13 @@ import pytest
 from files_of_data import picture
 
 from t2i.core.errors import T2IError
+from t2i.core.paths import IMAGE_TYPES
 from t2i.core.seed import Streams
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
 from t2i.data.opening import open_source
 from t2i.data.scan import passed_over, scan
-from t2i.data.source import IMAGE_TYPES, BadSample, Needs
+from t2i.data.source import BadSample, Needs
 from t2i.data.tars import index_tar
 
 STEMS = [

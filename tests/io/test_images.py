@@ -9,8 +9,14 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from t2i.core.errors import DataError, NonFiniteError, UsageError
+from t2i.core.errors import DataError, FullDiskError, NonFiniteError, UsageError
+from t2i.core.seed import Streams
+from t2i.data import framing
+from t2i.data.source import BadSample
+from t2i.data.source import decode as decode_sample
 from t2i.io import decode, images, provenance
+from t2i.io.masks import open_mask, to_mask_tensor
+from t2i.pipeline.inputs import read_pictures
 
 
 def test_every_byte_survives_a_round_trip():
@@ -107,7 +113,7 @@ def test_exif_is_applied_once():
     assert "exif" in picture.info
 
 
-@pytest.mark.parametrize("kind", [TypeError, AttributeError, struct.error, MemoryError])
+@pytest.mark.parametrize("kind", [TypeError, AttributeError, struct.error, RuntimeError])
 def test_whatever_a_decoder_raises_the_picture_is_damaged(kind, monkeypatch):
     def broken(_):
         raise kind("inside")
@@ -115,6 +121,24 @@ def test_whatever_a_decoder_raises_the_picture_is_damaged(kind, monkeypatch):
     monkeypatch.setattr(images, "to_rgb", broken)
     with pytest.raises(DataError, match="image is damaged: inside"):
         images.open_image(encoded())
+
+
+def test_a_lack_of_memory_is_no_damage(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    data, picture = encoded(), Image.new("RGB", (8, 8))
+    for where, read in (
+        ("t2i.io.images.to_rgb", lambda: images.open_image(data)),
+        ("PIL.Image.open", lambda: images.open_image(data)),
+        ("PIL.Image.open", lambda: framing.told([("a.jpg", data)], len(data) + 1, "center")),
+        ("PIL.Image.Image.load", lambda: read_pictures(picture)),
+        ("PIL.Image.Image.getexif", lambda: to_mask_tensor(picture, picture, 8)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, full)
+            with pytest.raises(MemoryError):
+                read()
 
 
 def test_bad_pictures_are_named(tmp_path):
@@ -149,8 +173,31 @@ def test_grid():
 @pytest.mark.parametrize("size", [(0, 0), (0, 5)])
 def test_a_picture_without_pixels_is_refused(size):
     for read in (images.to_rgb, images.from_pil, lambda image: images.from_pil(image, 8)):
-        with pytest.raises(UsageError, match=f"a picture without pixels: {size[0]} × {size[1]}"):
+        with pytest.raises(UsageError, match=f"the picture has no pixels: {size[0]} × {size[1]}"):
             read(Image.new("RGB", size))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (np.array([[0, 1]], np.float32), "is of mode F with numbers from 0 to 1; whole ones from 0 to 65,535 are read"),
+        (np.array([[0, 65536]], np.int32), "is of mode I with numbers from 0 to 65536"),
+        (np.array([[-1, 5]], np.int32), "is of mode I with numbers from -1 to 5"),
+    ],
+)
+def test_numbers_of_another_range_are_refused_and_never_black_or_white(numbers, message, tmp_path):
+    picture, path = Image.fromarray(numbers), tmp_path / "a.tif"
+    picture.save(path)
+    for read in (images.open_image, open_mask):
+        with pytest.raises(DataError, match=f"a.tif {message}"):
+            read(path)
+    for read in (images.from_pil, read_pictures):
+        with pytest.raises(UsageError, match=f"the picture {message}"):
+            read(picture)
+    with pytest.raises(BadSample, match=message):
+        decode_sample(path.read_bytes(), 8, None, Streams([0]))
+    wide = Image.fromarray(np.array([[0, 65535]], np.int32))
+    assert images.to_rgb(wide).getextrema() == ((0, 255),) * 3
 
 
 def test_one_channel_is_grey_both_ways(tmp_path):
@@ -268,7 +315,7 @@ def test_a_full_disk_is_no_usage_error(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(DataError, match=r"a.png: No space left"):
+    with pytest.raises(FullDiskError, match=r"no space left to write .*a.png"):
         images.save_png(Image.new("RGB", (3, 3)), tmp_path / "a.png")
 
 

@@ -8,8 +8,10 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 
 from t2i.core.errors import DataError, UsageError
+from t2i.io.decode import once
 from t2i.io.images import open_image
 from t2i.io.masks import hole, open_mask, to_mask_tensor
+from t2i.pipeline.inputs import read_inpaint
 
 SIDE = 64
 PHOTO = Image.new("RGB", (SIDE, SIDE), (90, 120, 200))
@@ -103,6 +105,63 @@ def test_a_mask_turns_with_its_picture(turn: int, tmp_path: Path) -> None:
     ):
         assert np.array_equal(to_mask_tensor(given, of, SIDE)[0].numpy() > 0, wanted)
     assert mask.getpixel((0, 0)) == 255, "what was given stays as it is"
+
+
+@pytest.mark.parametrize("turn", [3, 6, 8])
+@pytest.mark.parametrize("sides", [(64, 64), (64, 32)])
+def test_one_rule_turns_a_mask_for_a_path_and_for_a_picture_that_was_opened(
+    turn: int, sides: tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only where both readings fit do they differ, and then that is said, once."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    mask = Image.new("L", sides)
+    mask.paste(255, (0, 0, 40, 9))
+    mask.save(tmp_path / "tagged.png", exif=exif)
+    Image.new("RGB", sides).save(tmp_path / "photo.png", exif=exif)
+    shown = ImageOps.exif_transpose(Image.open(tmp_path / "tagged.png"))
+    both = shown.size == mask.size
+    turned, as_it_is = (to_mask_tensor(one, Image.new("RGB", one.size), SIDE) for one in (shown, mask))
+    photo = Image.open(tmp_path / "photo.png")
+    for as_shown, said in ((True, "the upright picture"), (False, "its stored pixels")):
+        once.cache_clear()
+        caplog.clear()
+        for _ in range(2):
+            fresh = to_mask_tensor(mask, photo, SIDE, as_shown=as_shown)
+            assert torch.equal(fresh, as_it_is if both and as_shown else turned)
+        assert [said in message for message in caplog.messages] == [True] * both
+        if not both:
+            assert torch.equal(to_mask_tensor(shown, photo, SIDE, as_shown=as_shown), turned)
+        tagged = Image.open(tmp_path / "tagged.png")
+        assert torch.equal(to_mask_tensor(tagged, photo, SIDE, as_shown=as_shown), turned)
+
+
+def test_inpainting_reads_a_photo_by_its_path_as_opened(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    painted = Image.new("L", PHOTO.size)
+    painted.paste(255, (0, 0, 40, 9))
+    PHOTO.save(tmp_path / "photo.png", exif=exif)
+    painted.save(tmp_path / "tagged.png", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "tagged.png"))
+    upright.save(tmp_path / "upright.png")
+    how = {"size": SIDE, "base": SIDE, "blend": 0}
+    photo, tagged = tmp_path / "photo.png", tmp_path / "tagged.png"
+    wanted = to_mask_tensor(upright, PHOTO, SIDE)
+    for image, mask in (
+        (photo, tmp_path / "upright.png"),
+        (str(photo), upright),
+        (photo, tagged),
+        (Image.open(photo), tagged),
+        (Image.open(photo), Image.open(tagged)),
+        (Image.open(photo), painted),
+    ):
+        assert torch.equal(read_inpaint(image, mask, **how).fresh, wanted)
+    rubbed = PHOTO.copy()
+    rubbed.putalpha(painted.point(lambda grey: 255 - grey))
+    rubbed.save(tmp_path / "rubbed.png", exif=exif)
+    for image in (tmp_path / "rubbed.png", Image.open(tmp_path / "rubbed.png")):
+        assert torch.equal(read_inpaint(image, None, **how).fresh, wanted)
 
 
 def test_a_mask_must_fit_and_be_one(tmp_path: Path) -> None:
