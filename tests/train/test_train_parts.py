@@ -481,6 +481,19 @@ def test_a_forecast_counts_steps_grids_evaluations_and_saves(monkeypatch):
     assert limited.left(7, minutes=3) == 0
 
 
+@pytest.mark.parametrize("at", range(2, 12))
+def test_one_step_that_waited_changes_no_forecast(monkeypatch, at):
+    now = [0.0]
+    monkeypatch.setattr("t2i.train.forecast.time.perf_counter", lambda: now[0])
+    config = TrainConfig(steps=100, batch_size=1, out="x", sample_every=0, val_every=0, save_every=100)
+    forecast = Forecast(config, speaks=False, alive=Alive("training"))
+    for step in range(1, 12):
+        now[0] += {1: 60, at: 30}.get(step, 2)
+        forecast.step()
+    assert len(forecast.took["step"]) == 10  # all but the first
+    assert forecast.left(11, 0) == 89 * 2
+
+
 def test_a_second_interrupt_interrupts():
     def interrupt_twice():
         with StopRequest() as stop:
