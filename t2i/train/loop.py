@@ -9,6 +9,7 @@ Legend: B global batch · b micro-batch of one process.
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def fit(
     export: Export,
     resolved: dict[str, Any] | None = None,
     earlier: Earlier | None = None,
+    began: float | None = None,
 ) -> Result:
     """Train `task.model` and leave in `config.out` an exported stage, metrics, samples and checkpoints.
 
@@ -76,6 +78,7 @@ def fit(
         task: where it has a module `memory`, the buffers of that are saved and restored beside the model.
         resolved: the whole configuration of the run as JSON-able values, kept in `run.json` and in every checkpoint.
         earlier: how checkpoints of earlier versions are read.
+        began: when `config.max_minutes` began, by `time.perf_counter`; now, if it is not given.
 
     Raises:
         UsageError: `out` cannot be written, another process trains there, or the batch does not divide over processes.
@@ -84,6 +87,7 @@ def fit(
         Stopped: a signal asked for it and the state was saved.
         DataError: unusable data, damaged checkpoints, or a full disk.
     """
+    began = time.perf_counter() if began is None else began
     to_stderr()
     folder, parallel = writable(config.out), Parallel(config.device)
     with StopRequest() as stop, loaders_explained(), ExitStack() as stack:
@@ -94,7 +98,8 @@ def fit(
             checkpoint.tidy(folder / "checkpoints")
 
         parallel.on_main(hold)
-        return _Run(task, loader, config, optim, export, resolved or {}, earlier or Earlier(), parallel, stop).train()
+        run = _Run(task, loader, config, optim, export, resolved or {}, earlier or Earlier(), parallel, stop, began)
+        return run.train()
 
 
 class _Run:
@@ -102,7 +107,7 @@ class _Run:
 
     def __init__(
         self, task: Task, loader: LoaderFactory, config: TrainConfig, optim: OptimConfig,
-        export: Export, resolved: dict[str, Any], earlier: Earlier, parallel: Parallel, stop: StopRequest,
+        export: Export, resolved: dict[str, Any], earlier: Earlier, parallel: Parallel, stop: StopRequest, began: float,
     ) -> None:  # fmt: skip
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
@@ -127,9 +132,9 @@ class _Run:
         self.saved = self.step
         for learner in self.learners:
             learner.wrapped = self.parallel.wrap(learner.objective)
-        self.report = Report(self.parallel, config, self.step, minutes)
+        self.report = Report(self.parallel, config, self.step, minutes, began)
         size = 4 * (3 + len(config.ema)) * sum(p.numel() for p in self.model.parameters())
-        self.limit = TimeLimit(config, optim, size, seconds, 1 if parallel.world == 1 else 5, self.report.forecast)
+        self.limit = TimeLimit(config, optim, size, seconds, self.report.forecast, began, parallel.world)
         self.ahead = 0.0  # of the decay, by the clock
         objective = self.learners[0].objective
         self.held_out = HeldOut(
@@ -169,6 +174,7 @@ class _Run:
             self._look(sample=True, measure=False)
         else:
             self._make_up(last=False)
+        self.limit.prepare(self.held_out.measure)
         self.model.train()
         self.report.clock.start(data.seconds_waited)
         self.report.forecast.start()
