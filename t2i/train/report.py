@@ -92,7 +92,11 @@ class Report:
         }
 
     def write_held_out(self, step: int, images: int, names: list[str], values: Tensor) -> None:
-        """The same for held-out numbers of this process."""
+        """The same for held-out numbers of this process; where there are none, a row that says so."""
+        if not names:
+            if self.file is not None:
+                self.file.add({"step": step, "images": images, "val_batches": 0})
+            return
         means = self.mean(names, values)
         if self.file is not None:
             self.file.add({"step": step, "images": images, **{f"val_{name}": v for name, v in means.items()}})
