@@ -149,10 +149,9 @@ class _Run:
             raise self._stopped(str(self.stop.name)) from None
 
     def _finished(self) -> Result:
-        config = self.config
         if any(key.startswith("data.") for key in self.changed):
-            self.loaders.open("train", config.batch_size)  # complains of data that are not there
-        log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
+            self.loaders.open("train", self.config.batch_size)  # complains of data that are not there
+        log.info("already at step %d of %d: %s", self.step, self.config.steps, self.config.out)
         self._export()  # the last one may have been cut off
         missed = self._missed(last=True)
         if any(missed) and (problem := self.parallel.on_main(self.held_out.problem)) is not None:
