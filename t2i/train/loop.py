@@ -93,9 +93,10 @@ def fit(
     with StopRequest() as stop, loaders_explained(), ExitStack() as stack:
 
         def hold() -> None:
-            stack.enter_context(sole_writer(folder, "trained", "stop it or choose another train.out"))
-            remove_temporaries(folder / "samples")
-            checkpoint.tidy(folder / "checkpoints")
+            if stack.enter_context(sole_writer(folder, "trained", "stop it or choose another train.out")):
+                for below in ("samples", "checkpoints"):
+                    remove_temporaries(folder / below)
+                checkpoint.tidy(folder / "checkpoints")
 
         parallel.on_main(hold)
         run = _Run(task, loader, config, optim, export, resolved or {}, earlier or Earlier(), parallel, stop, began)

@@ -509,7 +509,9 @@ def test_what_killed_runs_left_goes_with_the_next_one(tmp_path):
     os.rename(tmp_path / "checkpoints" / "step-000005", tmp_path / "checkpoints" / "step-000005.old")
     for name in ("checkpoints/step-000005.tmp", "checkpoints/step-000009.tmp"):
         (tmp_path / name).mkdir()
-    left = [tmp_path / f"{name}.{dead}.tmp" for name in (".model.safetensors", "samples/.a.png", "checkpoints/.t2i-a")]
+    left = [
+        tmp_path / f"{name}.{dead}.tmp" for name in (".model.safetensors", "samples/.t2i-a.png", "checkpoints/.t2i-a")
+    ]
     for path in left:
         path.write_text("x")
     assert run(tmp_path, steps=5).step == 5
