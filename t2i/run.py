@@ -164,7 +164,7 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
     if find(run.train.out / "checkpoints", run.train.resume) is None:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
         task.prepare(_batches(loader, run.train.seed), anew=others)
-    return task, loader, config
+    return task, Loader.announced(loader), config
 
 
 def load_neighbours(run: Run, spec: Stage) -> dict[str, nn.Module]:
