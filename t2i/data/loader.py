@@ -277,8 +277,9 @@ class _Positions(Dataset[Batch]):
 
 def _ignore_signals(_: int) -> None:
     """Signals are for the main process, which finishes its step and then ends its loaders."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 _open_streams: "weakref.WeakSet[Generator[Batch, None, None]]" = weakref.WeakSet()

@@ -13,7 +13,8 @@ from typing import Any
 from t2i.core.errors import Stopped
 
 log = logging.getLogger(__name__)
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")  # some systems have no more than the first two
+SIGNALS = tuple(number for name in NAMES if (number := getattr(signal, name, None)) is not None)
 
 
 PATIENCE = 60.0
@@ -40,7 +41,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 
