@@ -1,6 +1,7 @@
 """From a file in `configs/` to a running training: the stage, its task, its data and the loop, put together."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -120,13 +121,14 @@ def load_run(path: str | Path, overrides: list[str]) -> Run:
 
 def train(path: str | Path, overrides: list[str]) -> Result:
     """Train the stage that a config file describes. See `t2i.train.loop.fit` for what is left in `train.out`."""
+    began = time.perf_counter()
     to_stderr()
     run = load_run(path, overrides)
     with output_folder(run.train.out):
-        return _train(str(path), run, stage(run.stage))
+        return _train(str(path), run, stage(run.stage), began)
 
 
-def _train(path: str, run: Run, spec: Stage) -> Result:
+def _train(path: str, run: Run, spec: Stage, began: float) -> Result:
     with Alive("preparing"):
         task, loader, config = build(path, run, spec)
 
@@ -141,7 +143,7 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
 
     earlier = Earlier(spec.renamed, migrated)
     resolved = run.model_dump(mode="json") | {"model": config.model_dump(mode="json")}
-    return fit(task, loader, run.train, run.optim, export=export, resolved=resolved, earlier=earlier)
+    return fit(task, loader, run.train, run.optim, export=export, resolved=resolved, earlier=earlier, began=began)
 
 
 def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
@@ -164,7 +166,7 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
     if find(run.train.out / "checkpoints", run.train.resume) is None:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
         task.prepare(_batches(loader, run.train.seed), anew=others)
-    return task, loader, config
+    return task, Loader.announced(loader), config
 
 
 def load_neighbours(run: Run, spec: Stage) -> dict[str, nn.Module]:

@@ -93,4 +93,4 @@ def clear_errors(path: str | Path) -> Iterator[None]:
 
 def _at_once(path: str, flags: int) -> int:
     """Open a pipe without waiting for who writes to it."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))

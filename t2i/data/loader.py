@@ -13,7 +13,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from t2i.core.seed import Streams, mix
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
 from t2i.data.framing import told
-from t2i.data.opening import open_source
+from t2i.data.opening import Subset, open_source
 from t2i.data.order import Mixture, permute
 from t2i.data.scenes import ShapesSource
 from t2i.data.source import HEAD, BadSample, Needs, Sample, collate
+from t2i.io.decode import noticed, once
 from t2i.io.files import clear_errors, json_lines
 
 log = logging.getLogger(__name__)
@@ -98,27 +99,41 @@ class Loader:
         self.batch_size, self.accumulate, self.rank, self.start = batch_size, accumulate, rank, start
         self.micro = batch_size // (accumulate * world)
         self.data = _Positions(config, seed, self.micro, split, needs)
-        if split == "train" and rank == 0:
-            self._announce("image" in needs.keys)
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = self.num_enlarged = 0
         earlier = json_lines(bad_log) if bad_log is not None and bad_log.exists() else []
         self.listed = {str(row["key"]) for row in earlier if "key" in row}  # before the run was resumed
 
-    def _announce(self, pictured: bool) -> None:
+    def announce(self) -> None:
         """Say what is used of every source and, of some of its pictures, how many cannot be read or are not square."""
         policy = self.config.crop_policy
         for given, source in zip(self.config.sources, self.data.sources, strict=True):
             if isinstance(source, ShapesSource):
                 continue
             log.info("%s: %s", given.src, source)
+            if isinstance(source, Subset):
+                log.info("%s: %d to train on, %d held out", given.src, len(source), len(source.source) - len(source))
             heads = []
-            for index in range(0, len(source), math.ceil(len(source) / _LOOKED_AT)) if pictured else ():
+            for index in range(0, len(source), math.ceil(len(source) / _LOOKED_AT)) if self.data.pictured else ():
                 with suppress(BadSample):
                     heads.append((source.keys[index], source.head(index)))
             for line in told(heads, HEAD, policy if self.config.crop is None or policy == "pad" else None):
                 log.info("%s: %s", given.src, line)
+
+    @staticmethod
+    def announced(make: "Callable[..., Loader]") -> "Callable[..., Loader]":
+        """The same loaders, of which the first to train on, in the main process, is announced."""
+        told: list[Loader] = []
+
+        def opened(**how: Any) -> Loader:
+            loader = make(**how)
+            if loader.split == "train" and loader.rank == 0 and not told:
+                told.append(loader)
+                loader.announce()
+            return loader
+
+        return opened
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Micro-batches, b = batch_size/accumulate/world: `image` (b, 3, h, h) in [-1, 1], `caption`, `key`, `seed`."""
@@ -146,6 +161,9 @@ class Loader:
                 with loaders_explained():
                     batch = next(batches)
                 self.seconds_waited += time.perf_counter() - before
+                notices = batch.pop("notices")
+                for notice in sorted(notices) if self.rank == 0 else ():
+                    once(notice)
                 self._account(batch.pop("bad"), batch.pop("enlarged"), batch.pop("failed"))
                 yield batch
         finally:
@@ -197,7 +215,7 @@ class _Positions(Dataset[Batch]):
     """`positions[p]` is the micro-batch of positions p … p+micro-1."""
 
     def __init__(self, config: DataConfig, seed: int, micro: int, split: str, needs: Needs) -> None:
-        self.num_classes = needs.num_classes
+        self.num_classes, self.pictured = needs.num_classes, "image" in needs.keys
         self.config, self.seed, self.micro, self.split = config, seed, micro, split
         opened = [(open_source(source.src, config, split, needs), source.weight) for source in config.sources]
         self.sources = [source for source, _ in opened if source is not None]
@@ -206,6 +224,10 @@ class _Positions(Dataset[Batch]):
         self.mixture = Mixture([weight for source, weight in opened if source is not None], seed)
 
     def __getitem__(self, start: int) -> Batch:
+        with noticed() as notices:
+            return {**self._batch(start), "notices": notices}
+
+    def _batch(self, start: int) -> Batch:
         bad: list[dict[str, str]] = []
         samples: list[Sample] = [{}] * self.micro
         scenes: dict[int, dict[int, int]] = {}  # source: {row: position}
@@ -255,8 +277,9 @@ class _Positions(Dataset[Batch]):
 
 def _ignore_signals(_: int) -> None:
     """Signals are for the main process, which finishes its step and then ends its loaders."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 _open_streams: "weakref.WeakSet[Generator[Batch, None, None]]" = weakref.WeakSet()

@@ -13,7 +13,7 @@ from t2i.data.shards import ShardSource
 from t2i.data.source import Needs, Sample, Source
 
 
-class _Subset:
+class Subset:
     """The part of a source whose keys hash into a split."""
 
     def __init__(self, source: Source, rows: list[int]) -> None:
@@ -45,7 +45,7 @@ def open_source(src: str, config: DataConfig, split: str, needs: Needs) -> Sourc
     held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
     if all(held) or not any(held):  # training comes first
         return source if split == "train" else None
-    return _Subset(source, [row for row, is_val in enumerate(held) if is_val == (split == "val")])
+    return Subset(source, [row for row, is_val in enumerate(held) if is_val == (split == "val")])
 
 
 def _open_files(src: str, config: DataConfig, needs: Needs) -> FolderSource | ShardSource:

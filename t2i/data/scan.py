@@ -20,7 +20,7 @@ _SYSTEM = (
     "System Volume Information", "Thumbs.db", "desktop.ini",
 )  # fmt: skip
 _OUTPUTS = (
-    {"run.json"},
+    {"run.json", "metrics.jsonl"},
     {"model_index.json"},
     {"checkpoints", "metrics.jsonl"},
     {"config.json", "model.safetensors"},

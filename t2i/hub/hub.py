@@ -37,7 +37,7 @@ def find(name_or_folder: str | Path) -> Path | None:
         return local
     if folder.is_dir():
         alone = (folder / "config.json").is_file()
-        if any(folder.glob(".model_index.json.*.tmp")):
+        if any(folder.glob(".*model_index.json.*.tmp")):
             raise DataError(f"{folder}: saving this model was cut off, so it has no model_index.json; save it again")
         more = ": a stage, which t2i.load_stage opens and t2i assemble chains with others" if alone else ""
         raise UsageError(f"{folder}: no model_index.json in this folder, so it is not a pipeline{more}")

@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -75,7 +76,29 @@ def damage_of(name: str | Path) -> Iterator[None]:
         raise DataError(f"{name} is damaged: {shown(error)}") from None
 
 
-@cache
+_notices: ContextVar[set[str] | None] = ContextVar("notices", default=None)
+
+
+@contextmanager
+def noticed() -> Iterator[set[str]]:
+    """What `once` would say in this context, for another process to say."""
+    notices: set[str] = set()
+    before = _notices.set(notices)
+    try:
+        yield notices
+    finally:
+        _notices.reset(before)
+
+
 def once(message: str) -> None:
     """Log a warning, once in a process, of however many pictures it is true."""
+    notices = _notices.get()
+    if notices is None:
+        _say(message)
+    else:
+        notices.add(message)
+
+
+@cache
+def _say(message: str) -> None:
     log.warning("%s (said once)", message)

@@ -87,7 +87,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 def temporary_name(path: Path) -> Path:
     """What a file is called until it is whole; `t2i.io.lock` removes those of dead processes."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".t2i-{path.name}.{os.getpid()}.tmp")
 
 
 def write(path: Path, data: bytes) -> None:

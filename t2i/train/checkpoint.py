@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from t2i.core.config import Config
 from t2i.core.errors import DataError, UsageError, reason, shown
 from t2i.io import files, weights
-from t2i.io.lock import remove_temporaries
 from t2i.train.optim import state_kinds
 
 log = logging.getLogger(__name__)
@@ -89,7 +88,6 @@ def tidy(folder: Path) -> None:
             os.replace(path, path.with_suffix(""))
         else:
             shutil.rmtree(path, ignore_errors=True)
-    remove_temporaries(folder)
 
 
 def find(folder: Path, resume: str) -> Path | None:

@@ -27,6 +27,7 @@ class Forecast:
     def __init__(self, config: TrainConfig, speaks: bool, alive: Alive) -> None:
         self.config, self.speaks, self.alive = config, speaks, alive
         self.took: dict[str, deque[float]] = {}
+        self.warm = False  # whether a second step has ended
         self.start()
 
     def start(self) -> None:
@@ -36,8 +37,9 @@ class Forecast:
 
     def step(self) -> None:
         """A step has ended; what was measured since the last one is no part of it."""
-        if len(steps := self.took.get("step", deque())) == 1:
-            steps.clear()  # the first is slower than those to come
+        if not self.warm and "step" in self.took:
+            self.took["step"].clear()  # the first is slower than those to come
+            self.warm = True
         self._add("step", time.perf_counter() - self.began - self.beside)
         self.began, self.beside = time.perf_counter(), 0.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
 from t2i.io.images import to_pil
@@ -54,6 +54,14 @@ class HeldOut:
     def draws(self) -> bool:
         """Whether the task has grids."""
         return type(self.task).sample is not Task.sample
+
+    def problem(self) -> str | None:
+        """Why there is nothing to look at, if there is not."""
+        try:
+            self._batch = self._batch or self._one()
+        except (DataError, UsageError) as error:
+            return str(error)
+        return None
 
     def sample(self, path: Path, title: str) -> None:
         """Draw the grid of the first held-out samples, and of `prompts`, if the task draws any."""

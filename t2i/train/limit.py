@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 from t2i.train.forecast import Forecast
 from t2i.train.optim import OptimConfig, progress
@@ -21,38 +21,45 @@ class TimeLimit:
     Args:
         size: bytes that a save writes.
         seconds: that a save, a grid and an evaluation took before the run was resumed.
-        together: steps between two looks at the clock.
-        forecast: is told as well what everything took.
-        clock: seconds that only grow.
+        forecast: measures everything.
+        began: when the time began, by `time.perf_counter`.
+        world: processes; several look at the clock every fifth step.
     """
 
     def __init__(
-        self, config: TrainConfig, optim: OptimConfig, size: int, seconds: dict[str, float], together: int = 1,
-        forecast: Forecast | None = None, clock: Callable[[], float] = time.perf_counter,
+        self, config: TrainConfig, optim: OptimConfig, size: int, seconds: dict[str, float], forecast: Forecast,
+        began: float, world: int = 1,
     ) -> None:  # fmt: skip
-        self.config, self.optim, self.together, self.forecast, self.clock = config, optim, together, forecast, clock
-        guess = {"save": size / _SPEED, "grid": 0.0, "evaluation": 0.0}
-        self.seconds = {what: seconds.get(what, value) for what, value in guess.items()}
+        self.config, self.optim, self.forecast, self.together = config, optim, forecast, 1 if world == 1 else 5
+        self.guess, self.began, self.beside = {"save": size / _SPEED}, began, 0.0
+        self.seconds = {what: took for what, took in seconds.items() if took}  # earlier versions: 0 for not yet
         self.limit = 60 * (config.max_minutes or float("inf"))
-        self.began, self.beside = clock(), 0.0
         self.first: tuple[int, float, float] | None = None  # step, time, time beside, after the first and slow step
         self.follows: tuple[float, float] | None = None  # progress and seconds when the decay began to follow the time
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
         """Measure a `save`, a `grid` or an `evaluation`."""
-        before = self.clock()
-        with self.forecast.measured(what) if self.forecast is not None else nullcontext():
+        with self.forecast.measured(what):
             yield
-        self.seconds[what] = self.clock() - before
+        self.seconds[what] = self.forecast.took[what][-1]
         self.beside += self.seconds[what]
+
+    def prepare(self, evaluate: Callable[[], object]) -> None:
+        """Evaluate once where there is a limit and nobody knows what it takes: the first may be the one at the end."""
+        if self.config.max_minutes is not None and self.config.val_every > 0 and "evaluation" not in self.seconds:
+            with self.timing("evaluation"):
+                evaluate()
+
+    def _cost(self, *whats: str) -> float:
+        return sum(self.seconds.get(what, self.guess.get(what, 0.0)) for what in whats)
 
     def late(self, step: int, sample: bool, measure: bool) -> bool:
         """Whether to end after this step: one more, with what is due now and what comes at the end, is too much."""
-        now = self.clock()
+        now = time.perf_counter()
         self.first = self.first or (step, now, self.beside)
         due = {"save": step % self.config.save_every == 0, "grid": sample, "evaluation": measure}
-        cost = sum(self.seconds[what] for what, is_due in due.items() if is_due)
+        cost = self._cost(*(what for what, is_due in due.items() if is_due))
         first, began, beside = self.first
         one = (now - began - (self.beside - beside)) / max(1, step - first)
         self._follow(step, now)
@@ -63,12 +70,12 @@ class TimeLimit:
         if self.follows is None:
             return 0.0
         start, since = self.follows
-        return min(1.0, start + (1 - start) * (self.clock() - since) / max(1e-9, self._end - since))
+        return min(1.0, start + (1 - start) * (time.perf_counter() - since) / max(1e-9, self._end - since))
 
     @property
     def _ending(self) -> float:
-        looks = {"grid": self.config.sample_every != 0, "evaluation": self.config.val_every > 0}
-        return sum(seconds for what, seconds in self.seconds.items() if looks.get(what, True))
+        looks = {"save": True, "grid": self.config.sample_every != 0, "evaluation": self.config.val_every > 0}
+        return self._cost(*(what for what, is_on in looks.items() if is_on))
 
     @property
     def _end(self) -> float:

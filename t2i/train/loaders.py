@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 from t2i.core.types import Batch
 from t2i.data.loader import NothingHeldOutError
@@ -28,8 +28,8 @@ class Loaders:
         return self.make(seed=config.seed, batch_size=batch_size, split=split, bad_log=bad_log, **here)
 
     def waiting(self) -> AbstractContextManager[None]:
-        """Where a signal interrupts at once; several processes end between the same two steps instead."""
-        return self.stop.waiting() if self.parallel.world == 1 else nullcontext()
+        """Where a signal interrupts at once; several processes end between the same two steps, if data still come."""
+        return self.stop.waiting() if self.parallel.world == 1 else self.stop.patiently()
 
     def one(self) -> Batch:
         """What grids show: held-out samples, or where there are none, others."""

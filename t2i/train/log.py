@@ -1,8 +1,8 @@
 """What a run says: a status line, the same numbers in `metrics.jsonl`, and sums that never wait for the GPU."""
 
+import importlib
 import json
 import logging
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -162,10 +162,14 @@ def _short(count: int) -> str:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Peak memory: allocated on a GPU, resident on a CPU (10⁹ bytes)."""
+    """Peak memory: allocated on a GPU, resident on a CPU (10⁹ bytes); 0 on systems that do not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:
+        return 0.0
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 

@@ -9,6 +9,7 @@ Legend: B global batch · b micro-batch of one process.
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def fit(
     export: Export,
     resolved: dict[str, Any] | None = None,
     earlier: Earlier | None = None,
+    began: float | None = None,
 ) -> Result:
     """Train `task.model` and leave in `config.out` an exported stage, metrics, samples and checkpoints.
 
@@ -76,6 +78,7 @@ def fit(
         task: where it has a module `memory`, the buffers of that are saved and restored beside the model.
         resolved: the whole configuration of the run as JSON-able values, kept in `run.json` and in every checkpoint.
         earlier: how checkpoints of earlier versions are read.
+        began: when `config.max_minutes` began, by `time.perf_counter`; now, if it is not given.
 
     Raises:
         UsageError: `out` cannot be written, another process trains there, or the batch does not divide over processes.
@@ -84,17 +87,20 @@ def fit(
         Stopped: a signal asked for it and the state was saved.
         DataError: unusable data, damaged checkpoints, or a full disk.
     """
+    began = time.perf_counter() if began is None else began
     to_stderr()
     folder, parallel = writable(config.out), Parallel(config.device)
     with StopRequest() as stop, loaders_explained(), ExitStack() as stack:
 
         def hold() -> None:
-            stack.enter_context(sole_writer(folder, "trained", "stop it or choose another train.out"))
-            remove_temporaries(folder / "samples")
-            checkpoint.tidy(folder / "checkpoints")
+            if stack.enter_context(sole_writer(folder, "trained", "stop it or choose another train.out")):
+                for below in ("samples", "checkpoints"):
+                    remove_temporaries(folder / below)
+                checkpoint.tidy(folder / "checkpoints")
 
         parallel.on_main(hold)
-        return _Run(task, loader, config, optim, export, resolved or {}, earlier or Earlier(), parallel, stop).train()
+        run = _Run(task, loader, config, optim, export, resolved or {}, earlier or Earlier(), parallel, stop, began)
+        return run.train()
 
 
 class _Run:
@@ -102,7 +108,7 @@ class _Run:
 
     def __init__(
         self, task: Task, loader: LoaderFactory, config: TrainConfig, optim: OptimConfig,
-        export: Export, resolved: dict[str, Any], earlier: Earlier, parallel: Parallel, stop: StopRequest,
+        export: Export, resolved: dict[str, Any], earlier: Earlier, parallel: Parallel, stop: StopRequest, began: float,
     ) -> None:  # fmt: skip
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
@@ -127,14 +133,12 @@ class _Run:
         self.saved = self.step
         for learner in self.learners:
             learner.wrapped = self.parallel.wrap(learner.objective)
-        self.report = Report(self.parallel, config, self.step, minutes)
+        self.report = Report(self.parallel, config, self.step, minutes, began)
         size = 4 * (3 + len(config.ema)) * sum(p.numel() for p in self.model.parameters())
-        self.limit = TimeLimit(config, optim, size, seconds, 1 if parallel.world == 1 else 5, self.report.forecast)
+        self.limit = TimeLimit(config, optim, size, seconds, self.report.forecast, began, parallel.world)
         self.ahead = 0.0  # of the decay, by the clock
-        objective = self.learners[0].objective
-        self.held_out = HeldOut(
-            task, objective, self.ema, self.device, self.loaders.one, self.loaders.held_out, config.prompts
-        )
+        objective, loaders = self.learners[0].objective, self.loaders
+        self.held_out = HeldOut(task, objective, self.ema, self.device, loaders.one, loaders.held_out, config.prompts)
 
     def train(self) -> Result:
         """Step until the end, a signal or the time limit."""
@@ -146,12 +150,15 @@ class _Run:
             raise self._stopped(str(self.stop.name)) from None
 
     def _finished(self) -> Result:
-        config = self.config
         if any(key.startswith("data.") for key in self.changed):
-            self.loaders.open("train", config.batch_size)  # complains of data that are not there
-        log.info("already at step %d of %d: %s", self.step, config.steps, config.out)
+            self.loaders.open("train", self.config.batch_size)  # complains of data that are not there
+        log.info("already at step %d of %d: %s", self.step, self.config.steps, self.config.out)
         self._export()  # the last one may have been cut off
-        self._make_up(last=True)
+        missed = self._missed(last=True)
+        if any(missed) and (problem := self.parallel.on_main(self.held_out.problem)) is not None:
+            log.warning("a grid or held-out numbers are missing, and so are their data: %s", problem)
+        else:
+            self._look(*missed)
         return Result(self.step, self.images, "done", {})
 
     def _open_and_train(self) -> Result:
@@ -166,9 +173,10 @@ class _Run:
     def _train(self, data: Batches, batches: Iterator[Batch]) -> Result:
         config = self.config
         if self.step == 0:
-            self._look(sample=True, measure=False)
+            self._look(self._due(last=False)[0], measure=False)
         else:
-            self._make_up(last=False)
+            self._look(*self._missed(last=False))
+        self.limit.prepare(self.held_out.measure)
         self.model.train()
         self.report.clock.start(data.seconds_waited)
         self.report.forecast.start()
@@ -290,29 +298,28 @@ class _Run:
 
     def _due(self, last: bool) -> tuple[bool, bool]:
         """Whether a grid, and whether held-out numbers belong to this step."""
-        every = self.config.val_every
-        sample = last or is_sample_step(self.step, self.config.sample_every)
+        grids, every = self.config.sample_every, self.config.val_every
+        sample = grids != 0 and self.held_out.draws and (last or is_sample_step(self.step, grids))
         return sample, every > 0 and (last or self.step % every == 0)
 
-    def _make_up(self, last: bool) -> None:
-        """Look if the run was ended between saving this step and looking; looking changes nothing of a training."""
+    def _missed(self, last: bool) -> tuple[bool, bool]:
+        """What of `_due` is not there: the run was ended between saving this step and looking."""
         sample, measure = self._due(last)
         drawn, measured = self.parallel.on_main(lambda: (self._grid.exists(), self.report.has_held_out(self.step)))
-        self._look(sample and not drawn, measure and not measured)
+        return sample and not drawn, measure and not measured
 
     @property
     def _grid(self) -> Path:
         return self.config.out / "samples" / f"step-{self.step:06d}.png"
 
     def _look(self, sample: bool, measure: bool) -> None:
-        """Sample grid (first process) and held-out numbers (all processes)."""
-        if sample and self.main and self.config.sample_every != 0 and self.held_out.draws:
+        """Sample grid (first process) and held-out numbers (all processes); changes nothing of a training."""
+        if sample and self.main:
             with self.limit.timing("grid"):
                 self.held_out.sample(self._grid, f"step {self.step}")
         if measure:
             with self.limit.timing("evaluation"):
                 names, values = self.held_out.measure()
-            if names:
-                self.report.write_held_out(self.step, self.images, names, values)
+            self.report.write_held_out(self.step, self.images, names, values)
         if sample or measure:
             self.parallel.barrier()

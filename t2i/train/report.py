@@ -25,10 +25,11 @@ class Report:
     Args:
         step: where the run starts, or goes on.
         minutes: that it took before.
+        began: when `max_minutes` began, by `time.perf_counter`.
     """
 
-    def __init__(self, parallel: Parallel, config: TrainConfig, step: int, minutes: float) -> None:
-        self.parallel, self.config, self.start, self.earlier = parallel, config, step, minutes
+    def __init__(self, parallel: Parallel, config: TrainConfig, step: int, minutes: float, began: float) -> None:
+        self.parallel, self.config, self.start, self.earlier, self.began = parallel, config, step, minutes, began
         self.file = MetricsFile(config.out / "metrics.jsonl", step) if parallel.main else None
         self.meter, self.clock, self.row = Meter(), Clock(), dict[str, Any]()
         self.alive = Alive("starting", log.info if parallel.main else lambda _: None)
@@ -69,7 +70,8 @@ class Report:
             row = self._row(step, images, means, self.clock.so_far(waited), lr)
         else:
             return
-        log.info(status_line(row, self.config.steps, self.forecast.left(step, self.clock.minutes())))
+        left = self.forecast.left(step, (time.perf_counter() - self.began) / 60)
+        log.info(status_line(row, self.config.steps, left))
         self.told = time.monotonic()
         self.alive.did()
 
@@ -90,7 +92,11 @@ class Report:
         }
 
     def write_held_out(self, step: int, images: int, names: list[str], values: Tensor) -> None:
-        """The same for held-out numbers of this process."""
+        """The same for held-out numbers of this process; where there are none, a row that says so."""
+        if not names:
+            if self.file is not None:
+                self.file.add({"step": step, "images": images, "val_batches": 0})
+            return
         means = self.mean(names, values)
         if self.file is not None:
             self.file.add({"step": step, "images": images, **{f"val_{name}": v for name, v in means.items()}})

@@ -87,7 +87,7 @@ def told(caplog: pytest.LogCaptureFixture, source: str, **changes: Any) -> list[
     caplog.clear()
     with caplog.at_level(logging.INFO):
         config = DataConfig(source=source, **{"size": 8, "num_workers": 0, "val_fraction": 0, **changes})
-        Loader(config, seed=0, batch_size=2, needs=Needs(("image",)))
+        Loader(config, seed=0, batch_size=2, needs=Needs(("image",))).announce()
     return caplog.messages[1:]
 
 

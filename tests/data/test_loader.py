@@ -26,6 +26,7 @@ from t2i.data.order import Mixture, permute
 from t2i.data.shapes.write import write_shards
 from t2i.data.shards import ShardSource, expand
 from t2i.data.source import BadSample, decode, pick_caption
+from t2i.io.decode import _say
 
 
 def config(source, **changes):
@@ -529,6 +530,32 @@ def test_a_bad_file_among_a_few_held_out_ones_is_skipped_and_alone_means_none(tm
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_few_bad_samples_do_not_stop_a_small_folder(tmp_path, workers):
     assert len(take(loader(spoiled(tmp_path, 2, 18), 10, num_workers=workers), 40)) == 40
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_said_once_is_said_once_of_all_processes_and_loaders(tmp_path, caplog, workers):
+    _say.cache_clear()
+    folder = make_folder(tmp_path / "a", 4)
+    for path in folder.glob("*.png"):
+        Image.new("RGBA", (9, 9)).save(path)
+    batches = loader(str(folder), 2, num_workers=workers)
+    assert set(take(batches, 4)[0]) == {"image", "caption", "key", "seed"}
+    take(loader(str(folder), 2, num_workers=workers), 4)
+    assert caplog.messages == ["what is transparent in a picture is laid on white (said once)"]
+    _say.cache_clear()
+    caplog.clear()
+    take(loader(str(folder), 2, num_workers=workers, rank=1, world=2), 4)
+    assert caplog.messages == []
+
+
+def test_the_announcement_tells_what_is_held_out(tmp_path, caplog):
+    folder = make_folder(tmp_path / "a", 40)
+    data, held = loader(str(folder), val_fraction=0.3), loader(str(folder), val_fraction=0.3, split="val")
+    num = [len(opened.data.sources[0]) for opened in (data, held)]
+    with caplog.at_level(logging.INFO):
+        data.announce()
+    assert sum(num) == 40
+    assert f"{folder}: {num[0]} to train on, {num[1]} held out" in caplog.messages
 
 
 def test_enlarged_pictures_are_told_once_and_counted(tmp_path, caplog):

@@ -3,6 +3,8 @@
 import logging
 import os
 import unicodedata
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from t2i.core.errors import DataError
 from t2i.core.seed import Streams
 from t2i.data.config import DataConfig
 from t2i.data.folder import FolderSource
-from t2i.data.loader import Loader
+from t2i.data.loader import Loader, NothingHeldOutError
 from t2i.data.opening import class_names
 from t2i.data.scan import scan
 from t2i.data.source import MAX_TEXT, BadSample, Tally
@@ -70,7 +72,7 @@ def test_a_folder_may_itself_be_hidden(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "files",
     [
-        ("run.json",),
+        ("run.json", "metrics.jsonl"),
         ("model_index.json",),
         ("metrics.jsonl", "checkpoints/x"),
         ("config.json", "model.safetensors"),
@@ -85,13 +87,21 @@ def test_folders_that_t2i_wrote_are_passed_over(pets: Path, files: list[str]) ->
     assert source.found.left_out.counts == {"written by t2i": 1}
 
 
+def test_a_lone_run_json_is_a_users_own(pets: Path) -> None:
+    (pets / "cat" / "run.json").write_text("{}")
+    source = classed(pets)
+    assert (source.classes, len(source)) == (("cat", "dog"), 6)
+    assert source.found.left_out.counts == {".json": 1}
+
+
 def test_pictures_may_lie_beside_a_run_in_one_folder(pets: Path) -> None:
     draw(pets / "samples" / "step-000001.png")
     draw(pets / "checkpoints" / "x.png")
     (pets / "run.json").write_text("{}")
+    (pets / "metrics.jsonl").write_text("{}")
     source = classed(pets)
     assert (source.classes, len(source)) == (("cat", "dog"), 6)
-    assert source.found.left_out.counts == {"written by t2i": 2, ".json": 1}
+    assert source.found.left_out.counts == {"written by t2i": 2, ".json": 1, ".jsonl": 1}
 
 
 def test_linked_folders_are_read_once_and_loops_are_noticed(tmp_path: Path, pets: Path) -> None:
@@ -191,8 +201,10 @@ def test_what_is_used_is_told_in_one_line(tmp_path: Path, caplog: pytest.LogCapt
     for name in (".DS_Store", "x.heic", "y.heic"):
         (folder / name).write_bytes(b"")
     with caplog.at_level(logging.INFO):
-        Loader(config(folder), seed=0, batch_size=2)
-        Loader(config(folder), seed=0, batch_size=2, rank=1, world=2)
+        make = Loader.announced(partial(Loader, config(folder)))
+        for split, rank in (("train", 1), ("val", 0), ("train", 0), ("train", 0)):
+            with suppress(NothingHeldOutError):
+                make(seed=0, batch_size=2, rank=rank, world=2, split=split)
         class_names(config(folder))
     told = (
         "5 pictures from 2 folders, 4 with captions, 1 of one name but for its end (such as 000); "
@@ -215,6 +227,7 @@ def test_one_tar_among_pictures_is_told_and_not_read(tmp_path: Path, caplog: pyt
     make_shard(folder / "backup.tar", 70, 1)
     with caplog.at_level(logging.INFO):
         loader = Loader(config(folder), seed=0, batch_size=5)
+        loader.announce()
     assert sorted(next(iter(loader))["key"]) == [f"{i:03d}" for i in range(5)]
     assert caplog.messages[0].endswith("left out: 1 .tar beside pictures (such as backup.tar)")
 
@@ -228,6 +241,7 @@ def test_a_picture_among_tars_is_told_and_tars_below_are_found(
     draw(tmp_path / "preview.png")
     with caplog.at_level(logging.INFO):
         loader = Loader(config(tmp_path), seed=0, batch_size=4)
+        loader.announce()
     assert sorted(next(iter(loader))["key"]) == ["0000", "0001", "0002", "0003"]
     told = "4 samples from 2 tars; left out: 1 beside more tars (such as preview.png)"
     assert caplog.messages[0] == f"{tmp_path}: {told}"

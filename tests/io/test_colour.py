@@ -114,7 +114,7 @@ def test_grey_has_profiles_of_its_own_also_of_sixteen_bits_and_beside_transparen
 def test_a_profile_that_is_broken_or_of_another_kind_is_taken_for_srgb_and_that_is_said_once(
     icc: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    decode.once.cache_clear()
+    decode._say.cache_clear()
     picture = Image.new("RGB", (4, 4), (106, 179, 72))
     for _ in range(2):
         assert images.open_image(encoded(picture, icc, "TIFF")).tobytes() == picture.tobytes()

@@ -95,7 +95,7 @@ def test_more_pixels_than_pillow_itself_allows_are_too_many() -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "WebP", "TIFF", "PNG", "AVIF"])
 def test_of_several_frames_the_first_is_used_and_that_is_said_once(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    decode.once.cache_clear()
+    decode._say.cache_clear()
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     moving = encoded(kind, frames[0], save_all=True, append_images=frames[1:])
     for _ in range(2):

@@ -215,7 +215,7 @@ def test_one_channel_is_grey_both_ways(tmp_path):
 
 
 def test_what_is_laid_on_white_is_said_once_and_only_where_something_is_transparent(caplog):
-    decode.once.cache_clear()
+    decode._say.cache_clear()
     assert images.to_rgb(Image.new("RGBA", (2, 2), (255, 0, 0, 255))).getpixel((0, 0)) == (255, 0, 0)
     assert caplog.messages == []
     for _ in range(2):
@@ -254,7 +254,7 @@ def test_an_extension_of_no_format_is_refused_with_those_that_are(tmp_path):
 
 
 def test_a_recipe_that_a_jpeg_has_no_room_for_costs_the_recipe_and_not_the_picture(tmp_path, caplog):
-    decode.once.cache_clear()
+    decode._say.cache_clear()
     recipe = {"prompt": ["赤" * 2000] * 8}
     images.save_image(Image.new("RGBA", (3, 3), (255, 0, 0, 0)), tmp_path / "a.jpg", recipe)
     assert images.open_image(tmp_path / "a.jpg").getpixel((1, 1)) == (255, 255, 255)

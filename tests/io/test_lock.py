@@ -62,19 +62,24 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog)
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with sole_writer(tmp_path):
-        pass
+    (tmp_path / ".t2i-a.png.999999999.tmp").write_text("of a process on another machine")
+    with sole_writer(tmp_path) as locked:
+        assert not locked
     assert caplog.text.count("cannot be locked (No locks available)") == 1
+    assert os.listdir(tmp_path) == [".t2i-a.png.999999999.tmp"]
 
 
 def test_temporary_files_of_dead_processes_go_and_those_of_others_stay(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    gone = [f".a.png.{dead.pid}.tmp", f".t2i-x.{dead.pid}.tmp", ".t2i-abc_1234.tmp", ".huge.999999999.tmp"]
-    stay = [f".a.png.{os.getpid()}.tmp", "a.tmp", ".a.tmp", ".a.1x.tmp"]
+    gone = [f".t2i-a.png.{dead.pid}.tmp", f".t2i-x.{dead.pid}.tmp", ".t2i-huge.999999999.tmp"]
+    earlier = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "run.json", "step-000100.png"]
+    gone += [".t2i-abc_1234.tmp", *(f".{name}.{dead.pid}.tmp" for name in (*earlier, "metrics.jsonl"))]
+    stay = [f".t2i-a.png.{os.getpid()}.tmp", "a.tmp", ".a.tmp", ".a.1x.tmp"]
+    stay += [".mine.12.tmp", f".mine.{dead.pid}.tmp", f".holiday.png.{dead.pid}.tmp"]
     for name in gone + stay:
         (tmp_path / name).write_text("x")
-    (tmp_path / f".clip.{dead.pid}.tmp").mkdir()
-    (tmp_path / f".clip.{dead.pid}.tmp" / "model.safetensors").write_text("x")
+    (tmp_path / f".t2i-clip.{dead.pid}.tmp").mkdir()
+    (tmp_path / f".t2i-clip.{dead.pid}.tmp" / "model.safetensors").write_text("x")
     with sole_writer(tmp_path):
         assert sorted(os.listdir(tmp_path)) == sorted([LOCK, *stay])

@@ -257,6 +257,41 @@ def test_a_finished_run_has_nothing_to_do(tmp_path):
     assert task.calls == 0
 
 
+class Undrawn(TinyTask):
+    sample = Task.sample
+
+
+@pytest.mark.parametrize(
+    ("task", "held_out", "missing"),
+    [(TinyTask, True, False), (TinyTask, False, False), (Undrawn, False, False), (TinyTask, True, True)],
+)
+def test_a_finished_run_needs_its_data_for_what_is_missing_only_and_ends_well_without(
+    tmp_path, caplog, task, held_out, missing
+):
+    folder, out = tmp_path / "pictures", tmp_path / "run"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (9, 9), (i, i, i)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("grey")
+    config = DataConfig(source=str(folder), size=8, num_workers=0, val_fraction=0.5 if held_out else 0.0)
+    opened = []
+
+    def loader(**how):
+        opened.append(how["split"])
+        return Loader(config, **how)
+
+    run(out, task(), loader=loader, steps=2, val_every=2)
+    assert len(curve(out, "val_loss")) == held_out
+    shutil.rmtree(folder)
+    if missing:
+        (out / "samples" / "step-000002.png").unlink()
+    opened.clear()
+    caplog.clear()
+    assert run(out, task(), loader=loader, steps=2, val_every=2).reason == "done"
+    assert opened == (["val"] if missing else [])
+    assert ("a grid or held-out numbers are missing, and so are their data: " in caplog.text) == missing
+
+
 def test_a_finished_run_repairs_an_export_that_was_cut_off(tmp_path):
     run(tmp_path, steps=3)
     exported = weights(tmp_path)
@@ -474,7 +509,9 @@ def test_what_killed_runs_left_goes_with_the_next_one(tmp_path):
     os.rename(tmp_path / "checkpoints" / "step-000005", tmp_path / "checkpoints" / "step-000005.old")
     for name in ("checkpoints/step-000005.tmp", "checkpoints/step-000009.tmp"):
         (tmp_path / name).mkdir()
-    left = [tmp_path / f"{name}.{dead}.tmp" for name in (".model.safetensors", "samples/.a.png", "checkpoints/.t2i-a")]
+    left = [
+        tmp_path / f"{name}.{dead}.tmp" for name in (".model.safetensors", "samples/.t2i-a.png", "checkpoints/.t2i-a")
+    ]
     for path in left:
         path.write_text("x")
     assert run(tmp_path, steps=5).step == 5

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -480,6 +482,44 @@ def test_a_forecast_counts_steps_grids_evaluations_and_saves(monkeypatch):
     limited.took = forecast.took
     assert limited.left(7, minutes=0.5) == 90
     assert limited.left(7, minutes=3) == 0
+
+
+@pytest.mark.parametrize("at", range(2, 12))
+def test_one_step_that_waited_changes_no_forecast(monkeypatch, at):
+    now = [0.0]
+    monkeypatch.setattr("t2i.train.forecast.time.perf_counter", lambda: now[0])
+    config = TrainConfig(steps=100, batch_size=1, out="x", sample_every=0, val_every=0, save_every=100)
+    forecast = Forecast(config, speaks=False, alive=Alive("training"))
+    for step in range(1, 12):
+        now[0] += {1: 60, at: 30}.get(step, 2)
+        forecast.step()
+    assert len(forecast.took["step"]) == 10  # all but the first
+    assert forecast.left(11, 0) == 89 * 2
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("comes", [True, False])
+def test_one_of_several_processes_that_hangs_is_ended_when_asked_to(before, comes):
+    """Data that come in time change nothing; a signal may be there before the wait begins."""
+    kill = "os.kill(os.getpid(), 15)"
+    code = f"""
+import os, sys, time
+from t2i.core.progress import to_stderr
+from t2i.train import stop
+to_stderr()
+stop.PATIENCE = 0.2
+with stop.StopRequest() as request:
+    {kill if before else ""}
+    with request.patiently():
+        {"" if before else kill}
+        time.sleep({0 if comes else 60})
+    time.sleep(0.4)
+sys.exit(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert ended.returncode == (3 if comes else 75)
+    lost = "SIGTERM: no data came for 0.2 s: ended, and what follows the last checkpoint is lost"
+    assert (lost in ended.stderr) != comes
 
 
 def test_a_second_interrupt_interrupts():
