@@ -20,7 +20,7 @@ from t2i.core.types import Batch
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
 from t2i.data.source import Needs
-from t2i.io.files import output_folder
+from t2i.io.files import output_folder, read_json
 from t2i.stages.follow import same_clip
 from t2i.stages.registry import load_stage, new_model, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
@@ -163,7 +163,10 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
     check_prompts(task, run.train.prompts)
     warn_enlarged(run.data, neighbours)
     loader = partial(Loader, run.data, needs=Needs(task.keys, count_classes(config), count_channels(config)))
-    if find(run.train.out / "checkpoints", run.train.resume) is None:
+    saved = find(run.train.out / "checkpoints", run.train.resume)
+    if saved is not None and (held := read_json(saved / "state.json")["config"].get("stage", run.stage)) != run.stage:
+        raise UsageError(f"{saved} is of a run of stage {held}, and this is {run.stage}: choose another train.out")
+    if saved is None:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
         task.prepare(_batches(loader, run.train.seed), anew=others)
     return task, Loader.announced(loader), config
