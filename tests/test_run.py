@@ -259,7 +259,5 @@ def test_the_run_of_another_stage_is_told_by_its_stage(clip: Path, tmp_path: Pat
     few = ["train.steps=1", "train.batch_size=2", "train.num_samples=2", "train.val_every=0", "data.num_workers=0"]
     where = f"train.out={tmp_path / 'run'}"
     train("configs/shapes/up256.yaml", [where, *few, "model.unet.channels=32", "data.size=256", "data.crop=16"])
-    with pytest.raises(
-        UsageError, match="is of a run of stage upsampler, and this is prior: choose another"
-    ):
+    with pytest.raises(UsageError, match="is of a run of stage upsampler, and this is prior: choose another"):
         train("configs/shapes/prior.yaml", [where, f"clip={clip}", *few])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 
 from t2i.core.errors import DataError, UsageError
-from t2i.io.decode import once
+from t2i.io.decode import _say
 from t2i.io.images import open_image
 from t2i.io.masks import hole, open_mask, to_mask_tensor
 from t2i.pipeline.inputs import read_inpaint
@@ -124,7 +124,7 @@ def test_one_rule_turns_a_mask_for_a_path_and_for_a_picture_that_was_opened(
     turned, as_it_is = (to_mask_tensor(one, Image.new("RGB", one.size), SIDE) for one in (shown, mask))
     photo = Image.open(tmp_path / "photo.png")
     for as_shown, said in ((True, "the upright picture"), (False, "its stored pixels")):
-        once.cache_clear()
+        _say.cache_clear()
         caplog.clear()
         for _ in range(2):
             fresh = to_mask_tensor(mask, photo, SIDE, as_shown=as_shown)
