@@ -16,7 +16,8 @@ from PIL import Image
 
 import t2i
 from t2i.data import shapes
-from t2i.io.images import from_pil, grid, open_image, open_mask, to_mask_tensor, to_pil, to_square_tensor
+from t2i.io.images import from_pil, grid, to_pil
+from t2i.pipeline.inputs import read_inpaint
 
 
 def scene(size: int = 64) -> tuple[Image.Image, Image.Image]:
@@ -40,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     if (args.image is None) != (args.mask is None):
         parser.error("give a picture and a mask, or neither")
-    image, mask = (open_image(args.image), open_mask(args.mask)) if args.image else scene()
+    image, mask = (args.image, args.mask) if args.image else scene()
     args.out.mkdir(parents=True, exist_ok=True)
 
     pipe = t2i.Pipeline.from_pretrained(args.model)
@@ -57,7 +58,8 @@ def main() -> None:
         result.save(args.out / f"{name}.png")
 
     size = result.images[0].width
-    known, anew = to_square_tensor(image, size), to_mask_tensor(mask, image, size)  # (3, S, S) and (1, S, S)
+    whole = read_inpaint(image, mask, size=size, base=size, blend=0)
+    known, anew = whole.picture, whole.fresh  # (3, S, S) and (1, S, S)
     pictures = {name: from_pil(result.images[0]) for name, result in drawn.items()}
     for name, picture in pictures.items():
         change = ((picture - from_pil(to_pil(known[None])[0])).abs() * (1 - anew)).max()

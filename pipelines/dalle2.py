@@ -16,7 +16,7 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from t2i.core.errors import DataError, UsageError, did_you_mean
+from t2i.core.errors import DataError, UsageError, did_you_mean, quoted
 from t2i.core.types import TextFeatures, Tokenizer
 from t2i.hub.index import presets
 from t2i.pipeline.arguments import Draw, Prompts, prompt_rows
@@ -139,8 +139,8 @@ def with_preset(pipe: DALLE2, preset: str) -> dict[str, dict[str, Any]]:
     Raises UsageError for an unknown name, and for steps that a stage of this model cannot take.
     """
     choices = presets()
-    if preset not in choices:
-        raise UsageError(f"unknown preset {preset!r}; known: {', '.join(choices)}{did_you_mean(preset, choices)}")
+    if not isinstance(preset, str) or preset not in choices:
+        raise UsageError(f"unknown preset {quoted(preset)}; known: {', '.join(choices)}{did_you_mean(preset, choices)}")
     theirs: dict[str, dict[str, Any]] = dict(choices[preset].settings)
     prior = pipe.parts.get("prior")
     if prior is not None and stage_of(prior).name == "prior":

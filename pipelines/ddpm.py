@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Unpack
 
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
-from t2i.pipeline.arguments import Draw, classes_of, positive_int, repeat_each, seeds_of
+from t2i.pipeline.arguments import Draw, classes_of, positive_int, repeat_each, seeds_of, some
 from t2i.pipeline.base import Pipeline
 from t2i.pipeline.output import Output
 from t2i.pipeline.request import Request
@@ -85,7 +85,7 @@ def rows_of_classes(pipe: DDPM, classes: Any, num_images: int | None, seed: Any)
     """The class and the seed of every picture; None where there are no classes."""
     labels = classes_of(classes, pipe.num_classes, pipe.class_names)
     if num_images is None:
-        num_images = len(seed) if labels is None and isinstance(seed, Sequence) else 1
+        num_images = len(some("seeds", seed)) if labels is None and isinstance(seed, Sequence) else 1
     num = positive_int("num_images", num_images)
     seeds = seeds_of(seed, num * (1 if labels is None else len(labels)))
     if labels is not None:

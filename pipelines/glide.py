@@ -15,13 +15,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, Unpack
 
-from PIL.Image import Image
-
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError, quoted
 from t2i.core.types import Tokenizer
 from t2i.diffusion.sampling import Hooks
 from t2i.pipeline.arguments import Draw, Inpaint, Prompts, prompt_rows
 from t2i.pipeline.base import Pipeline
+from t2i.pipeline.inputs import Picture
 from t2i.pipeline.output import Output
 from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Slot
@@ -63,8 +62,8 @@ class GLIDE(Pipeline):
         return r.output(x)
 
     def inpaint(
-        self, image: Image, mask: Image, prompt: Prompts, *, method: Literal["auto", "trained", "replaced"] = "auto",
-        **more: Unpack[Inpaint],
+        self, image: Picture, mask: Picture | None, prompt: Prompts, *,
+        method: Literal["auto", "trained", "replaced"] = "auto", **more: Unpack[Inpaint],
     ) -> Output:  # fmt: skip
         """Draw anew what is white in `mask`; see `t2i.pipelines.inpaint.inpaint`.
 
@@ -104,7 +103,7 @@ def inpainting(parts: Mapping[str, Any], method: str) -> tuple[str, str] | None:
     """Stages that inpaint, None for those that draw: networks that were not trained for it have what is known written
     into every step."""
     if method not in ("auto", "trained", "replaced"):
-        raise UsageError(f"unknown method {method!r}; known are auto, trained and replaced")
+        raise UsageError(f"unknown method {quoted(method)}; known are auto, trained and replaced")
     if method == "trained" and "inpaint" not in parts and parts["decoder"].config.ports.masked is None:
         raise UsageError("this model has no network that was trained to inpaint; use method='replaced'")
     if method == "replaced":

@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
-from PIL.Image import Image
-
 from t2i.core.errors import UsageError
 from t2i.core.types import Tokenizer
 from t2i.pipeline.arguments import Draw, Inpaint, Prompts, Sentences, Texts, prompt_rows
-from t2i.pipeline.inputs import read_edit, read_inpaint
+from t2i.pipeline.inputs import Picture, read_edit, read_inpaint
 from t2i.pipeline.output import Output
 from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Planner
@@ -37,8 +35,8 @@ class ReadsSentences(Protocol):
 
 def inpaint(
     pipe: ReadsSentences,
-    image: Image,
-    mask: Image,
+    image: Picture,
+    mask: Picture | None,
     prompt: Prompts,
     *,
     sampled: Sequence[str] | None = None,
@@ -48,8 +46,9 @@ def inpaint(
     """Draw anew what is white in `mask`; all else stays as it is, to the bit.
 
     Args:
-        image: a square picture; it is resized to what the model draws.
-        mask: of one channel (mode "1" or "L"), as large as the picture; above half is white.
+        image: a square picture, PIL or the path of one; it is resized to what the model draws.
+        mask: as large as the picture, see `to_mask_tensor`: what is white is drawn anew, or what is transparent where
+            something is; None for what is transparent in the picture itself, as in DALL-E 2's interface.
         prompt: what the whole picture shows then.
         sampled: the stages that inpaint, those of a plain call if None.
         shown: whether networks that see masked pictures are shown what stays.
@@ -65,12 +64,12 @@ def inpaint(
 
 
 def edit(
-    pipe: ReadsSentences, image: Image, prompt: Prompts, strength: float = 0.7, **more: Unpack[Sentences]
+    pipe: ReadsSentences, image: Picture, prompt: Prompts, strength: float = 0.7, **more: Unpack[Sentences]
 ) -> Output:
     """Draw `prompt`, starting from a noised picture.
 
     Args:
-        image: a square picture; its composition stays, the more the lower the strength.
+        image: a square picture, PIL or the path of one; its composition stays, the more the lower the strength.
         strength: share of the decoder's steps that are taken, from 0, the small picture as it is, to 1.
         more: as in a call.
     """

@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import UsageError, quoted
 from t2i.core.types import TextFeatures, Tokenizer
 from t2i.diffusion.sampling import Sampling
 from t2i.io.images import to_square_tensor
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from t2i.pipeline.base import Pipeline
     from t2i.stages.clip.model import ClipEncoder
 
-Files = Image | Path | Sequence[Image | Path]
-Picture = Image | Path | Latent
+Files = Image | Path | str | Sequence[Image | Path | str]
+Picture = Image | Path | str | Latent
 STEPS = 50
 """Of the decoder, both ways: a picture needs more to come back than to be drawn."""
 
@@ -96,11 +96,12 @@ def encode(
         callback: called after every step of the stage "invert".
     """
     model, stage = pipe.parts.get("decoder"), pipe.planner.stages.get("decoder")
-    sampling = plan_ddim(pipe, Draw(steps={"decoder": steps}, stop_after="decoder"))["decoder"]
-    if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 0:
-        raise UsageError(f"corrections must be a whole number from 0, got {corrections!r}")
+    draw = Draw(steps={"decoder": steps}, stop_after="decoder", callback=callback, progress=progress)
+    sampling = plan_ddim(pipe, draw)["decoder"]
+    if isinstance(corrections, bool) or not isinstance(corrections, int) or not 0 <= corrections <= 100:
+        raise UsageError(f"corrections must be a whole number from 0 to 100, got {quoted(corrections)}")
     if (num_steps := pipe.planner.num_evaluations("decoder", sampling)) < 2:
-        raise UsageError(f"steps of decoder must be at least 2 to invert a picture, got {sampling.steps!r}")
+        raise UsageError(f"steps of decoder must be at least 2 to invert a picture, got {quoted(sampling.steps)}")
     pictures, side = read_pictures(image), pipe.parts["decoder"].config.image_size
     x_0 = torch.stack([to_square_tensor(one, side) for one in pictures])  # (N, 3, s, s)
     z_i = embed(pipe, pictures, max_batch=max_batch)
@@ -144,7 +145,9 @@ def plan_ddim(pipe: TakesEmbeddings, draw: Draw) -> Mapping[str, Sampling]:
         draw["steps"] = {"decoder": STEPS, **(steps or {})}
     asked = sampler.get("decoder") if isinstance(sampler, Mapping) else sampler
     if asked not in (None, "ddim"):
-        raise UsageError(f"sampler of decoder: pictures are taken apart and put together by ddim, not by {asked!r}")
+        raise UsageError(
+            f"sampler of decoder: pictures are taken apart and put together by ddim, not by {quoted(asked)}"
+        )
     draw["sampler"] = {"decoder": "ddim", **sampler} if isinstance(sampler, Mapping) else sampler or {"decoder": "ddim"}
     plan, _ = pipe.planner.plan(draw, after_prior(pipe))
     return cast("Mapping[str, Sampling]", plan)

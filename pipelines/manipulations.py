@@ -14,8 +14,8 @@ its bipartite latent representation (z_i, x_T), and puts them together again wit
     decode         z_i from elsewhere, without the prior
 
 Functions of a pipeline whose decoder is conditioned on CLIP image embeddings; `DALLE2` has them as methods. A picture
-is a square PIL picture of any size, the `Path` of one, or what `encode` made of it: one that is used more than once
-need not be taken apart again. A string is always a sentence, and the decoder is given none.
+is a square PIL picture of any size, the path of one, or what `encode` made of it: one that is used more than once
+need not be taken apart again. The decoder is given no sentence.
 
 All draw by DDIM, 50 steps in the decoder unless given; `guidance` is the decoder's, where only 1 brings a picture back
 as it was; `seed` is of what is drawn at random, one for all pictures of a sequence, so that the upsamplers treat them
@@ -32,11 +32,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.core.errors import UsageError, explain
+from t2i.core.errors import UsageError, explain, quoted
+from t2i.core.paths import is_picture
 from t2i.core.seed import Streams
 from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.sphere import PrincipalComponents, slerp, text_direction
 from t2i.pipeline.arguments import (
+    MAX_PICTURES,
     Draw,
     Texts,
     positive_int,
@@ -97,25 +99,27 @@ def interpolate(
     """Draw what lies between two pictures, or between a picture and a sentence: z_i = slerp(a, b, theta).
 
     Args:
-        b: a sentence stands for the z_i that the prior draws for it, and for noise drawn at random.
+        b: a sentence stands for the z_i that the prior draws for it, and for noise drawn at random. A string is one
+            unless it is the path of a file, or ends as pictures' names do.
         n: pictures, with both ends.
         noise: "slerp" between the two x_T, so that the ends are the pictures themselves; "fixed", one drawn at random
             for all, which shows what z_i alone does.
     """
     if noise not in ("slerp", "fixed"):
-        raise UsageError(f"unknown noise {noise!r}; known are slerp and fixed")
-    if positive_int("n", n) < 2:
+        raise UsageError(f"unknown noise {quoted(noise)}; known are slerp and fixed")
+    if positive_int("n", n, MAX_PICTURES) < 2:
         raise UsageError(f"n counts both ends of an interpolation, so it is at least 2, got {n}")
     draw = _with(draw, guidance=1.0)
     plan = plan_ddim(pipe, draw)
     draw["seed"] = seeds_of(draw.get("seed"), 1) * n
-    source, aim = _one(pipe, a), b if isinstance(b, str) else _one(pipe, b)
+    sentence = b if isinstance(b, str) and not is_picture(b) else None
+    source, aim = _one(pipe, a), _one(pipe, b) if sentence is None else sentence
     last = _end(pipe, aim, plan, draw, noise).repeat_each(n)  # this one first: a sentence may be refused
     first = _end(pipe, source, plan, draw, noise).repeat_each(n)
     theta = torch.linspace(0, 1, n)
     with explain("interpolate", UsageError):
         latent = Latent(slerp(first.z_i, last.z_i, theta), slerp(first.x_T, last.x_T, theta))
-    notes = {"theta": theta.tolist()} | ({"b": [b] * n} if isinstance(b, str) else {})
+    notes = {"theta": theta.tolist()} | ({} if sentence is None else {"b": [sentence] * n})
     return _drawn(pipe, "interpolate", latent, draw, notes)
 
 
@@ -141,7 +145,7 @@ def text_diff(
     """
     read_prompts([before, after] if before != "" else [after], [pipe.clip.tokenizer])
     theta = share("theta", theta)
-    thetas = torch.linspace(0, theta, n) if positive_int("n", n) > 1 else torch.tensor([theta])
+    thetas = torch.linspace(0, theta, n) if positive_int("n", n, MAX_PICTURES) > 1 else torch.tensor([theta])
     draw = _with(draw, guidance=2.0)
     plan = plan_ddim(pipe, draw)
     draw["seed"], given = seeds_of(draw.get("seed"), 1) * n, _one(pipe, image)
@@ -176,7 +180,7 @@ def probe(
     with explain("probe", UsageError):
         axes = PrincipalComponents.of(read_embeddings(embeddings, pipe.clip.dim, unit_norm=False))
         if not isinstance(components, Sequence) or not components:
-            raise ValueError(f"components must be a list of numbers, got {components!r}")
+            raise ValueError(f"components must be a list of numbers, got {quoted(components)}")
         axes.keep(axes.mean[None], max(positive_int("components", num) for num in components))
     given = _one(pipe, image)
     draw["seed"] = seeds_of(draw.get("seed"), 1) * len(components)

@@ -1,8 +1,9 @@
 """From a file in `configs/` to a running training: the stage, its task, its data and the loop, put together."""
 
 import logging
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,21 +12,25 @@ import torch
 from pydantic import ConfigDict, Field, create_model
 from torch import Tensor, nn
 
-from t2i.core.assets import asset
+from t2i.core.assets import bundled_configs, find_config
 from t2i.core.config import AtHome, Config, agreed, load, over, parse
-from t2i.core.errors import UsageError, did_you_mean, explain
+from t2i.core.errors import UsageError, did_you_mean, explain, quoted
+from t2i.core.progress import Alive, to_stderr
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
 from t2i.data.source import Needs
-from t2i.io.files import output_folder
+from t2i.io.files import output_folder, read_json
 from t2i.stages.follow import same_clip
-from t2i.stages.registry import load_stage, save_stage, stage, stage_of
+from t2i.stages.registry import load_stage, new_model, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
-from t2i.train.checkpoint import find, load_model
-from t2i.train.loop import Earlier, Result, fit
+from t2i.train.checkpoint import find
+from t2i.train.held_out import check_prompts
+from t2i.train.loop import Result, fit
 from t2i.train.optim import OptimConfig
 from t2i.train.settings import TrainConfig
+from t2i.train.snapshot import Earlier
+from t2i.train.start import take_what_fits
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +43,8 @@ class Run(Config):
         preset: name of a published network, whose `model` this is but for what is given there.
         needs: folders of the frozen stages that it learns from, by the names in its task's `needs`, such as
             `{clip: runs/clip}`; paths, or ones under `weights/`. `clip: FOLDER` is short for that one.
-        init: folder of a trained stage to start from, instead of random weights; see `Stage.start`.
+        init: folder of a trained stage to start from, instead of random weights: what fits is taken (`Stage.start`).
+        init_missing: whether parts of the model that `init` has nothing for start anew with a warning, or are an error.
         save_dtype: of the exported weights; int8, with scales, is half of bfloat16 (see `t2i.io.int8`).
     """
 
@@ -46,6 +52,7 @@ class Run(Config):
     preset: str | None = None
     needs: dict[str, Annotated[str, AtHome]] = Field({})
     init: Annotated[str, AtHome] | None = None
+    init_missing: Literal["warn", "error"] = "warn"
     save_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "bfloat16"
     model: Config
     task: Config
@@ -62,12 +69,12 @@ class Run(Config):
         spec = stage(str(data.get("stage")))
         if isinstance(data.get("model"), dict):
             data["model"] = spec.older(data["model"], _names(data))
-        if (name := data.get("preset")) is None:
+        if (name := data.get("preset")) is None or not isinstance(data.get("model"), dict | None):
             return data
         choices = spec.presets
         if name not in choices:
             hint = did_you_mean(name, choices)
-            raise ValueError(f"unknown preset {name!r}; {data['stage']}s are {', '.join(choices)}{hint}")
+            raise ValueError(f"unknown preset {quoted(name)}; {data['stage']}s are {', '.join(choices)}{hint}")
         preset = choices[name].model_dump(mode="json", exclude_unset=True)  # what it leaves open may follow from a CLIP
         given = spec.config.migrate(data.get("model") or {})
         return data | {"model": over(preset, given)}
@@ -112,44 +119,21 @@ def load_run(path: str | Path, overrides: list[str]) -> Run:
     return load(find_config(path), overrides, create_model("Run", __base__=Run, **fields), today)
 
 
-def find_config(path: str | Path) -> Path:
-    """A config file by path, or by its name under the bundled `configs/`; UsageError if it is neither."""
-    path = Path(path)
-    bundled = asset("configs", *path.parts[1:] if path.parts[:1] == ("configs",) else path.parts)
-    if not path.exists() and not bundled.is_file():
-        configs = {other.name for folder in (path.parent, bundled.parent) for other in folder.glob("*.yaml")}
-        hint = did_you_mean(path.name, sorted(configs), f"{path.parent}/" if path.parent.name else "")
-        raise UsageError(f"cannot read config {path}: no such file{hint}")
-    return bundled if not path.exists() else path
-
-
 def train(path: str | Path, overrides: list[str]) -> Result:
     """Train the stage that a config file describes. See `t2i.train.loop.fit` for what is left in `train.out`."""
+    began = time.perf_counter()
+    to_stderr()
     run = load_run(path, overrides)
     with output_folder(run.train.out):
-        return _train(str(path), run, stage(run.stage))
+        return _train(str(path), run, stage(run.stage), began)
 
 
-def _train(path: str, run: Run, spec: Stage) -> Result:
-    torch.manual_seed(run.train.seed)
-    neighbours = load_neighbours(run, spec)
-    config = complete(run, spec, neighbours)
-    if spec.contrastive:
-        check_contrast(run.train)
-    with explain(path, UsageError):
-        model: Any = spec.model(config)
-        task: Any = spec.task(model, run.task, **neighbours)  # type: ignore[call-arg]
-    spec.fits(model, run.data, run.task, neighbours)
-    warn_enlarged(run.data, neighbours)
-    fresh = find(run.train.out / "checkpoints", run.train.resume) is None
-    num_classes = count_classes(config)
-    loader = partial(Loader, run.data, needs=Needs(task.keys, num_classes))
-    if fresh:
-        others = start_from(run.init, run, spec, model) if run.init is not None else False
-        task.prepare(_batches(loader, run.train.seed), anew=others)
+def _train(path: str, run: Run, spec: Stage, began: float) -> Result:
+    with Alive("preparing"):
+        task, loader, config = build(path, run, spec)
 
     def export(folder: Path, state: dict[str, Tensor]) -> None:
-        save_stage(folder, run.stage, model, state, run.save_dtype)
+        save_stage(folder, run.stage, task.model, state, run.save_dtype)
 
     def migrated(config: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -159,7 +143,33 @@ def _train(path: str, run: Run, spec: Stage) -> Result:
 
     earlier = Earlier(spec.renamed, migrated)
     resolved = run.model_dump(mode="json") | {"model": config.model_dump(mode="json")}
-    return fit(task, loader, run.train, run.optim, export=export, resolved=resolved, earlier=earlier)
+    return fit(task, loader, run.train, run.optim, export=export, resolved=resolved, earlier=earlier, began=began)
+
+
+def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
+    """The task of a run, ready for its first step, what makes its loaders, and the whole config of its model.
+
+    Raises UsageError for a run that does not fit together.
+    """
+    torch.manual_seed(run.train.seed)
+    neighbours = load_neighbours(run, spec)
+    config = complete(run, spec, neighbours)
+    if spec.contrastive:
+        check_contrast(run.train)
+    model: Any = new_model(spec, config, path)
+    with explain(path, UsageError):
+        task: Any = spec.task(model, run.task, **neighbours)  # type: ignore[call-arg]
+    spec.fits(model, run.data, run.task, neighbours)
+    check_prompts(task, run.train.prompts)
+    warn_enlarged(run.data, neighbours)
+    loader = partial(Loader, run.data, needs=Needs(task.keys, count_classes(config), count_channels(config)))
+    saved = find(run.train.out / "checkpoints", run.train.resume)
+    if saved is not None and (held := read_json(saved / "state.json")["config"].get("stage", run.stage)) != run.stage:
+        raise UsageError(f"{saved} is of a run of stage {held}, and this is {run.stage}: choose another train.out")
+    if saved is None:
+        others = start_from(run.init, run, spec, model) if run.init is not None else False
+        task.prepare(_batches(loader, run.train.seed), anew=others)
+    return task, Loader.announced(loader), config
 
 
 def load_neighbours(run: Run, spec: Stage) -> dict[str, nn.Module]:
@@ -211,14 +221,38 @@ def check_contrast(train: TrainConfig) -> None:
 
 
 def start_from(folder: str, run: Run, spec: Stage, model: Any) -> bool:
-    """Give a model the weights of an earlier stage; True if that learned from another CLIP."""
-    before: Any = load_stage(folder, expect=run.stage)
-    load_model(model, spec.start(before.state_dict(), model), Path(folder))
+    """Give a model what fits of the weights of an earlier stage; True if that learned from another CLIP.
+
+    Raises UsageError where nothing fits, or less than the whole model and `init_missing` is `error`.
+    """
+    before: Any = load_stage(folder)
+    if (held := stage_of(before).name) != run.stage:
+        raise UsageError(f"init={folder} is a {held}{made_by(before)}; this config makes a {run.stage}")
+    state = before.state_dict()
+    start = take_what_fits(model, spec.start(state, model), state)
+    message = f"init={folder}: {start if start.taken else 'nothing of it fits'}"
+    if 2 * len(start.taken) < start.num_tensors or (start.anew and run.init_missing == "error"):
+        message += f"; it is a {held}{made_by(before)}, this config makes another one"
+    if not start.taken or (start.anew and run.init_missing == "error"):
+        raise UsageError(message)
+    log.log(logging.WARNING if start.anew or start.unused else logging.INFO, message)
     ours, theirs = (spec.clip_facts(config).fingerprint for config in (model.config, before.config))
     others = "clip" in run.needs and not (same_clip(ours, theirs) and len(ours) == len(theirs))
     if others:
-        log.warning("init=%s learned from another CLIP than %s", folder, run.needs["clip"])
+        log.warning("init=%s learned from another CLIP than %s, and learns on with this one", folder, run.needs["clip"])
     return others
+
+
+def made_by(model: Any) -> str:
+    """` of configs/shapes/decoder.yaml`, the bundled config that makes the network of a stage; nothing where none
+    does."""
+    held, name = model.config.model_dump(mode="json"), stage_of(model).name
+    for path in bundled_configs():
+        with suppress(UsageError):
+            run = load_run(path, [])
+            if name == run.stage and over(held, run.model.model_dump(mode="json", exclude_unset=True)) == held:
+                return f" of {path}"
+    return ""
 
 
 def count_classes(config: Any) -> int | None:
@@ -226,6 +260,15 @@ def count_classes(config: Any) -> int | None:
     if (ports := getattr(config, "ports", None)) is not None:
         return ports.classes.num if ports.classes is not None else None
     return getattr(config, "num_classes", None)
+
+
+def count_channels(config: Any) -> int:
+    """Of the pictures that a network learns from: 3, or 1 where its U-Net or encoder has one."""
+    part = "encoder" if hasattr(config, "encoder") else "unet"
+    channels: int = getattr(getattr(config, part, None), "in_channels", 3)
+    if channels not in (1, 3):
+        raise UsageError(f"model.{part}.in_channels={channels}: pictures have 3 channels, or 1 where they are grey")
+    return channels
 
 
 def _batches(loader: Any, seed: int) -> Iterator[Batch]:

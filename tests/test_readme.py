@@ -100,7 +100,7 @@ def test_commands_exist_and_take_their_arguments(page: Path, monkeypatch: pytest
             words = words[words.index("-m") + 1 :]
         parsed(words[1:])
         if words[1] == "train" and len(words) > 2:
-            load_run(words[2], words[3:])
+            load_run(words[2], [word for word in words[3:] if not word.startswith("--")])
 
 
 def parsed(words: list[str]) -> None:
@@ -187,15 +187,32 @@ def test_train_each_stage_on_your_own_pictures(monkeypatch: pytest.MonkeyPatch, 
         Image.new("RGB", (300, 280), (60 * i, 90, 30)).save(f"photos/{i}.jpg")
         Path(f"photos/{i}.txt").write_text(f"my {i + 2} cats\nand a dog")
     page = (ROOT / "docs" / "training.md").read_text()
-    trainings = re.findall(r"^t2i train configs/.*$", page, re.M)
+    trainings = re.findall(r"^t2i train configs/.*$", page.partition("## Your own pictures")[0], re.M)
     assert len(trainings) == 5
     for training in trainings:
         run(monkeypatch, training, *QUICK)
-    [assemble] = re.findall(r"`(t2i assemble my-model [^`]*)`", page)
+    [assemble] = re.findall(r"`(t2i assemble runs/my-model [^`]*)`", page)
     run(monkeypatch, assemble)
     [generate] = re.findall(r"`(t2i generate \"a cat\"[^`]*)`", page)
     run(monkeypatch, generate, "--steps", "1")
     assert Image.open("out.png").size == (1024, 1024)
+
+
+@pytest.mark.slow
+def test_bundled_networks_are_fine_tuned_on_your_own_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for i in range(4):
+        Image.new("RGB", (90, 80), (60 * i, 90, 30)).save(f"photos/{i}.jpg")
+        Path(f"photos/{i}.txt").write_text(f"my {i + 2} sleepy penguins")
+    page = (ROOT / "docs" / "training.md").read_text().partition("## Your own pictures")[2].partition("\n## ")[0]
+    lines = re.findall(r"^t2i .*$", page, re.M)
+    assert len(lines) == 7
+    for line in lines:
+        more = {"train": QUICK, "assemble": (), "generate": ("--steps", "1")}[line.split()[1]]
+        run(monkeypatch, line, *more)
+    assert Path("runs/decoder/samples").is_dir()
+    assert Image.open("penguin.png").size == (64, 64)
 
 
 @pytest.mark.filterwarnings("ignore:the model does not know")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_clip, small_upsampler
+from conftest import small_clip
 from PIL import Image
 
 from t2i import run as recipe
@@ -92,12 +92,6 @@ def test_mistakes_are_one_line(clip: Path, tmp_path: Path, config: str, changes:
 def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no/such/folder does not exist"):
         train("configs/shapes/up256.yaml", ["data.source=no/such/folder", f"train.out={tmp_path}"])
-
-
-def test_a_start_of_another_size_is_refused(tmp_path: Path) -> None:
-    save_stage(tmp_path / "start", "upsampler", small_upsampler(8, 32))
-    with pytest.raises(UsageError, match="start does not fit this model: it "):
-        train("configs/shapes/up256.yaml", [f"init={tmp_path / 'start'}", f"train.out={tmp_path / 'out'}"])
 
 
 def test_a_start_is_not_looked_for_again(tmp_path: Path) -> None:
@@ -259,3 +253,11 @@ def test_a_decoder_without_a_clip_is_asked_for_by_name(tmp_path: Path) -> None:
     decoder = load_stage(tmp_path, expect="decoder")
     assert decoder.config.ports.clip_image is None
     assert {p.dtype for p in decoder.parameters()} == {torch.float32}
+
+
+def test_the_run_of_another_stage_is_told_by_its_stage(clip: Path, tmp_path: Path) -> None:
+    few = ["train.steps=1", "train.batch_size=2", "train.num_samples=2", "train.val_every=0", "data.num_workers=0"]
+    where = f"train.out={tmp_path / 'run'}"
+    train("configs/shapes/up256.yaml", [where, *few, "model.unet.channels=32", "data.size=256", "data.crop=16"])
+    with pytest.raises(UsageError, match="is of a run of stage upsampler, and this is prior: choose another"):
+        train("configs/shapes/prior.yaml", [where, f"clip={clip}", *few])

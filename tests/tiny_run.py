@@ -139,7 +139,12 @@ def export(folder: Path, state: dict[str, torch.Tensor]) -> None:
 
 
 def run(
-    out: Path, task: TinyTask | None = None, optim: OptimConfig | None = None, loader: Any = Pictures, **changes: Any
+    out: Path,
+    task: TinyTask | None = None,
+    optim: OptimConfig | None = None,
+    loader: Any = Pictures,
+    began: float | None = None,
+    **changes: Any,
 ) -> Result:
     """Train the tiny task for 12 steps, or as `changes` say."""
     settings = {
@@ -149,12 +154,13 @@ def run(
         "precision": "fp32",  # whatever the machine is fast at
         "log_every": 1,
         "save_every": 5,
+        "val_every": 0,
         "num_threads": 1,
     } | changes
     config = TrainConfig(out=out, **settings)
     optim = optim or OptimConfig(lr=1e-2, warmup=3, schedule="cosine", weight_decay=0.01)
     resolved = {"train": config.model_dump(mode="json"), "optim": optim.model_dump(mode="json")}
-    return fit(task or TinyTask(), loader, config, optim, export=export, resolved=resolved)
+    return fit(task or TinyTask(), loader, config, optim, export=export, resolved=resolved, began=began)
 
 
 def curve(out: Path, name: str = "loss") -> list[float]:

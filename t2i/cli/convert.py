@@ -1,9 +1,11 @@
 """`t2i convert`: weights of others become a stage folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from t2i.cli.options import never_silent
 
 
 def convert(
@@ -17,9 +19,13 @@ def convert(
         typer.Option("--set", metavar="KEY=VALUE", help="What weights of an unknown network do not show."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the written weights; that of the file if not given.")] = None,
+    weights: Annotated[
+        Literal["ema", "raw"] | None, typer.Option(help="Averaged or trained, of a file with both; ema if not given.")
+    ] = None,
 ) -> None:
     """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run."""
     from t2i.convert.convert import convert_files
 
-    done = convert_files(files, out, network=network, given=given or (), dtype=dtype)
+    with never_silent("converting"):
+        done = convert_files(files, out, network=network, given=given or (), dtype=dtype, weights=weights)
     typer.echo(f"{out}: a {done.stage}, {done.name}, {done.parameters / 1e6:.1f} M parameters")

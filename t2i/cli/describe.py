@@ -17,8 +17,6 @@ from t2i.hub.index import megabytes, models, parts
 from t2i.io.files import read_json
 from t2i.io.int8 import num_bytes
 from t2i.io.weights import stage_folders, stored_dtype
-from t2i.pipeline.base import Pipeline
-from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.registry import find_stage, load_stage, stage
 from t2i.version import __version__
 
@@ -77,6 +75,7 @@ def _published(model: str) -> str:
 
 def _model(model: str, folder: Path) -> str:
     from t2i.evals.flops import cost  # which imports networks, and open_clip with them, for seconds
+    from t2i.pipeline.base import Pipeline
 
     pipe = Pipeline.from_pretrained(model, device="cpu")
     lines, (plan, _) = [f"{model}: {type(pipe).__name__} in {folder}"], pipe.planner.plan({})
@@ -115,12 +114,13 @@ def _stage(folder: Path) -> str:
 def _config(path: str) -> str:
     """What a config would train, and what a picture would cost with the `sampling` of its task."""
     from t2i.evals.flops import cost
+    from t2i.pipelines.dalle2 import DALLE2
     from t2i.run import complete, count_classes, load_neighbours, load_run
 
     run = load_run(path, [])
     spec, config = stage(run.stage), run.model
     here = all(find_stage(folder).is_dir() for folder in run.needs.values())  # what is yet to be trained need not be
-    if here and count_classes(config) is None:  # nor need pictures of classes
+    if here and not count_classes(config):  # nor need pictures of a known number of classes
         config = complete(run, spec, load_neighbours(run, spec))
     with explain(path, UsageError), torch.device("meta"):
         part: Any = spec.model(config)

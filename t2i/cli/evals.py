@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, Model, draw_options, int_or_text, read_num_things
+from t2i.cli.options import Device, Model, draw_options, int_or_text, never_silent, read_num_things
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
 
@@ -26,7 +26,9 @@ def compose(
     from t2i.evals.compose import compose as run
 
     chosen = draw_options(None, steps, guidance, stop_after=stop_after)
-    _tell(run(model, num=num, seed=seed, device=device, call=chosen), out)
+    with never_silent("drawing and reading pictures"):
+        report = run(model, num=num, seed=seed, device=device, call=chosen)
+    _tell(report, out)
 
 
 @app.command()
@@ -70,7 +72,9 @@ def prior(
     _writable(out)
     from t2i.evals.prior import prior as run
 
-    _tell(run(model, data=data, num=num, steps=int_or_text(steps), seed=seed, device=device), out)
+    with never_silent("measuring embeddings"):
+        report = run(model, data=data, num=num, steps=int_or_text(steps), seed=seed, device=device)
+    _tell(report, out)
 
 
 def _writable(out: Path | None) -> None:

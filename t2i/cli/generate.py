@@ -6,29 +6,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.cli.options import FirstSeed, MaxTile, Offload, Steps, StopAfter, draw_options
-from t2i.core.errors import UsageError
+from t2i.cli.options import FirstSeed, MaxTile, Offload, Steps, StopAfter, check_model, draw_options
+from t2i.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from t2i.pipeline.base import Pipeline
     from t2i.pipeline.output import Output
 
 
+SENTENCES = ("dalle2", "glide")
+"""Kinds of pipelines that draw what a sentence says."""
+
 Subjects = Annotated[
     list[str] | None, typer.Argument(metavar="WHAT...", help="Sentences, or classes by number or name.")
 ]
-Out = Annotated[Path, typer.Option(help="PNG to write; several pictures get a number each.")]
+Out = Annotated[Path, typer.Option(help="PNG, JPEG or WebP to write; several pictures get a number each.")]
 Model = Annotated[
     str | None, typer.Option(help="A model by name (t2i info lists them), or a folder; shapes if not given.")
 ]
 Guidance = Annotated[str | None, typer.Option(help="S for all guided stages, or stage=S,stage=S.")]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim or dpm_solver_pp_2m, or stage=NAME.")]
 Image = Annotated[Path | None, typer.Option(help="Picture to change (models that inpaint and edit).")]
-Mask = Annotated[Path | None, typer.Option(help="White where --image is drawn anew; the rest stays.")]
+Mask = Annotated[Path | None, typer.Option(help="White, or transparent, where --image is drawn anew; the rest stays.")]
 Strength = Annotated[float | None, typer.Option(help="How much --image may change without --mask, 0 to 1.")]
-From = Annotated[
-    Path | None, typer.Option("--from", help="Repeat the picture in this PNG, with its own model, device and dtype.")
-]
+From = Annotated[Path | None, typer.Option("--from", help="Repeat this picture, with its own model, device and dtype.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto if not given.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")]
 Preset = Annotated[str | None, typer.Option(help="Sample DALL-E 2's chain as karlo, diffusers, laion or the paper do.")]
@@ -55,7 +56,7 @@ def generate(
     offload: Offload = False,
     preset: Preset = None,
 ) -> None:
-    """Draw pictures and write them as PNGs that know how they were made."""
+    """Draw pictures and write them with how they were made."""
     draw = draw_options(seed, steps, guidance, sampler, stop_after, max_tile)
     recipe = None
     if from_ is not None:
@@ -64,8 +65,10 @@ def generate(
         recipe = _recipe(from_, model)
         model, device, dtype = model or recipe["model"], device or recipe["device"], dtype or recipe["dtype"]
         preset = recipe.get("preset")
-    task, pictures = _task(image, mask, strength)
     _check(out, subjects, negative)
+    if check_model(model or "shapes") in SENTENCES and not subjects and recipe is None:
+        raise UsageError('no prompt given; try: t2i generate "a red cube"')
+    task, pictures = _task(image, mask, strength)
     pipe = _opened(model, device, dtype, offload, preset)
     if recipe is not None:
         result, which = _redrawn(pipe, recipe, from_), [recipe["picture"]]
@@ -77,7 +80,7 @@ def generate(
 
 
 def _recipe(path: Path, model: str | None) -> dict[str, Any]:
-    """How the picture in a PNG was made; UsageError if nobody knows by which model."""
+    """How a picture was made; UsageError if nobody knows by which model."""
     from t2i.pipeline.output import recipe_in
 
     recipe = recipe_in(path)
@@ -89,10 +92,10 @@ def _recipe(path: Path, model: str | None) -> dict[str, Any]:
 def _check(out: Path, subjects: list[str] | None, negative: str | None) -> None:
     """Say what needs no model before one is downloaded."""
     from t2i.io.files import writable_file
+    from t2i.io.provenance import SAVED, check_extension
     from t2i.pipeline.arguments import check_text
 
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"--out must end in .png, got {out}")
+    check_extension(out, SAVED, "--out")
     writable_file(out, "--out")
     for text in subjects or ():
         check_text("prompt", text)
@@ -100,8 +103,8 @@ def _check(out: Path, subjects: list[str] | None, negative: str | None) -> None:
 
 
 def _opened(model: str | None, device: str | None, dtype: str | None, offload: bool, preset: str | None) -> "Pipeline":
+    from t2i.core.progress import to_stderr
     from t2i.pipeline.base import Pipeline
-    from t2i.train.log import to_stderr
 
     to_stderr()  # a model that is not here yet says that it is downloaded
     return Pipeline.from_pretrained(
@@ -144,18 +147,25 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
         return "__call__", {}
     if mask is not None and strength is not None:
         raise UsageError("give --mask, to draw a part anew, or --strength, to change the whole")
-    from t2i.io.images import open_image, open_mask
+    from t2i.io.images import open_image
+    from t2i.io.masks import open_mask
 
+    given: dict[str, Any] = {"image": open_image(image, keep_alpha=True)}
     if mask is not None:
-        return "inpaint", {"image": open_image(image), "mask": open_mask(mask)}
-    return "edit", {"image": open_image(image)} | ({} if strength is None else {"strength": strength})
+        return "inpaint", {"image": image, "mask": open_mask(mask)}  # a path: upright, it forgets how EXIF turned it
+    return "edit", given if strength is None else given | {"strength": strength}
 
 
 def _redrawn(pipe: "Pipeline", recipe: dict[str, Any], path: Path | None) -> "Output":
     """The pictures of a recipe, with warnings where they may be others."""
-    from t2i.pipeline.arguments import Sentences
-    from t2i.pipeline.output import check_repeatable
+    from t2i.pipeline.cost import check_pictures
+    from t2i.pipeline.output import ALWAYS, check_repeatable
 
-    takes = {*Sentences.__annotations__, pipe.subject, pipe.number}
-    check_repeatable(recipe, takes, pipe.weights, path)
-    return pipe(**recipe["arguments"])
+    arguments, words = recipe["arguments"], {"negative_prompt"} if pipe.subject == "prompt" else set()
+    check_repeatable(recipe, {*ALWAYS, "max_tile", pipe.subject, *words}, pipe.weights, path)
+    try:
+        pipe.planner.plan({"stop_after": arguments["stop_after"]})
+        check_pictures(pipe, arguments["stop_after"])
+        return pipe(**arguments)
+    except UsageError as error:  # the file is to blame, not who repeats it
+        raise DataError(f"{path}: its recipe: {error}") from error

@@ -1,35 +1,31 @@
 """The commands that begin with a picture: `t2i variations | interpolate | text-diff` (`pipelines/manipulations.py`) and
 `t2i upsample` (`pipelines/upsample.py`)."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, draw_options
+from t2i.cli.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, check_model, draw_options
 from t2i.core.errors import UsageError
 
 if TYPE_CHECKING:
     from t2i.pipeline.arguments import Draw
 
-STRIPS = (".png", ".gif")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-
 Image = Annotated[Path, typer.Argument(help="A square picture.")]
 Seed = Annotated[int | None, typer.Option(help="Of the noise; random, and told, if not given.")]
 Guidance = Annotated[str | None, typer.Option(help="Of the decoder; only 1 brings pictures back as they were.")]
 Dtype = Annotated[str, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")]
-Strip = Annotated[Path, typer.Option(help="PNG of one row, or an animated GIF.")]
+Strip = Annotated[Path, typer.Option(help="PNG, JPEG or WebP of one row, or an animated GIF.")]
 
 
 def variations(
     image: Image,
     out: Annotated[
-        Path, typer.Option(help="PNG to write; several pictures get a number each. Or one animated GIF.")
+        Path, typer.Option(help="PNG, JPEG or WebP to write; several pictures get a number each. Or one animated GIF.")
     ] = Path("out.png"),
     num: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 4,
-    row: Annotated[bool, typer.Option("--row", help="All pictures in one PNG.")] = False,
+    row: Annotated[bool, typer.Option("--row", help="All pictures in one.")] = False,
     eta: Annotated[float, typer.Option(min=0, max=1, help="Share of fresh noise in every step.")] = 1.0,
     model: Model = "shapes",
     seed: FirstSeed = None,
@@ -41,7 +37,7 @@ def variations(
     offload: Offload = False,
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
-    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
@@ -67,11 +63,12 @@ def interpolate(
     offload: Offload = False,
 ) -> None:
     """Draw what lies between two pictures, or between a picture and a sentence."""
-    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
-    is_picture = os.path.isfile(b) or b.lower().endswith(PICTURES)
-    if not is_picture:
+    from t2i.core.paths import is_picture
+
+    if not is_picture(b):
         _check(b)
-    ends = _opened(a), _opened(b) if is_picture else b
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
+    ends = _opened(a), _opened(b) if is_picture(b) else b
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
 
@@ -95,8 +92,8 @@ def text_diff(
     offload: Offload = False,
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
-    chosen = _chosen(out, STRIPS, seed, steps, guidance, None, stop_after)
     _check(*([from_text] if from_text != "" else []), to_text)
+    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
@@ -104,7 +101,7 @@ def text_diff(
 
 def upsample(
     image: Annotated[Path, typer.Argument(help="A picture of any sides that the upsamplers fold.")],
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("out.png"),
+    out: Annotated[Path, typer.Option(help="PNG, JPEG or WebP to write.")] = Path("out.png"),
     start_at: Annotated[
         str, typer.Option(help="The first upsampler: up256, or up1024 for pictures of 256 px and more.")
     ] = "up256",
@@ -119,7 +116,7 @@ def upsample(
     offload: Offload = False,
 ) -> None:
     """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
-    chosen = _chosen(out, (".png",), seed, steps, None, sampler, stop_after, max_tile)
+    chosen = _chosen(model, out, False, seed, steps, None, sampler, stop_after, max_tile)
     source = _opened(image)
     pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
     result = pipe.upsample(source, start_at=start_at, **chosen)
@@ -127,13 +124,15 @@ def upsample(
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 
 
-def _chosen(out: Path, kinds: tuple[str, ...], *given: Any) -> "Draw":
-    """Settings of a call that were given; UsageError for a file of other `kinds`, or one that cannot be written."""
+def _chosen(model: str, out: Path, moving: bool, *given: Any) -> "Draw":
+    """Settings of a call that were given; UsageError for a file that cannot be written, or that is no picture, nor,
+    where that may be `moving`, a GIF, and for a model that nobody knows."""
     from t2i.io.files import writable_file
+    from t2i.io.provenance import SAVED, check_extension
 
-    if out.suffix.lower() not in kinds:
-        raise UsageError(f"--out must end in {' or '.join(kinds)}, got {out}")
+    check_extension(out, (*SAVED, ".gif") if moving else SAVED, "--out")
     writable_file(out, "--out")
+    check_model(model)
     return draw_options(*given)
 
 
@@ -148,7 +147,7 @@ def _check(*texts: str) -> None:
 def _opened(path: str | Path) -> Any:
     from t2i.io.images import open_image
 
-    return open_image(path)
+    return open_image(path, keep_alpha=True)
 
 
 def _manipulating(
@@ -166,8 +165,8 @@ def _manipulating(
 
 def _pipe(model: str, device: str, dtype: str, offload: bool, task: str, lacks: str) -> Any:
     """A model that has the method `task`; UsageError with what another `lacks`."""
+    from t2i.core.progress import to_stderr
     from t2i.pipeline.base import Pipeline
-    from t2i.train.log import to_stderr
 
     to_stderr()  # a model that is not here yet says that it is downloaded
     pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype, offload=offload)
@@ -178,10 +177,10 @@ def _pipe(model: str, device: str, dtype: str, offload: bool, task: str, lacks: 
 
 def _write(result: Any, out: Path) -> None:
     """All pictures in one file."""
-    from t2i.io.images import save_gif, save_png, sheet
+    from t2i.io.images import save_gif, save_image, sheet
 
     if out.suffix.lower() == ".gif":
         save_gif(result.images, out)
     else:
-        save_png(sheet(result.images, columns=len(result)), out, result.recipe)
+        save_image(sheet(result.images, columns=len(result)), out, result.recipe)
     typer.echo(f"{out}  seed {result.seeds[0]}")

@@ -1,11 +1,15 @@
 """Options that several commands have, and how values for each stage are written."""
 
 import re
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import UsageError, quoted
+from t2i.core.progress import Alive
 
 if TYPE_CHECKING:
     from t2i.pipeline.arguments import Draw
@@ -24,6 +28,33 @@ Offload = Annotated[
 StopAfter = Annotated[str | None, typer.Option(help="Last stage to run, such as decoder.")]
 
 
+def never_silent(what: str) -> AbstractContextManager[object]:
+    """A context that says every 30 seconds on stderr that `what` still lasts, where no terminal shows a bar."""
+    return nullcontext() if sys.stderr.isatty() else Alive(what, partial(typer.echo, err=True))
+
+
+def check_model(model: str) -> str | None:
+    """The kind of a model's pipeline, whether it is here or yet to be downloaded; UsageError for one that nobody knows.
+    Nothing heavy is imported."""
+    from t2i.hub.hub import find
+    from t2i.hub.index import models
+    from t2i.io.files import read_json
+
+    if (folder := find(model)) is None:
+        return models()[model].pipeline
+    index = read_json(folder / "model_index.json")
+    return index.get("_class_name") if isinstance(index, dict) else None
+
+
+def is_stage(folder: str) -> bool:
+    """Whether a folder, or one below the bundled `weights/`, holds a stage."""
+    from t2i.core.assets import asset
+    from t2i.core.paths import path_of
+
+    name = str(path_of(folder, "a model")).removeprefix("weights/")
+    return any((place / "config.json").is_file() for place in (path_of(folder), asset("weights", name)))
+
+
 def by_stage(what: str, text: str | None, convert: Any) -> Any:
     """`30` → one value; `prior=10,decoder=30` → a dict. A comma parts stages only before the name of one."""
     if text is None:
@@ -34,7 +65,7 @@ def by_stage(what: str, text: str | None, convert: Any) -> Any:
         pairs = [part.split("=") for part in re.split(r",(?=[^,=]*=)", text)]
         return {name.strip(): convert(value) for name, value in pairs}
     except ValueError:
-        raise UsageError(f"--{what}: expected a number or stage=number,stage=number, got {text!r}") from None
+        raise UsageError(f"--{what}: expected a number or stage=number,stage=number, got {quoted(text)}") from None
 
 
 def int_or_text(text: str) -> int | str:
@@ -52,6 +83,10 @@ def draw_options(
     max_tile: int | None = None,
 ) -> "Draw":
     """What was given of what every call takes, see `Draw`."""
+    from t2i.pipeline.arguments import check_draw, check_steps, seeds_of
+
+    if seed is not None:
+        seeds_of(seed, 1)
     given = {
         "seed": seed,
         "steps": by_stage("steps", steps, int_or_text),
@@ -60,7 +95,11 @@ def draw_options(
         "stop_after": stop_after,
         "max_tile": max_tile,
     }
-    return {key: value for key, value in given.items() if value is not None}  # type: ignore[return-value]
+    draw: Draw = {key: value for key, value in given.items() if value is not None}  # type: ignore[assignment]
+    check_draw(draw)
+    if "steps" in draw and not isinstance(draw["steps"], dict):
+        check_steps("--steps", draw["steps"])
+    return draw
 
 
 def read_num_things(text: str | None) -> dict[int, float]:
@@ -69,4 +108,4 @@ def read_num_things(text: str | None) -> dict[int, float]:
         pairs = [part.split("=") for part in text.split(",")] if text is not None else []
         return {int(number): float(weight) for number, weight in pairs}
     except ValueError:
-        raise UsageError(f"--num-things: expected such as 1=1,2=3, got {text!r}") from None
+        raise UsageError(f"--num-things: expected such as 1=1,2=3, got {quoted(text)}") from None

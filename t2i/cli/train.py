@@ -5,20 +5,53 @@ from typing import Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, draw_options
+from t2i.cli.options import Device, draw_options, never_silent
+from t2i.core.assets import bundled_configs, find_config
 from t2i.core.errors import UsageError
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file, such as configs/shapes/decoder.yaml.")],
+    context: typer.Context,
+    config: Annotated[
+        str | None, typer.Argument(help="A YAML file, such as configs/shapes/decoder.yaml; t2i configs lists them.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Such as train.steps=1000.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would see, need and take; write nothing.")
+    ] = False,
+    wants_help: Annotated[
+        bool, typer.Option("--help", help="Show this message; after a config, every key that it may have.")
+    ] = False,
 ) -> None:
     """Train one stage. Running the same command again continues where it stopped."""
-    from t2i.run import train as run
+    if wants_help and config is None:
+        typer.echo(context.get_help())
+        return
+    if config is None:
+        raise UsageError("which config? Such as t2i train configs/shapes/decoder.yaml; t2i configs lists them")
+    find_config(config)  # before seconds of imports
+    if wants_help:
+        from t2i.cli.keys import list_keys
 
-    run(config, overrides or [])
+        typer.echo(list_keys(config, overrides or []))
+    elif dry_run:
+        from t2i.cli.dry_run import dry_run as tell
+
+        for line in tell(config, overrides or []):
+            typer.echo(line)
+    else:
+        from t2i.run import train as run
+
+        run(config, overrides or [])
+
+
+def configs() -> None:
+    """List the training configs at hand, with what each is for."""
+    for name in bundled_configs():
+        with open(find_config(name), encoding="utf-8") as file:
+            typer.echo(f"{name:<40}  {file.readline().lstrip('# ').rstrip()}")
 
 
 def calibrate(
@@ -33,7 +66,8 @@ def calibrate(
     """Measure a prior's analytic variances, the most likely ones for the network as it is, however few the steps."""
     from t2i.evals.calibrate import calibrate as run
 
-    count = run(prior, clip, out, data=data, num=num, seed=seed, device=device)
+    with never_silent("measuring variances"):
+        count = run(prior, clip, out, data=data, num=num, seed=seed, device=device)
     typer.echo(f"{out}: a prior with analytic variances, of {count} pictures")
 
 
@@ -60,7 +94,7 @@ def assemble(
     from t2i.io.files import output_folder
 
     stored = stored_as(dtype)
-    with output_folder(out):
+    with never_silent("assembling"), output_folder(out):
         from t2i.pipeline.loading import pipeline_class
 
         pipeline_class(kind).assemble(pairs, settings).save_pretrained(out, stored)

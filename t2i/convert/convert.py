@@ -4,12 +4,13 @@ A file is recognised by its keys and shapes. What those cannot show (attention o
 comes from the recognised network; for a file of another size it must be given.
 """
 
+import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from zipfile import ZipFile
 
 import torch
@@ -17,26 +18,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from t2i.convert.choice import Which, choose
 from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
 from t2i.convert.diffusers import layout_of
+from t2i.convert.folder import weight_files
 from t2i.core.devices import stored_as
-from t2i.core.errors import DataError, UsageError, did_you_mean, explain
-from t2i.io.files import clear_errors, output_folder, read_json
+from t2i.core.errors import DataError, UsageError, did_you_mean, explain, lacks_memory, quoted
+from t2i.io.files import output_folder, read_json
+from t2i.io.kinds import kind_of
+from t2i.io.lock import sole_writer
 from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
 from t2i.stages.noised_clip.convert import join, tower_of
 from t2i.stages.prior.convert import STATISTICS, lacks_statistics
 from t2i.stages.registry import STAGES, save_stage, stage
 
-WRAPPERS = ("state_dict", "ema_model", "model")
-"""Keys under which some files keep their weights, averaged ones first."""
-FOLDER_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
-"""Weights in a folder of diffusers or transformers."""
+log = logging.getLogger(__name__)
+
 SHARD = 2**32  # bytes; converted weights stay on this machine
 _NEAR = 12  # so many keys or shapes may differ from those of a known network, and it is still named in the error
 
@@ -56,6 +54,7 @@ def convert_files(
     network: str | None = None,
     given: Sequence[str] = (),
     dtype: str | torch.dtype | None = None,
+    weights: Which | None = None,
 ) -> Converted:
     """Write a stage folder from published weights of DDPM, IDDPM, ADM, GLIDE or unCLIP.
 
@@ -68,14 +67,16 @@ def convert_files(
             has no name, so `network` is not given as well.
         dtype: of the written weights; None keeps those of the file. Of U-Nets only what the references keep in half
             precision has it, see `half_trunk`, and the rest is float32; int8 is the same for all, see `t2i.io.int8`.
+        weights: "ema" or "raw", where a file holds averaged weights and those that were trained; None takes averaged
+            ones where there are any. What was chosen is logged.
 
     Raises:
         UsageError: something about an unknown network is not given, or `out` cannot be written.
         DataError: a file is damaged, holds more than tensors, or does not fit; nothing is written then.
     """
     dtype = None if dtype is None else stored_as(dtype)
-    layout, converted = converted_weights(paths, network=network, given=given)
-    with output_folder(out):
+    layout, converted = converted_weights(paths, network=network, given=given, weights=weights)
+    with output_folder(out) as folder, sole_writer(folder):
         with torch.device("meta"):
             model = layout.model(layout.config)
         if dtype not in (None, torch.int8) and stage(layout.stage).halved:
@@ -87,15 +88,22 @@ def convert_files(
 
 
 def converted_weights(
-    paths: Sequence[str | Path], *, network: str | None = None, given: Sequence[str] = ()
+    paths: Sequence[str | Path],
+    *,
+    network: str | None = None,
+    given: Sequence[str] = (),
+    weights: Which | None = None,
 ) -> tuple[Layout, dict[str, Tensor]]:
     """What network published files are, and its weights by our keys; arguments and errors of `convert_files`."""
     if network is not None and given:
-        raise UsageError(f"network {network!r} is known; what is given (--set) is for unpublished networks alone")
+        raise UsageError(f"network {quoted(network)} is known; what is given (--set) is for unpublished networks alone")
+    if weights not in (None, *get_args(Which)):
+        raise UsageError(f"weights must be {' or '.join(get_args(Which))}, got {quoted(weights)}")
     folders = [Path(path) for path in paths]
     layout = layout_of(folders) if network is None and not given else None
-    weights, versions = zip(*map(_weights_and_version, folders), strict=True)
-    state = _joined(weights, folders)
+    fit = _fit([layout] if layout else _candidates(network), bool(given))
+    states, versions = zip(*(_weights_and_version(path, weights, fit) for path in folders), strict=True)
+    state = _joined(states, folders)
     where, shapes = " + ".join(map(str, paths)), {key: tuple(value.shape) for key, value in state.items()}
     if layout is None and network is None and of_dalle2_pytorch(shapes):
         layout = read_dalle2_pytorch(shapes, given, where, versions[0])
@@ -104,7 +112,9 @@ def converted_weights(
         for path in folders:
             _check_diffusers(path, layout.config)
     with explain(where, DataError):
-        return layout, layout.convert(state)
+        converted = layout.convert(state)
+    _check_numbers(layout.read(state), where)
+    return layout, converted
 
 
 @cache
@@ -125,10 +135,7 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
         DataError: there is none; the message says how the nearest one differs, or what to give instead.
         UsageError: no network has that name, or none is given and priors of several have these keys.
     """
-    candidates = [layout for layout in layouts() if name in (None, layout.name)]
-    if not candidates:
-        names = sorted({layout.name for layout in layouts()})
-        raise UsageError(f"unknown network {name!r}; known: {', '.join(names)}{did_you_mean(name, names)}")
+    candidates = _candidates(name)
     apart = [len(modules(layout.read(shapes)) ^ layout.keys) for layout in candidates]  # cheap: no network is built
     near = [layout for layout, count in zip(candidates, apart, strict=True) if count <= min(apart) + 1]
     misfits = [(layout, misfit(layout.shapes, layout.read(shapes))) for layout in near]
@@ -149,33 +156,64 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
     raise DataError(f"{where}: almost {best.name}, but it {'; '.join(problems[:6])}{hint}")
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file or of a folder of diffusers or transformers; nothing in a file is ever executed.
+def read_weights(path: str | Path, weights: Which | None = None) -> dict[str, Tensor]:
+    """The tensors of a file or of a folder of diffusers or transformers, averaged ones where `weights` does not say
+    otherwise; nothing in a file is ever executed.
 
     Raises DataError for what is missing, truncated, foreign or holds more than tensors.
     """
-    return _weights_and_version(Path(path))[0]
+    return _weights_and_version(Path(path), weights, _fit(layouts(), False))[0]
 
 
-def _weights_and_version(path: Path) -> tuple[dict[str, Tensor], str]:
+def _candidates(name: str | None) -> list[Layout]:
+    """The published networks of a name, in every dialect, or all; UsageError if there is none of that name."""
+    found = [layout for layout in layouts() if name in (None, layout.name)]
+    if not found:
+        names = sorted({layout.name for layout in layouts()})
+        raise UsageError(f"unknown network {quoted(name)}; known: {', '.join(names)}{did_you_mean(name, names)}")
+    return found
+
+
+def _fit(known: Sequence[Layout], given: bool) -> Callable[[Collection[str]], tuple[bool, int, bool]]:
+    """How well names are known: as those of DALLE2-pytorch, or of a flat U-Net about which facts are `given`; else by
+    how many of them a published network has."""
+
+    def fit(keys: Collection[str]) -> tuple[bool, int, bool]:
+        names, flat = modules(keys), is_flat(dict.fromkeys(keys, ()))
+        own = of_dalle2_pytorch(dict.fromkeys(keys, ())) or (given and flat)
+        return own, max(len(names & layout.keys) for layout in known), flat
+
+    return fit
+
+
+def _weights_and_version(
+    path: Path, which: Which | None, fit: Callable[[Collection[str]], Any]
+) -> tuple[dict[str, Tensor], str]:
     """As `read_weights`, and the version of the library that wrote the file, if it says so."""
     if path.is_dir():
-        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
-        if path.is_dir():
-            raise DataError(f"{path}: holds none of {', '.join(FOLDER_FILES)}")
-    with clear_errors(path), open(path, "rb"):
-        pass
-    data: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        parts = [_read(file) for file in weight_files(path)]
+        data: Any = {key: value for part in parts for key, value in part.items()} if len(parts) > 1 else parts[0]
+    else:
+        data = _read(path)
     version = data.get("version") if isinstance(data, dict) else None
-    for _ in WRAPPERS:
-        inner = [data[key] for key in WRAPPERS if isinstance(data, dict) and isinstance(data.get(key), dict)]
-        data = inner[0] if inner else data
     if isinstance(data, tuple) and len(data) == 2:  # statistics of CLIP's embeddings: mean and standard deviation
         data = dict(zip(STATISTICS, data, strict=True))
-    named = isinstance(data, dict) and data and all(isinstance(key, str) for key in data)
-    if not named or not all(isinstance(value, Tensor) for value in data.values()):
-        raise DataError(f"{path}: expected a dictionary of tensors by name")
-    return data, version if isinstance(version, str) else ""
+    try:
+        state, told = choose(data, which, fit)
+    except (DataError, UsageError) as error:
+        raise type(error)(f"{path}: {error}") from None
+    for sentence in told:
+        log.info("%s: %s", path, sentence)
+    return state, version if isinstance(version, str) else ""
+
+
+def _check_numbers(state: Mapping[str, Tensor], where: str) -> None:
+    """DataError for weights that are whole numbers, NaN or infinite."""
+    for key, value in state.items():
+        if not value.is_floating_point():
+            raise DataError(f"{where}: {key!r} is {str(value.dtype).removeprefix('torch.')}, expected floating numbers")
+        if wrong := value.numel() - int(value.isfinite().sum()):
+            raise DataError(f"{where}: {wrong} of the {value.numel()} numbers of {key!r} are NaN or infinite")
 
 
 def _joined(states: Sequence[dict[str, Tensor]], paths: Sequence[Path]) -> dict[str, Tensor]:
@@ -199,41 +237,54 @@ def _joined(states: Sequence[dict[str, Tensor]], paths: Sequence[Path]) -> dict[
     return joined
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise DataError(f"{path} is damaged or truncated: {error}") from None
+def _read(path: Path) -> Any:
+    """What is in a file of weights, whatever it is called."""
+    kind = kind_of(path)
+    if kind == "safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise DataError(f"{path} is damaged or truncated: {error}") from None
+    return _read_pickle(path, kind == "zip")
 
 
-def _read_pickle(path: Path) -> Any:
-    if _is_program(path):
-        raise DataError(
-            f"{path}: a program (TorchScript), and code from a file is never run; OpenAI's CLIP is at "
-            "openai/clip-vit-large-patch14, in transformers' format"
-        )
+def _read_pickle(path: Path, is_zip: bool) -> Any:
+    if is_zip:
+        _check_archive(path)
+    mapped = is_zip and path.suffix != ".safetensors"  # by which torch goes, if it sees the name
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with open(path, "rb") as file:
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         reason = str(error)
         if "Unsupported" in reason or "GLOBAL" in reason:
             raise DataError(f"{path}: holds more than tensors, and code from a file is never run") from None
         raise DataError(f"{path}: not a file of weights, or damaged") from None
-    except Exception:  # whatever bytes that are none of torch's provoke in its reader
+    except Exception as error:  # whatever bytes that are none of torch's provoke in its reader
+        if lacks_memory(error):
+            raise
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
 
 
-def _is_program(path: Path) -> bool:
+def _check_archive(path: Path) -> None:
+    """DataError for archives that torch did not write, that hold a program, or that unpack to more than they are."""
     try:
         with ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # another format, or damaged, which is found out where it is read
-        return False
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+            members = archive.infolist()
+    except Exception as error:  # a damaged directory provokes all sorts
+        if lacks_memory(error):
+            raise
+        raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise DataError(
+            f"{path}: a program (TorchScript), and code from a file is never run; OpenAI's CLIP is at "
+            "openai/clip-vit-large-patch14, in transformers' format"
+        )
+    if not any(member.filename.endswith("/data.pkl") for member in members):
+        raise DataError(f"{path}: a zip archive without tensors; unpack it, and give the file of weights that is in it")
+    size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > size:
+        raise DataError(f"{path}: has {size:,} bytes and unpacks to {unpacked:,}; torch never packs its files")
 
 
 def _check_diffusers(path: Path, config: Any) -> None:

@@ -8,10 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, cast
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from t2i.core.config import Config, load
 from t2i.core.errors import DataError, UsageError, explain
+from t2i.core.sizes import Heads, Side, Steps, Width
 from t2i.keymaps.flat import Layout, RowOrder, Shape
 from t2i.stages.dalle2_pytorch.decoder import convert as laion_decoder
 from t2i.stages.dalle2_pytorch.prior import convert as laion_prior
@@ -37,14 +38,14 @@ class Facts(Config):
     """
 
     order: RowOrder
-    num_heads: int | None = None
-    head_channels: int | None = None
-    text_heads: int | None = None
-    image_size: int = Field(ge=1)
-    low_size: int | None = None
+    num_heads: Heads | None = None
+    head_channels: Width | None = None
+    text_heads: Heads | None = None
+    image_size: Side
+    low_size: Side | None = None
     levels: Literal["rounded", "truncated"] | None = None
     schedule: Literal["linear", "cosine"]
-    num_steps: int = Field(ge=1)
+    num_steps: Steps
     rescale_timesteps: bool
     variance: Literal["fixed_small", "fixed_large"] | None = None
     tokenizer: Literal["gpt2", "clip"] = "gpt2"
@@ -82,7 +83,7 @@ class LaionFacts(Config):
     the `image_size`."""
 
     era: Era | None = None
-    image_size: int = Field(64, ge=1)
+    image_size: Side = 64
 
 
 def of_dalle2_pytorch(shapes: Mapping[str, Shape]) -> bool:

@@ -6,8 +6,9 @@ Unknown keys are errors that name the full key and the nearest known one; later 
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -15,12 +16,18 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from t2i.core.errors import T2IError, UsageError, did_you_mean, explain
+from t2i.core.errors import DataError, T2IError, UsageError, did_you_mean, explain, quoted, reason
+from t2i.core.reading import read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
 AtHome = AfterValidator(lambda path: type(path)(os.path.expanduser(path)))
 """For `Annotated`: a path, as text or as `Path`, that may begin with `~`."""
-_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)  # bad syntax, too many brackets, the 31st of February
+MAX_YAML = 2**18
+"""Bytes of a YAML file."""
+MAX_VALUES = 100_000
+"""Of a YAML text, each counted wherever an alias repeats it: a few lines of aliases of aliases are billions."""
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError)
+"""Bad syntax, too many brackets, the 31st of February, and `!!timestamp x`, over which its own reader trips."""
 
 
 class Config(BaseModel):
@@ -54,7 +61,9 @@ def _section(default: Any) -> dict[str, Any]:
 
 
 def over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes`, key by key at every depth."""
+    """`base` with `changes`, key by key at every depth; ValueError for changes that are none."""
+    if not isinstance(changes, dict):
+        raise ValueError(f"expected keys and values, got {quoted(changes)}")
     merged = {
         k: over(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in changes.items()
     }
@@ -86,7 +95,9 @@ def agreed(earlier: Any, today: Any, place: str) -> Any:
         both = earlier.keys() & today.keys()
         return {**earlier, **today, **{k: agreed(earlier[k], today[k], f"{place}.{k}") for k in both}}
     if earlier != today and not (isinstance(earlier, list | tuple) and tuple(earlier) == tuple(today or ())):
-        raise ValueError(f"{place} is {today!r}, but {earlier!r} by its earlier name; leave the earlier one out")
+        raise ValueError(
+            f"{place} is {quoted(today)}, but {quoted(earlier)} by its earlier name; leave the earlier one out"
+        )
     return today
 
 
@@ -105,12 +116,14 @@ def load(
         UsageError: missing or malformed file, malformed override, unknown key, wrong type or value.
     """
     source = str(path) if path is not None else "config"
-    with explain(source, UsageError):
+    with explain(source, UsageError), _odd(source, UsageError):
         data = today({} if path is None else _read(Path(path)))
     for override in overrides:
         alone: dict[str, Any] = {}
         _apply(alone, override)
-        with suppress(ValueError):  # what says nothing without the rest is looked at when all is there
+        with suppress(
+            ValueError, AttributeError, TypeError
+        ):  # what says nothing without the rest is looked at when all is there
             if (translated := today(alone)) != alone:
                 data = over(data, translated)
                 continue
@@ -121,10 +134,20 @@ def load(
 def parse(data: dict[str, Any], model: type[Model], source: str = "config", kind: type[T2IError] = UsageError) -> Model:
     """Validate a plain dictionary; errors are one line of `kind`, and begin with `source`. DataError is for what was
     read from a `config.json`."""
+    with _odd(source, kind):
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            raise kind(f"{source}: " + "; ".join(_explain(error, model))) from None
+
+
+@contextmanager
+def _odd(source: str, kind: type[T2IError]) -> Iterator[None]:
+    """One line of `kind` where `migrate` or a validator, which see unchecked data, met a type they did not think of."""
     try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise kind(f"{source}: " + "; ".join(_explain(error, model))) from None
+        yield
+    except (AttributeError, TypeError, OverflowError, RecursionError) as error:
+        raise kind(f"{source}: {reason(error)}") from error
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -144,7 +167,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise UsageError(f"line {key.start_mark.line + 1}: key {key.value!r} appears twice")
+                raise UsageError(f"line {key.start_mark.line + 1}: key {quoted(key.value)} appears twice")
             seen.add(key.value)
         return node
 
@@ -155,14 +178,30 @@ _Loader.add_implicit_resolver(
 
 
 def _yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    if (count := _count(node, {})) > MAX_VALUES:
+        raise UsageError(f"it holds {count:,} values where its aliases are counted as well, more than {MAX_VALUES:,}")
+    return loader.construct_document(node)
+
+
+def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values in a node, each as often as aliases repeat it; a node within itself is endless."""
+    if id(node) not in counted:
+        counted[id(node)] = MAX_VALUES + 1  # until it is known: an alias within
+        inside = node.value if isinstance(node, yaml.CollectionNode) else []
+        nodes = chain.from_iterable(inside) if isinstance(node, yaml.MappingNode) else inside  # keys and values
+        counted[id(node)] = 1 + sum(_count(one, counted) for one in nodes)
+    return counted[id(node)]
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = _yaml(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read config {path}: {error.strerror}") from None
+        data = _yaml(read_bytes(path, MAX_YAML).decode("utf-8"))
+    except DataError as error:
+        raise UsageError(f"config {error}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not a text file") from None
     except UsageError as error:
@@ -180,13 +219,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UsageError(f"an override looks like key.sub=value, got {override!r}")
+        raise UsageError(f"an override looks like key.sub=value, got {quoted(override)}")
     try:
         value = _yaml(text)
     except UsageError:
         raise
     except _NOT_YAML:
-        raise UsageError(f"the value of {override!r} is not valid YAML") from None
+        raise UsageError(f"the value of {quoted(override)} is not valid YAML") from None
     for part in parts[:-1]:
         if not isinstance(data.get(part), dict):
             data[part] = {}
@@ -210,11 +249,13 @@ def _sentence(where: str, choices: list[str], model: type[BaseModel], problem: E
         hint = did_you_mean(name, choices, above + dot) or f", known keys: {', '.join(choices)}"
         if deeper and not above:
             hint = f", did you mean {' or '.join(map(repr, deeper))}?"
-        return f"unknown key {where!r}{hint}"
+        return f"unknown key {quoted(where)}{hint}"
     if problem["type"] == "missing":
-        return f"missing key {where!r}"
+        return f"missing key {quoted(where)}"
     message = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"  # its keys are in the message
+    given = (
+        "" if isinstance(problem["input"], dict) else f", got {quoted(problem['input'])}"
+    )  # its keys are in the message
     return f"{where}: {message[:1].lower()}{message[1:]}{given}"
 
 

@@ -1,12 +1,13 @@
 """Devices and number formats: which a name means, and whether a machine is fast at bfloat16."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from t2i.core.errors import OutOfMemoryError, UsageError, did_you_mean
+from t2i.core.errors import OutOfMemoryError, UsageError, did_you_mean, lacks_memory, quoted
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What networks calculate in."""
@@ -26,31 +27,46 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def device_of(device: str | torch.device) -> torch.device:
-    """A device that works on this machine; "auto" is a GPU if there is one. Raises UsageError."""
+    """A device that works on this machine; "auto" is a GPU if there is one. Raises UsageError, and OutOfMemoryError for
+    a GPU that is full."""
+    if not isinstance(device, str | torch.device):
+        raise UsageError(f"a device is a name such as 'cpu', or a torch.device, got {quoted(device)}")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError):  # unknown, not compiled in, not a device
-        raise UsageError(f"torch has no device {str(device)!r} on this machine; use auto, cpu or cuda") from None
+        with memory_explained(f"device {str(device)!r}", "another one"):
+            torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError, ValueError):  # unknown, not compiled in, no memory of its own
+        there = "auto, cpu or cuda" if torch.cuda.is_available() else "auto or cpu"
+        raise UsageError(f"torch has no device {quoted(str(device))} on this machine; use {there}") from None
     return torch.device(device)
 
 
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype by name; "auto" is float32. Raises UsageError."""
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, str | torch.dtype) else quoted(dtype)
     if name not in ("auto", *DTYPES):
-        raise UsageError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
+        raise UsageError(f"unknown dtype {quoted(name)}; use auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
     return torch.float32 if name == "auto" else getattr(torch, name)
 
 
 def stored_as(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype of stored weights by name. Raises UsageError."""
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, str | torch.dtype) else quoted(dtype)
     if name not in STORED:
-        raise UsageError(f"unknown dtype {name!r} of weights; use {', '.join(STORED)}{did_you_mean(name, STORED)}")
+        raise UsageError(
+            f"unknown dtype {quoted(name)} of weights; use {', '.join(STORED)}{did_you_mean(name, STORED)}"
+        )
     found: torch.dtype = getattr(torch, name)
     return found
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has; where the system does not say, as many as few have."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 2**40
 
 
 @contextmanager
@@ -59,8 +75,8 @@ def memory_explained(what: str, instead: str) -> Iterator[None]:
     `instead`."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):  # as torch says it of a CPU
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
             raise
         asked = re.search(r"allocate ([\d.]+ ?(?:[KMGT]iB|bytes))", str(error))
         size = f" ({asked[1]} more were asked for)" if asked else ""

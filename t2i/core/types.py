@@ -158,12 +158,16 @@ class Task(nn.Module):
     Attributes:
         needs: protocol or class of every frozen neighbour that may be named, such as `{"clip": Encoder}`.
         keys: what a batch must hold.
+        groups: what each B pictures of `sample` are, in order, such as `("held-out picture", "drawn")`.
+        takes_prompts: whether `draw_prompts` draws.
         model: what is trained, averaged and exported.
         memory: what is saved and restored beside the model and the phases, such as a table of losses, or None.
     """
 
     needs: ClassVar[Mapping[str, type]] = {}
     keys: tuple[str, ...] = ("image",)
+    groups: tuple[str, ...] = ("drawn",)
+    takes_prompts: bool = False
     model: Any
     memory: Any
 
@@ -189,8 +193,12 @@ class Task(nn.Module):
         """Called after every step, the first being 1: here target networks follow."""
 
     def sample(self, batch: Batch) -> Tensor | None:
-        """A grid of pictures (N, 3, H, W) in [-1, 1] that shows what the model has learned, or None."""
+        """A grid of pictures (N, 3, H, W) in [-1, 1] that shows what the model has learned, or None; see `groups`."""
         return None
+
+    def draw_prompts(self, asked: Batch) -> Tensor:
+        """(N, 3, H, W), what the model makes of the N sentences in `caption`; `image` (B, 3, H, W) are held out."""
+        raise NotImplementedError
 
     def metrics(self, batch: Batch) -> dict[str, float]:
         """Held-out numbers beside the loss, such as retrieval accuracy."""

@@ -5,14 +5,17 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from t2i.core.config import AtHome, Config
+from t2i.data.framing import CropPolicy
 from t2i.data.shapes.layout import check_num_things
+
+Weight = Annotated[float, Field(le=1e9)]
 
 
 class SourceConfig(Config):
     """One source of a mixture."""
 
     src: Annotated[str, AtHome] = Field(description="shapes, a folder, or tar shards (path, glob or braces)")
-    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
+    weight: float = Field(1.0, gt=0, le=1e9, description="share of the samples, relative to the other sources")
 
 
 class DataConfig(Config):
@@ -21,18 +24,24 @@ class DataConfig(Config):
     source: Annotated[str, AtHome] | Annotated[tuple[SourceConfig, ...], Field(min_length=1)] = Field(
         "shapes", description="one source, or several with weights"
     )
-    size: int = Field(64, ge=4, description="pixels of the short side")
-    crop: int | None = Field(None, ge=4, description="random window of the picture, pixels; None for its centre square")
-    captions: dict[str, float] = Field(
+    size: int = Field(64, ge=4, le=8192, description="pixels of the short side")
+    crop: int | None = Field(
+        None, ge=4, le=8192, description="random window of the picture, pixels; None for its centre square"
+    )
+    crop_policy: CropPolicy = Field(
+        "center",
+        description="what is kept of a picture that is not square: its centre, a random square, or all, on white",
+    )
+    captions: dict[str, Weight] = Field(
         {}, description="weights of caption kinds; empty for those of `pick_caption`, also where none of these is there"
     )
-    num_things: dict[int, float] = Field(
+    num_things: dict[int, Weight] = Field(
         {}, description="for shapes, weights of scenes with 1 to 4 things; empty for half with one, a third with two"
     )
     flip: bool = Field(
         False, description="mirror every second picture of training; not for captions with left and right"
     )
-    num_workers: int | None = Field(None, ge=0, description="processes that load; None for min(2, cores)")
+    num_workers: int | None = Field(None, ge=0, le=256, description="processes that load; None for min(2, cores)")
     val_fraction: float = Field(0.02, ge=0, lt=1, description="share of files held out, by hash of their key")
     max_bad_fraction: float = Field(0.2, ge=0, le=1, description="stop when more samples than this are unusable")
 

@@ -6,24 +6,41 @@ among their sorted names.
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, shown
+from t2i.core.paths import IMAGE_TYPES
 from t2i.core.seed import Streams
-from t2i.data.source import IMAGE_TYPES, BadSample, Sample, decode, lines_of, pick_caption
+from t2i.data.framing import CropPolicy
+from t2i.data.scan import Scan, scan
+from t2i.data.source import (
+    HEAD,
+    MAX_TEXT,
+    BadSample,
+    Sample,
+    decode,
+    lines_of,
+    pick_caption,
+    read_file,
+    text_of,
+)
+from t2i.io.decode import MAX_BYTES
 
 
 class FolderSource:
-    """Pictures of a folder, sorted by path.
+    """Pictures of a folder, sorted by path; `t2i.data.scan` says which.
 
     Args:
-        root: the folder, searched recursively; links to folders are not followed.
+        root: the folder, searched recursively.
         size: short side after resizing, pixels.
         crop: side of a random window of that picture, or None for its centre square.
         captions: weights by kind, see `pick_caption`; `.txt` files are of the kind `text`.
         needs: what a sample must have, `image` and maybe `caption`; a caption that is not needed may be missing, and is
             empty then.
+        found: what `scan` has found there, if it has been asked.
+        policy, channels: see `decode`.
 
     Raises:
         DataError: no such folder, one below it that cannot be read, no pictures, or not a single caption where they
@@ -37,61 +54,59 @@ class FolderSource:
         crop: int | None = None,
         captions: Mapping[str, float] | None = None,
         needs: Sequence[str] = ("image", "caption"),
+        found: Scan | None = None,
+        policy: CropPolicy = "center",
+        channels: int = 3,
     ):
         self.root, self.size, self.crop, self.captions = Path(root), size, crop, captions or {}
+        self.policy, self.channels = policy, channels
         self.captioned = "caption" in needs
         if not self.root.is_dir():
             raise DataError(f"{root} is not a folder")
-        found, texts = _scan(self.root)
-        if not found:
-            raise DataError(f"{root} holds no pictures ({', '.join(IMAGE_TYPES)})")
-        if self.captioned and not texts:
-            raise DataError(
-                f"{root} holds {len(found)} pictures but no captions: expected {Path(found[0]).stem}.txt and so on"
-            )
-        self.files = found
-        self.keys = [str(Path(file).with_suffix("")) for file in found]
-        tops = [Path(file).parts[0] if len(Path(file).parts) > 1 else None for file in found]
+        self.found = found or scan(root)
+        self.files, left_out = self.found.pictures, self.found.left_out
+        beside = f"; left out: {left_out}" if left_out.counts else ""
+        if not self.files:
+            raise DataError(f"{root} holds no pictures ({', '.join(IMAGE_TYPES)}){beside}")
+        if self.captioned and not self.found.captions:
+            expected = f"{shown(Path(self.files[0]).stem, 60)}.txt and so on"
+            raise DataError(f"{root} holds {len(self.files)} pictures but no captions: expected {expected}{beside}")
+        self.keys = [os.path.splitext(file)[0] for file in self.files]
+        tops = [Path(file).parts[0] if len(Path(file).parts) > 1 else None for file in self.files]
         self.classes = tuple(sorted({top for top in tops if top is not None})) if None not in tops else ()
 
     def __len__(self) -> int:
         return len(self.files)
 
+    def __str__(self) -> str:
+        """What is used and what is not, in one line."""
+        captions, folders, left_out = self.found.captions, self.found.num_folders, self.found.left_out
+        twins = [key for key, count in Counter(self.keys).items() if count > 1]
+        parts = [f"{len(self.files):,} pictures from {folders:,} folder{'s' * (folders != 1)}"]
+        if captions or self.captioned:
+            parts.append(f"{len(captions):,} with captions")
+        if twins:
+            parts.append(f"{len(twins):,} of one name but for its end (such as {shown(twins[0], 60)})")
+        return ", ".join(parts) + (f"; left out: {left_out}" if left_out.counts else "")
+
+    def head(self, index: int) -> bytes:
+        """The first bytes of a picture; see `Source`."""
+        return read_file(self.root / self.files[index], MAX_BYTES, HEAD)
+
     def load(self, index: int, rng: Streams) -> Sample:
         """Sample `index`; see `Source`."""
-        path = self.root / self.files[index]
-        beside = path.with_suffix(".txt")
+        file = self.files[index]
+        beside = self.found.captions.get(file)
+        if beside is None and self.captioned:
+            raise BadSample("no caption", f"{self.root / self.keys[index]}.txt does not exist")
+        data = read_file(self.root / file, MAX_BYTES)
         try:
-            data = path.read_bytes()
-            text = beside.read_text("utf-8") if self.captioned or beside.exists() else ""
-        except FileNotFoundError as error:
-            reason = "no caption" if error.filename == str(beside) else "unreadable file"
-            raise BadSample(reason, f"{error.filename} does not exist") from None
+            text = text_of(read_file(self.root / beside, MAX_TEXT)) if beside is not None else ""
         except UnicodeDecodeError:
-            raise BadSample("caption is not UTF-8", str(beside)) from None
-        except OSError as error:
-            raise BadSample("unreadable file", f"{path}: {error.strerror}") from None
+            raise BadSample("caption is not UTF-8", f"{self.root}/{beside}") from None
         caption = pick_caption({"text": lines_of(text)}, self.captions, rng)
-        sample = {**decode(data, self.size, self.crop, rng), "caption": caption, "key": self.keys[index]}
+        image = decode(data, self.size, self.crop, rng, self.policy, self.channels)
+        sample = {**image, "caption": caption, "key": self.keys[index]}
         if self.classes:
-            sample["label"] = self.classes.index(Path(self.files[index]).parts[0])
+            sample["label"] = self.classes.index(Path(file).parts[0])
         return sample
-
-
-def _scan(root: Path) -> tuple[list[str], int]:
-    """Pictures below `root`, as sorted relative paths, and the number of caption files."""
-    found, texts = [], 0
-    for folder, _, names in os.walk(root, onerror=_refuse):
-        for name in names:
-            kind = name.rpartition(".")[2]
-            texts += kind == "txt"
-            if kind.lower() in IMAGE_TYPES and not name.startswith("."):
-                found.append(os.path.relpath(os.path.join(folder, name), root))
-    return sorted(found), texts
-
-
-def _refuse(error: OSError) -> None:
-    """`os.walk` passes over what it cannot read, unless this is raised; so it may folders of the system's own."""
-    if Path(error.filename).name.startswith((".", "lost+found")):
-        return
-    raise DataError(f"{error.filename}: {error.strerror}") from None

@@ -8,29 +8,49 @@ import atexit
 import collections
 import json
 import logging
+import math
 import os
 import signal
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError, shown
 from t2i.core.seed import Streams, mix
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
-from t2i.data.opening import open_source
+from t2i.data.framing import told
+from t2i.data.opening import Subset, open_source
 from t2i.data.order import Mixture, permute
 from t2i.data.scenes import ShapesSource
-from t2i.data.source import BadSample, Needs, Sample, collate
+from t2i.data.source import HEAD, BadSample, Needs, Sample, collate
+from t2i.io.decode import noticed, once
 from t2i.io.files import clear_errors, json_lines
 
 log = logging.getLogger(__name__)
 
+_LOOKED_AT = 200  # pictures of a source whose shape is told
 _TRIES = 32
+
+
+@contextmanager
+def loaders_explained() -> Iterator[None]:
+    """DataError where a process that loads pictures was killed, which torch raises wherever its parent is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a process that loads pictures was killed, most often for want of memory (or of /dev/shm): "
+            "fewer data.num_workers, or 0, need less"
+        ) from error
 
 
 class NothingHeldOutError(DataError):
@@ -85,10 +105,40 @@ class Loader:
         earlier = json_lines(bad_log) if bad_log is not None and bad_log.exists() else []
         self.listed = {str(row["key"]) for row in earlier if "key" in row}  # before the run was resumed
 
+    def announce(self) -> None:
+        """Say what is used of every source and, of some of its pictures, how many cannot be read or are not square."""
+        policy = self.config.crop_policy
+        for given, source in zip(self.config.sources, self.data.sources, strict=True):
+            if isinstance(source, ShapesSource):
+                continue
+            log.info("%s: %s", given.src, source)
+            if isinstance(source, Subset):
+                log.info("%s: %d to train on, %d held out", given.src, len(source), len(source.source) - len(source))
+            heads = []
+            for index in range(0, len(source), math.ceil(len(source) / _LOOKED_AT)) if self.data.pictured else ():
+                with suppress(BadSample):
+                    heads.append((source.keys[index], source.head(index)))
+            for line in told(heads, HEAD, policy if self.config.crop is None or policy == "pad" else None):
+                log.info("%s: %s", given.src, line)
+
+    @staticmethod
+    def announced(make: "Callable[..., Loader]") -> "Callable[..., Loader]":
+        """The same loaders, of which the first to train on, in the main process, is announced."""
+        told: list[Loader] = []
+
+        def opened(**how: Any) -> Loader:
+            loader = make(**how)
+            if loader.split == "train" and loader.rank == 0 and not told:
+                told.append(loader)
+                loader.announce()
+            return loader
+
+        return opened
+
     def __iter__(self) -> Generator[Batch, None, None]:
         """Micro-batches, b = batch_size/accumulate/world: `image` (b, 3, h, h) in [-1, 1], `caption`, `key`, `seed`."""
         stream = self._stream()
-        atexit.register(_close, weakref.ref(stream))  # loader processes ignore SIGTERM, so they must be told to end
+        _open_streams.add(stream)
         return stream
 
     def _stream(self) -> Generator[Batch, None, None]:
@@ -108,12 +158,16 @@ class Loader:
         try:
             while True:
                 before = time.perf_counter()
-                batch = next(batches)
+                with loaders_explained():
+                    batch = next(batches)
                 self.seconds_waited += time.perf_counter() - before
+                notices = batch.pop("notices")
+                for notice in sorted(notices) if self.rank == 0 else ():
+                    once(notice)
                 self._account(batch.pop("bad"), batch.pop("enlarged"), batch.pop("failed"))
                 yield batch
         finally:
-            getattr(batches, "_shutdown_workers", lambda: None)()
+            _end(batches)
             if self.bad:
                 log.warning("%s data: %d samples used, skipped %s", self.split, self.num_seen, self._reasons())
             if self.num_enlarged:
@@ -128,23 +182,21 @@ class Loader:
     def _account(self, bad: list[dict[str, str]], enlarged: list[str], failed: str | None) -> None:
         self.num_seen += self.micro
         if enlarged and not self.num_enlarged and self.split == "train":
-            log.warning(
-                "picture %s is smaller than data.size=%d: enlarged, it is blurred", enlarged[0], self.config.size
-            )
+            first, size = shown(enlarged[0], 60), self.config.size
+            log.warning("picture %s is smaller than data.size=%d: enlarged, it is blurred", first, size)
         self.num_enlarged += len(enlarged)
         for sample in bad:
             self.bad[sample["reason"]] += 1
             count = self.bad[sample["reason"]]
             if count == 1 or count % 1000 == 0:
-                log.warning(
-                    "skipped sample %s: %s (%s), %d so far", sample["key"], sample["reason"], sample["detail"], count
-                )
+                key, detail = shown(sample["key"], 60), shown(sample["detail"], 300)
+                log.warning("skipped sample %s: %s (%s), %d so far", key, sample["reason"], detail, count)
         new = {sample["key"]: sample for sample in bad if sample["key"] not in self.listed}
         if new and self.bad_log is not None:
             with clear_errors(self.bad_log), open(self.bad_log, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(sample) + "\n" for sample in new.values())
             self.listed |= new.keys()
-        example = f", such as {bad[-1]['key']}" if bad else ""
+        example = f", such as {shown(bad[-1]['key'], 60)}" if bad else ""
         if failed is not None:
             kind = DataError if self.split == "train" else NothingHeldOutError
             raise kind(failed + (f" ({self._reasons()}{example})" if self.bad else ""))
@@ -163,15 +215,19 @@ class _Positions(Dataset[Batch]):
     """`positions[p]` is the micro-batch of positions p … p+micro-1."""
 
     def __init__(self, config: DataConfig, seed: int, micro: int, split: str, needs: Needs) -> None:
-        self.num_classes = needs.num_classes
+        self.num_classes, self.pictured = needs.num_classes, "image" in needs.keys
         self.config, self.seed, self.micro, self.split = config, seed, micro, split
-        opened = [(open_source(source.src, config, split, needs.keys), source.weight) for source in config.sources]
+        opened = [(open_source(source.src, config, split, needs), source.weight) for source in config.sources]
         self.sources = [source for source, _ in opened if source is not None]
         if not self.sources:
             raise NothingHeldOutError(f"data.val_fraction {config.val_fraction} holds out no sample of {config.source}")
         self.mixture = Mixture([weight for source, weight in opened if source is not None], seed)
 
     def __getitem__(self, start: int) -> Batch:
+        with noticed() as notices:
+            return {**self._batch(start), "notices": notices}
+
+    def _batch(self, start: int) -> Batch:
         bad: list[dict[str, str]] = []
         samples: list[Sample] = [{}] * self.micro
         scenes: dict[int, dict[int, int]] = {}  # source: {row: position}
@@ -206,7 +262,9 @@ class _Positions(Dataset[Batch]):
                 sample = source.load(index, Streams([mix(self.seed, position)], "data"))
                 label = sample.get("label", 0)
                 if self.num_classes is not None and not 0 <= label < self.num_classes:
-                    raise BadSample("label out of range", f"{label}, of {self.num_classes} classes")
+                    names = getattr(source, "classes", ())
+                    named = f" ({names[label]})" if 0 <= label < len(names) else ""
+                    raise BadSample("label out of range", f"{label}{named}, of {self.num_classes} classes")
                 if self.config.flip and self.split == "train" and mix(self.seed, position, "flip") % 2:
                     sample["image"] = sample["image"].flip(-1)
                 return sample
@@ -219,10 +277,25 @@ class _Positions(Dataset[Batch]):
 
 def _ignore_signals(_: int) -> None:
     """Signals are for the main process, which finishes its step and then ends its loaders."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _close(stream: "weakref.ref[Generator[Batch, None, None]]") -> None:
-    if (open_stream := stream()) is not None:
-        open_stream.close()
+_open_streams: "weakref.WeakSet[Generator[Batch, None, None]]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_streams() -> None:
+    """Loader processes are deaf to SIGTERM, so they must be told to end."""
+    for stream in list(_open_streams):
+        stream.close()
+
+
+def _end(batches: Any) -> None:
+    """End loader processes; those that hang, deaf to SIGTERM, would be waited for at exit and are killed."""
+    try:
+        getattr(batches, "_shutdown_workers", lambda: None)()
+    finally:
+        for worker in getattr(batches, "_workers", ()):
+            worker.kill()

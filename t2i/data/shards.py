@@ -1,51 +1,67 @@
 """Webdataset shards, read with our own index: `00000.tar` holding `000000000.jpg`, `.txt`, `.json`.
 
-Members are found once per tar from their headers and then read at random with `pread`; nothing is extracted and nothing
-is ever unpickled. Only the types below are looked at, whatever else a tar may hold.
+Members are found once per tar from their headers (`t2i.data.tars`) and then read at random with `pread`; nothing is
+extracted and nothing is ever unpickled.
 """
 
-import functools
 import glob
 import io
+import itertools
 import json
-import logging
+import math
 import os
 import re
-import tarfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError, lacks_memory, quoted, shown
+from t2i.core.paths import IMAGE_TYPES
 from t2i.core.seed import Streams
-from t2i.data.source import IMAGE_TYPES, BadSample, Sample, decode, lines_of, pick_caption
-
-log = logging.getLogger(__name__)
+from t2i.data.framing import CropPolicy
+from t2i.data.scan import scan
+from t2i.data.source import (
+    HEAD,
+    MAX_TEXT,
+    BadSample,
+    Sample,
+    Tally,
+    clean,
+    decode,
+    lines_of,
+    pick_caption,
+    text_of,
+)
+from t2i.data.tars import RESERVED, TEXT_TYPES, Members, index_tar
 
 MAX_MEMBER = 64 * 2**20
 """Bytes; larger members are refused before they are read."""
 
-_OTHER_TYPES = ("txt", "json", "cls", "npy")
-_NO_ARRAYS = ("image", "caption", "label", "key", "seed")
+MAX_NAMES = 100_000
+"""Names that braces may stand for."""
+
 _MAX_OPEN = 256
 
 
 class ShardSource:
     """Samples of webdataset tars, in the order of the tars.
 
-    Members `key.jpg|jpeg|png|webp` are the picture and `key.txt` its captions, one per line. `key.json` may hold
-    `caption` or `captions: {"short": …, "descriptive": …}` (a sentence or a list of them by kind). `key.cls` becomes
-    `label` (int), `key.npy` and `key.NAME.npy` become tensors `npy` and `NAME`.
+    A member `key.jpg`, or of another of `IMAGE_TYPES`, is the picture and `key.txt` its captions, one per line.
+    `key.json` may hold `caption` or `captions: {"short": …, "descriptive": …}` (a sentence or a list of them by kind).
+    `key.cls` becomes `label` (int), `key.npy` and `key.NAME.npy` become tensors `npy` and `NAME`.
 
     Args:
-        src: a tar, a folder of them, a glob, or names in braces such as `shards/{00000..00099}.tar`.
+        src: a tar, a folder of them at any depth, a glob, or names in braces such as `shards/{00000..00099}.tar`.
         size: short side after resizing, pixels.
         crop: side of a random window of that picture, or None for its centre square.
         captions: weights by kind, see `pick_caption`; lines of `.txt` are of the kind `text`.
         needs: what a sample must have: `image`, `caption`, or arrays by name, such as `z` of `key.z.npy`. Pictures are
             read only if they are needed; a caption that is not needed may be missing, and is empty then.
+        left_out: what lies beside the tars and is not used.
+        policy, channels: see `decode`.
 
     Raises:
         UsageError: a compressed tar or a `pipe:` address.
@@ -59,25 +75,51 @@ class ShardSource:
         crop: int | None = None,
         captions: Mapping[str, float] | None = None,
         needs: Sequence[str] = ("image", "caption"),
+        left_out: Tally | None = None,
+        policy: CropPolicy = "center",
+        channels: int = 3,
     ) -> None:
         self.size, self.crop, self.captions, self.needs = size, crop, captions or {}, tuple(needs)
-        arrays = {f"{name}.npy" for name in needs if name not in _NO_ARRAYS}
-        self.tars = expand(src)
+        self.policy, self.channels = policy, channels
+        self.tars, self.left_out = expand(src), left_out or Tally()
         self.keys: list[str] = []
-        self._samples: list[tuple[int, dict[str, tuple[int, int]]]] = []  # (tar, {type: (offset, bytes)})
+        self._samples: list[tuple[int, Members]] = []  # (tar, where its members lie)
         self._open: dict[int, int] = {}
-        for number, path in enumerate(self.tars):
-            for key, members in index_tar(path).items():
-                pictured = "image" not in needs or any(kind in members for kind in IMAGE_TYPES)
-                if pictured and arrays <= members.keys():
+        self._shapes: dict[str, torch.Size] = {}
+        arrays = {f"{name}.npy" for name in needs if name not in RESERVED}
+        indices = [index_tar(path) for path in self.tars]
+        if "label" in needs and any("cls" in members for index in indices for members in index.samples.values()):
+            arrays.add("cls")
+        for number, index in enumerate(indices):
+            self.left_out.merge(index.left_out)
+            for key, members in index.samples.items():
+                lacking = sorted(arrays - members.keys())
+                if "image" in needs and not any(kind in members for kind in IMAGE_TYPES):
+                    self.left_out.add("samples without a picture", key)
+                elif lacking:
+                    self.left_out.add(f"samples without {lacking[0]}", key)
+                else:
                     self.keys.append(key)
                     self._samples.append((number, members))
         if not self.keys:
             wanted = " with ".join([*(["picture"] if "image" in needs else []), *sorted(arrays)]) or "sample"
-            raise DataError(f"no {wanted} in the {len(self.tars)} tars of {src}")
+            beside = f"; left out: {self.left_out}" if self.left_out.counts else ""
+            raise DataError(f"no {wanted} in the {len(self.tars)} tars of {src}{beside}")
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    def __str__(self) -> str:
+        """What is used and what is not, in one line."""
+        used = f"{len(self):,} samples from {len(self.tars):,} tar{'s' * (len(self.tars) != 1)}"
+        return used + (f"; left out: {self.left_out}" if self.left_out.counts else "")
+
+    def head(self, index: int) -> bytes:
+        """The first bytes of a picture; see `Source`."""
+        tar, members = self._samples[index]
+        picture = next(kind for kind in IMAGE_TYPES if kind in members)
+        offset, size = members[picture]
+        return self._read(tar, {picture: (offset, min(size, HEAD))}, picture)
 
     def load(self, index: int, rng: Streams) -> Sample:
         """Sample `index`; see `Source`."""
@@ -90,27 +132,45 @@ class ShardSource:
             data = self._read(tar, members, kind)
             try:
                 if kind == "txt":
-                    captions.setdefault("text", []).extend(lines_of(data.decode()))
+                    captions.setdefault("text", []).extend(lines_of(text_of(data)))
                 elif kind == "json":
                     captions.update(_json_captions(json.loads(data), "txt" in members))
                 elif kind == "cls":
-                    sample["label"] = int(data)
+                    sample["label"] = _label(data)
                 else:
-                    array = np.load(io.BytesIO(data), allow_pickle=False)
-                    sample[kind.removesuffix(".npy")] = torch.from_numpy(array)
+                    sample[kind.removesuffix(".npy")] = array = _array(data)
+                    if array.shape != (usual := self._usual_shape(kind)):
+                        raise ValueError(f"shape {tuple(array.shape)}, of others {tuple(usual)}")
             except Exception as error:  # whatever a damaged member provokes in its parser costs one sample
+                if lacks_memory(error):
+                    raise
                 raise BadSample(f"unreadable {kind}", f"{self.tars[tar]}: {sample['key']}: {error}") from None
         if "caption" not in self.needs and not any(captions.values()):
             captions = {"text": [""]}
         sample["caption"] = pick_caption(captions, self.captions, rng)
         if "image" in self.needs:
             picture = next(kind for kind in IMAGE_TYPES if kind in members)
-            sample |= decode(self._read(tar, members, picture), self.size, self.crop, rng)
+            data = self._read(tar, members, picture)
+            sample |= decode(data, self.size, self.crop, rng, self.policy, self.channels)
         return sample
+
+    def _usual_shape(self, kind: str) -> torch.Size:
+        """What most of the first arrays of a name have, so that one of another shape costs no more than its sample."""
+        if kind not in self._shapes:
+            first = itertools.islice((at for at in self._samples if kind in at[1]), 16)
+            shapes: list[torch.Size] = []
+            for tar, members in first:
+                try:
+                    shapes.append(_array(self._read(tar, members, kind)).shape)
+                except Exception as error:  # whatever is damaged is told where it is drawn
+                    if lacks_memory(error):
+                        raise
+            self._shapes[kind] = Counter(shapes).most_common(1)[0][0] if shapes else torch.Size()
+        return self._shapes[kind]
 
     def _read(self, tar: int, members: Mapping[str, tuple[int, int]], kind: str) -> bytes:
         offset, size = members[kind]
-        if size > MAX_MEMBER:
+        if size > (min(MAX_TEXT, MAX_MEMBER) if kind in TEXT_TYPES else MAX_MEMBER):
             raise BadSample("member too large", f"{self.tars[tar]}: {kind} of {size} bytes")
         try:
             if tar not in self._open:
@@ -127,13 +187,17 @@ class ShardSource:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # file descriptors stay in their process
 
+    def __del__(self) -> None:
+        for descriptor in self.__dict__.get("_open", {}).values():
+            os.close(descriptor)
+
 
 def expand(src: str) -> list[str]:
     """File names of a folder, a plain path, a brace expression or a glob, in order."""
     if src.startswith("pipe:") or "://" in src:
-        raise UsageError(f"shards are read from files, got {src!r}")
+        raise UsageError(f"shards are read from files, got {quoted(src)}")
     if os.path.isdir(src):
-        names = [os.path.join(src, name) for name in sorted(glob.glob("*.tar", root_dir=src))]
+        names = [os.path.join(src, name) for name in scan(src).tars]
     elif os.path.exists(src):
         names = [src]
     else:
@@ -141,44 +205,34 @@ def expand(src: str) -> list[str]:
     if not names:
         raise DataError(f"no file matches {src}")
     for name in names:
-        if not name.endswith(".tar") and (".tar" in name or os.path.exists(name)):
+        if not name.lower().endswith(".tar") and (".tar" in name or os.path.exists(name)):
             raise UsageError(f"shards must be uncompressed .tar files, got {name}")
         if not os.path.isfile(name):
-            raise DataError(f"{name} does not exist")
+            raise DataError(f"{name} {'is no regular file' if os.path.exists(name) else 'does not exist'}")
     return names
 
 
-def index_tar(path: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """{key: {type: (offset, bytes)}} of a tar, in its order; of a damaged tar, what precedes the damage."""
-    stat = os.stat(path)
-    return _index(path, stat.st_size, stat.st_mtime_ns)
+def _label(data: bytes) -> int:
+    if not -(2**63) <= (label := int(data)) < 2**63:
+        raise ValueError("more than 64 bits")
+    return label
 
 
-@functools.cache
-def _index(path: str, length: int, _modified: int) -> dict[str, dict[str, tuple[int, int]]]:
-    """Read once per process for the training and the held-out split alike."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+def _array(data: bytes) -> torch.Tensor:
+    """The array of an `.npy`, of at most as many numbers as follow its header, all of them finite; else ValueError."""
+    file = io.BytesIO(data)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, kind = name.partition(".")
-                kind = kind.lower()
-                if member.isreg() and stem and kind.rpartition(".")[2] in (*IMAGE_TYPES, *_OTHER_TYPES):
-                    if member.offset_data + member.size > length:
-                        raise tarfile.ReadError("unexpected end of data")
-                    key = f"{folder}/{stem}" if folder else stem
-                    found.setdefault(key, {})[_member_type(kind)] = (member.offset_data, member.size)
-    except PermissionError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except (tarfile.TarError, OSError, ValueError) as error:
-        log.warning("%s is damaged (%s): using the %d samples before that", path, error, len(found))
-    return found
-
-
-def _member_type(kind: str) -> str:
-    """`jpg` of `a.jpg`, `clip.npy` of `a.clip.npy`; a second dot matters only for arrays."""
-    return kind if kind.endswith(".npy") else kind.rpartition(".")[2]
+        shape, fortran, dtype = read[np.lib.format.read_magic(file)](file)
+    except MemoryError:  # so Python's parser says that a header, which is short, is nested too deeply
+        raise ValueError("a header that is no array's") from None
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError(f"an array of {dtype}, shape {shape}")
+    array = np.frombuffer(data, dtype, math.prod(shape), file.tell()).reshape(shape, order="F" if fortran else "C")
+    tensor = torch.from_numpy(array.copy())
+    if not tensor.isfinite().all():
+        raise ValueError("NaN or infinity")
+    return tensor
 
 
 def _json_captions(content: Any, has_text: bool) -> dict[str, list[str]]:
@@ -194,20 +248,24 @@ def _json_captions(content: Any, has_text: bool) -> dict[str, list[str]]:
 
 def _sentences(value: Any) -> list[str]:
     values: Sequence[Any] = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, str)]
+    return [clean(v) for v in values if isinstance(v, str)]
 
 
 def _braces(text: str) -> list[str]:
-    """`a{0..2}` → a0 a1 a2 (leading zeros kept), `{x,y}` → x y."""
+    """`a{0..2}` → a0 a1 a2 (leading zeros kept), `{x,y}` → x y; UsageError for more than `MAX_NAMES`."""
     match = re.search(r"\{([^{}]*)\}", text)
     if match is None:
         return [text]
     inside = match.group(1)
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    span = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", inside)
+    rest = _braces(text[match.end() :])
+    count = (int(span[2]) - int(span[1]) + 1 if span else inside.count(",") + 1) * len(rest)
+    if count > MAX_NAMES:
+        raise UsageError(f"{shown(text, 60)} stands for {count:,} names, at most {MAX_NAMES:,} are read")
     if span:
         first, last = span.groups()
         width = len(first) if first.startswith("0") or len(first) == len(last) else 0
         options = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
     else:
         options = inside.split(",")
-    return [text[: match.start()] + option + rest for option in options for rest in _braces(text[match.end() :])]
+    return [text[: match.start()] + option + end for option in options for end in rest]

@@ -4,21 +4,32 @@ A source is addressed at random: `source.load(index, rng)` gives one sample, and
 crop) comes from `rng`, one random stream per sample.
 """
 
+import codecs
+import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, T2IError, shown
+from t2i.core.reading import open_regular
 from t2i.core.seed import Streams
 from t2i.core.types import Batch
+from t2i.data.framing import CropPolicy, framed
 from t2i.data.shapes.captions import WEIGHTS
-from t2i.io.images import centre_square, from_pil, open_image, resize_short
+from t2i.io.images import from_pil, open_image
 
-IMAGE_TYPES = ("jpg", "jpeg", "png", "webp")
+MAX_TEXT = 2**20
+"""Bytes of a file of captions; larger ones are refused before they are read."""
+HEAD = 2**18
+"""Bytes of a picture's file that say how large it is."""
 MAX_RATIO = 20
 """Of the sides of a picture; what is narrower is refused before it is enlarged into gigabytes."""
+
+_CLEAN = dict.fromkeys(map(ord, "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), " ") | dict.fromkeys(map(ord, "\0\ufeff"))
 
 Sample = dict[str, Any]
 
@@ -30,10 +41,12 @@ class Needs(NamedTuple):
         keys: image, caption, label, or an array of shards by its name, such as `z` of `000.z.npy`. A picture whose
             caption is not needed and not there has an empty one.
         num_classes: samples with other labels than 0 … num_classes-1 are of no use; None for any.
+        channels: of pictures, 3 or 1.
     """
 
     keys: Sequence[str] = ("image", "caption")
     num_classes: int | None = None
+    channels: int = 3
 
 
 class BadSample(Exception):
@@ -44,6 +57,36 @@ class BadSample(Exception):
         self.reason, self.detail = reason, detail
 
 
+class Tally:
+    """How often each of several things was met, and the first example of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def add(self, what: str, example: str) -> None:
+        """Count one more."""
+        self.counts[what] += 1
+        self.examples.setdefault(what, example)
+
+    def add_other(self, name: str) -> None:
+        """Count a file of a kind that is not read, by the end of its name."""
+        kind = os.path.splitext(name)[1].lower()
+        self.add(kind if kind[1:].isalnum() and len(kind) <= 8 else "other files", name)
+
+    def merge(self, other: "Tally") -> None:
+        """Count what another one has."""
+        self.counts += other.counts
+        self.examples = {**other.examples, **self.examples}
+
+    def __str__(self) -> str:
+        """`3 hidden (such as .x), 1 .heic (such as a.heic)`, the most frequent first."""
+        most = self.counts.most_common(6)
+        parts = [f"{count:,} {what} (such as {shown(self.examples[what], 60)})" for what, count in most]
+        others = self.counts.total() - sum(count for _, count in most)
+        return ", ".join([*parts, *([f"{others:,} others"] if others else [])])
+
+
 class Source(Protocol):
     """Captioned pictures that can be loaded in any order."""
 
@@ -52,15 +95,28 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def head(self, index: int) -> bytes:
+        """The first `HEAD` bytes of a picture; or BadSample."""
+
     def load(self, index: int, rng: Streams) -> Sample:
         """What `decode` gives, `caption`, `key`, and what else the source holds; or BadSample."""
 
 
-def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Sample:
-    """Bytes of a picture → `image` (3, size, size) in [-1, 1]: short side resized to `size`, centre square.
+def read_file(path: str | Path, limit: int, most: int = -1) -> bytes:
+    """A regular file of at most `limit` bytes, or `most` of them; BadSample for anything else, before it is read."""
+    try:
+        with open_regular(path, limit) as file:
+            return file.read(limit if most < 0 else most)
+    except T2IError as error:
+        raise BadSample("unreadable file", str(error)) from None
 
-    With `crop`, a random (3, crop, crop) window of the `size` picture instead, not limited to its centre square.
-    `enlarged` says whether the picture was smaller than that.
+
+def decode(
+    data: bytes, size: int, crop: int | None, rng: Streams, policy: CropPolicy = "center", channels: int = 3
+) -> Sample:
+    """Bytes of a picture → `image` (3, size, size), or (1, size, size) of its luminance, in [-1, 1]; see `framed`.
+
+    With `crop`, its side is that. `enlarged` says whether the picture was smaller than `size`.
     """
     try:
         image = open_image(data)
@@ -69,10 +125,9 @@ def decode(data: bytes, size: int, crop: int | None, rng: Streams) -> Sample:
         raise BadSample(reason, str(error)) from None
     if max(image.size) > MAX_RATIO * min(image.size):
         raise BadSample("too narrow", f"{image.width}×{image.height}")
-    enlarged = min(image.size) < size
-    image = resize_short(image, size)
-    image = centre_square(image, size) if crop is None else _random_window(image, crop, rng)
-    return {"image": from_pil(image), "enlarged": enlarged}
+    enlarged = (max if policy == "pad" else min)(image.size) < size
+    image = framed(image, size, crop, policy, rng)
+    return {"image": from_pil(image, channels=channels), "enlarged": enlarged}
 
 
 def pick_caption(captions: Mapping[str, Sequence[str]], weights: Mapping[str, float], rng: Streams) -> str:
@@ -102,14 +157,19 @@ def choose(names: Sequence[str], weights: Sequence[float], rng: Streams) -> str:
     return next(n for n, w in zip(reversed(names), reversed(weights), strict=True) if w)
 
 
+def text_of(data: bytes) -> str:
+    """UTF-8, or UTF-16 where a byte order mark says so; UnicodeDecodeError for other encodings."""
+    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8")
+
+
 def lines_of(text: str) -> list[str]:
     """The captions of a text file, one per line; an empty file is one empty caption (unconditional)."""
-    return [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    return [line for part in re.split(r"\r\n|\n|\r", text) if (line := clean(part).strip())] or [""]
 
 
-def _random_window(image: Image.Image, crop: int, rng: Streams) -> Image.Image:
-    left, top = int(rng.integers(image.width - crop + 1)), int(rng.integers(image.height - crop + 1))
-    return image.crop((left, top, left + crop, top + crop))
+def clean(caption: str) -> str:
+    """Without byte order marks and NULs; separators that end no line of a file are spaces."""
+    return caption.translate(_CLEAN)
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -120,7 +180,7 @@ def collate(samples: list[Sample]) -> Batch:
             values = [sample[key] for sample in samples]
             if isinstance(values[0], torch.Tensor):
                 if any(value.shape != values[0].shape for value in values):
-                    raise BadSample("arrays of different shapes", f"{key} of {samples[0]['key']} and others")
+                    raise BadSample("arrays of different shapes", f"{key} of {shown(samples[0]['key'], 60)} and others")
                 batch[key] = torch.stack(values)
             else:
                 batch[key] = torch.tensor(values) if isinstance(values[0], int) else values

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from t2i.core.config import Config, nested
+from t2i.core.sizes import Steps
 from t2i.diffusion.prediction import Parametrisation, Target, Variance
 from t2i.diffusion.process import Process
 
@@ -17,7 +18,7 @@ class Noise(Config):
     """The forward process alone, for networks that look at noised data and predict none of it."""
 
     schedule: Literal["linear", "cosine"] = Field("cosine", description="of the betas, see `t2i.diffusion.schedules`")
-    num_steps: int = Field(1000, ge=1, description="T")
+    num_steps: Steps = Field(1000, description="T")
     rescale_timesteps: bool = Field(False, description="show the network t · 1000 / T instead of t")
 
     def process(self) -> Process:

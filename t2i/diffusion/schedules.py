@@ -48,7 +48,7 @@ def respaced_steps(spec: str | int | Sequence[int], num_steps: int) -> list[int]
             27 or "27": that many, evenly spread from the first to the last, halves rounded to even; 1 keeps the last.
             "10,10,3,2,2": as many equal sections of the process, each with its own number of steps.
             "ddim50": the smallest whole stride from 0 that keeps exactly 50 steps (Song et al. 2020).
-            "fast27": GLIDE's 27 steps, for a process of 1000.
+            "fast27": GLIDE's 27 steps: five sections, and the third last step instead of the last.
             a list of steps.
 
     Raises ValueError, naming the spec and what is possible, if the process has no such steps.
@@ -60,9 +60,8 @@ def respaced_steps(spec: str | int | Sequence[int], num_steps: int) -> list[int]
     if spec.startswith("ddim"):
         return _strided(spec, num_steps)
     if spec == "fast27":
-        if num_steps != 1000:
-            raise ValueError(f"'fast27' is defined for a process of 1000 steps, this one has {num_steps}")
-        return [997 if s == 999 else s for s in _sections(_FAST27, num_steps)]
+        *kept, last = _sections(_FAST27, num_steps)
+        return [*kept, last - 2]
     return [num_steps - 1] if spec.strip() == "1" else _sections(spec, num_steps)
 
 

@@ -25,7 +25,7 @@ from t2i.diffusion.sampling import Sampling
 from t2i.evals.batches import pictures
 from t2i.evals.report import Report
 from t2i.pipeline.base import Pipeline
-from t2i.run import count_classes
+from t2i.run import count_channels, count_classes
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
 from t2i.stages.registry import find_stage, load_stage, stage_of
 
@@ -134,7 +134,7 @@ def bpd(
         config,
         seed=seed,
         batch_size=min(batch, num),
-        needs=Needs(task.keys, count_classes(c)),
+        needs=Needs(task.keys, count_classes(c), count_channels(c)),
     )
     try:
         loader = load(split="train" if whole else "val")

@@ -14,6 +14,7 @@ from t2i.diffusion import analytic
 from t2i.diffusion.sampling import Sampling
 from t2i.evals.batches import pictures
 from t2i.io.files import output_folder
+from t2i.io.lock import sole_writer
 from t2i.io.weights import save_folder, stored_folder
 from t2i.pipeline.loading import pipeline_class
 from t2i.stages.prior.task import PriorOptions, PriorTask
@@ -47,7 +48,7 @@ def calibrate(
     Returns how many pictures there were. Raises UsageError and DataError for what cannot be opened, does not belong
     together, or cannot be written.
     """
-    with output_folder(out):
+    with output_folder(out) as folder, sole_writer(folder):
         pipe = pipeline_class("dalle2").assemble({"clip": clip, "prior": prior}, {"steps": {"prior": 1}})
         pipe.to(device, "float32")
         encoder, model = pipe.parts["clip"], pipe.parts["prior"]

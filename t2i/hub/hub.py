@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from t2i.core.assets import OFFLINE, asset, offline
-from t2i.core.errors import DataError, FullDiskError, T2IError, UsageError, did_you_mean
+from t2i.core.errors import DataError, FullDiskError, T2IError, UsageError, did_you_mean, lacks_memory, quoted
+from t2i.core.paths import path_of
 from t2i.hub.index import Checkpoint, models, parts
 from t2i.io.download import download, locked
 from t2i.io.files import writable, write
-from t2i.io.weights import load_config
 from t2i.version import __version__
 
 log = logging.getLogger(__name__)
@@ -27,25 +27,32 @@ def cached(model: str) -> Path:
 
 def find(name_or_folder: str | Path) -> Path | None:
     """As `resolve`, but None for a published model that is not on this machine."""
-    folder = Path(name_or_folder)
+    folder = path_of(name_or_folder, "a model")
     if (folder / "model_index.json").is_file():
         return folder
-    listed, name = models(), str(name_or_folder)
+    listed, name = models(), str(folder)
     published = name in listed and listed[name].published
     local = cached(name) if published else asset("weights", name.removeprefix("weights/"))
     if (published or local.name in listed) and (local / "model_index.json").is_file():
         return local
     if folder.is_dir():
         alone = (folder / "config.json").is_file()
+        if any(folder.glob(".*model_index.json.*.tmp")):
+            raise DataError(f"{folder}: saving this model was cut off, so it has no model_index.json; save it again")
         more = ": a stage, which t2i.load_stage opens and t2i assemble chains with others" if alone else ""
         raise UsageError(f"{folder}: no model_index.json in this folder, so it is not a pipeline{more}")
     if published:
         return None
+    if (local / "config.json").is_file():
+        model, opened = name.removeprefix("weights/").partition("/")[0], f"t2i.load_stage({name!r})"
+        raise UsageError(f"{name} is a stage of the bundled model {model!r}, no pipeline; {opened} opens it")
     if name in listed:
         raise DataError(f"the files of the bundled model {name!r} are missing from {local}")
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file; a model is a folder with model_index.json (t2i convert, t2i assemble)")
     whole = {key.rpartition("/")[2]: key for key in listed}.get(name, name)  # adm-64 is openai/adm-64
     raise UsageError(
-        f"unknown model {name!r}: neither a folder nor one that t2i info lists{did_you_mean(whole, listed)}"
+        f"unknown model {quoted(name)}: neither a folder nor one that t2i info lists{did_you_mean(whole, listed)}"
     )
 
 
@@ -59,11 +66,13 @@ def resolve(name_or_folder: str | Path) -> Path:
         UsageError: there is neither, with the nearest known name; or the cache folder cannot be written.
         DataError: files of a bundled model are missing, or those of a published one cannot be had.
     """
-    return find(name_or_folder) or _install(str(name_or_folder))
+    return find(name_or_folder) or _install(str(path_of(name_or_folder)))
 
 
 def _install(model: str) -> Path:
     """Download and convert every part of a published model; `model_index.json` comes last."""
+    from t2i.io.weights import load_config  # which imports torch
+
     entry, folder = models()[model], cached(model)
     if offline() and not all(_here(row, folder) for rows in _missing(model).values() for row in rows):
         raise DataError(f"{model} is not on this machine, and {' or '.join(OFFLINE)} forbids to download it")
@@ -127,7 +136,7 @@ def _from_hub(repository: str, folder: str = "") -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    from t2i.convert.convert import FOLDER_FILES
+    from t2i.convert.folder import FOLDER_FILES
 
     fetch = partial(hf_hub_download, repository, local_files_only=offline())
     *names, last = (f"{folder}/{name}" if folder else name for name in FOLDER_FILES)
@@ -147,4 +156,6 @@ def _from_hub(repository: str, folder: str = "") -> Path:
         why = f"and {' or '.join(OFFLINE)} forbids to download it" if offline() else "and the Hub cannot be reached"
         raise DataError(f"{repository} is not in the cache of Hugging Face, {why}") from None
     except Exception as error:  # its HTTP client raises others than it promises
+        if lacks_memory(error):
+            raise
         raise DataError(f"{repository}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error

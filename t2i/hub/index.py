@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from t2i.core.assets import asset
 from t2i.core.config import Config, parse
-from t2i.core.errors import UsageError, did_you_mean
+from t2i.core.errors import UsageError, did_you_mean, quoted
 
 Settings = dict[str, dict[str, Any]]
 """What a pipeline draws with: {"steps": {"decoder": 50}, ...}."""
@@ -102,7 +102,9 @@ class Index(Config):
         for model, entry in self.models.items():
             for name in (name for names in entry.parts.values() for name in names):
                 if name not in self.checkpoints:
-                    raise ValueError(f"{model}: unknown checkpoint {name!r}{did_you_mean(name, self.checkpoints)}")
+                    raise ValueError(
+                        f"{model}: unknown checkpoint {quoted(name)}{did_you_mean(name, self.checkpoints)}"
+                    )
         return self
 
 
@@ -126,8 +128,8 @@ def presets() -> Mapping[str, Preset]:
 def checkpoint(name: str) -> Checkpoint:
     """A published file by name; UsageError with the nearest name for an unknown one."""
     rows = read_index().checkpoints
-    if name not in rows:
-        raise UsageError(f"unknown checkpoint {name!r}{did_you_mean(name, rows)}")
+    if not isinstance(name, str) or name not in rows:
+        raise UsageError(f"unknown checkpoint {quoted(name)}{did_you_mean(name, rows)}")
     return rows[name]
 
 

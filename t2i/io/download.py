@@ -19,7 +19,8 @@ from urllib.request import Request, urlopen
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, FullDiskError
+from t2i.core.progress import bar
 from t2i.io.files import clear_errors, writable
 from t2i.version import __version__
 
@@ -55,7 +56,7 @@ def download(url: str, path: str | Path, *, md5: str | None = None, progress: bo
     part = path.with_name(f"{path.name}.part")
     with locked(path.with_name(f".{path.name}.lock")):
         if not path.is_file():
-            _fetch(url, part, tqdm(desc=path.name, unit="B", unit_scale=True, disable=None if progress else True))
+            _fetch(url, part, bar(desc=path.name, unit="B", unit_scale=True, show=progress))
             if md5 is not None and (found := _md5(part)) != md5.lower():
                 part.unlink()
                 raise DataError(f"{url}: damaged, its MD5 is {found} instead of {md5}; download it again")
@@ -82,13 +83,13 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fetch(url: str, part: Path, bar: tqdm) -> None:
+def _fetch(url: str, part: Path, told: tqdm) -> None:
     """Fill `part`, in as many attempts as bring something, and `ATTEMPTS` that do not."""
     most, failed = _size(part), 0
-    with bar:
+    with told:
         while True:
             try:
-                return _attempt(url, part, bar)
+                return _attempt(url, part, told)
             except _Dropped as error:
                 reason = error
             failed = 0 if _size(part) > most else failed + 1
@@ -98,7 +99,7 @@ def _fetch(url: str, part: Path, bar: tqdm) -> None:
             time.sleep(WAIT * 2**failed)
 
 
-def _attempt(url: str, part: Path, bar: tqdm) -> None:
+def _attempt(url: str, part: Path, told: tqdm) -> None:
     """Append what is missing; raises _Dropped if there is still something missing then."""
     size = _size(part)
     answer = _open(url, size)
@@ -109,13 +110,13 @@ def _attempt(url: str, part: Path, bar: tqdm) -> None:
         if answer.headers.get_content_type() == "text/html":
             raise DataError(f"{url}: a web page instead of a file")
         if total is not None and total - start > (free := shutil.disk_usage(part.parent).free):
-            raise DataError(f"no space left to write {part}: it needs {total - start:,} bytes, {free:,} are free")
-        bar.total, bar.n = total, start
-        bar.refresh()
+            raise FullDiskError(f"no space left to write {part}: it needs {total - start:,} bytes, {free:,} are free")
+        told.total, told.n = total, start
+        told.refresh()
         with clear_errors(part), open(part, "ab" if start else "wb") as file:
             for block in _blocks(answer):
                 file.write(block)
-                bar.update(len(block))
+                told.update(len(block))
             file.flush()
             os.fsync(file.fileno())
     if total is not None and (size := _size(part)) != total:

@@ -3,7 +3,6 @@
 Every file appears under its final name only when it is complete (temporary file, fsync, `os.replace`).
 """
 
-import errno
 import json
 import os
 import shutil
@@ -14,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from t2i.core.errors import DataError, FullDiskError, UsageError
+from t2i.core.reading import clear_errors, read_bytes
+
+MAX_JSON = 16 * 2**20
+"""Bytes: some hundred thousand names of tensors, and, as Python objects, still less than 1 GB."""
 
 
 def writable(folder: str | Path) -> Path:
@@ -27,7 +30,7 @@ def writable(folder: str | Path) -> Path:
     with clear_errors(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".t2i-", suffix=".tmp") as file:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".t2i-", suffix=f".{os.getpid()}.tmp") as file:
                 file.write(b"\0" * 4096)
                 file.flush()
         except FileExistsError:
@@ -77,14 +80,19 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     with open(path, "rb") as file:
         for line in file:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
 
 
+def temporary_name(path: Path) -> Path:
+    """What a file is called until it is whole; `t2i.io.lock` removes those of dead processes."""
+    return path.with_name(f".t2i-{path.name}.{os.getpid()}.tmp")
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a file so that it is either whole or absent, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     with clear_errors(path):
         try:
             with open(temporary, "wb") as file:
@@ -97,28 +105,14 @@ def write(path: Path, data: bytes) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file, or a DataError that names it."""
-    with clear_errors(path):
-        text = path.read_bytes()
+    """A JSON file of at most `MAX_JSON` bytes, or a DataError that names it."""
+    text = read_bytes(path, MAX_JSON)
     try:
         return json.loads(text)
     except ValueError:
         raise DataError(f"{path} is not valid JSON (truncated?)") from None
-
-
-@contextmanager
-def clear_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system into one line that names the path."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise FullDiskError(f"no space left to write {path}") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UsageError(f"no permission for {path}: {error.strerror}") from None
-        if error.errno == errno.ENOENT:
-            raise DataError(f"{path} does not exist") from None
-        raise DataError(f"{path}: {error.strerror or error}") from None
+    except RecursionError:
+        raise DataError(f"{path} is nested too deeply") from None
 
 
 def _standing(folder: Path) -> Path:

@@ -3,8 +3,6 @@
 Legend: B batch · H W pixels.
 """
 
-import errno
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -15,65 +13,85 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from t2i.core.errors import DataError, NonFiniteError, UsageError
-from t2i.io.provenance import text_chunk
-
-MAX_PIXELS = 64_000_000
-
-
-def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture: size checked before decoding, EXIF rotation applied, transparency laid on white, RGB.
-
-    Raises:
-        DataError: missing, not a picture, truncated, or more than `max_pixels`.
-    """
-    name = "image" if isinstance(source, bytes) else str(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.width * image.height > max_pixels:
-                raise DataError(f"{name} is {image.width}×{image.height}, more than {max_pixels / 1e6:.0f} megapixels")
-            image.load()
-            return to_rgb(image)
-    except FileNotFoundError:
-        raise DataError(f"{name} does not exist") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise DataError(f"{name} is not a picture that can be read") from None
-    except DataError:
-        raise
-    except Exception as error:  # decoders and EXIF readers raise all sorts: struct.error, TypeError, SyntaxError …
-        raise DataError(f"{name} is damaged: {error}") from None
+from t2i.core.errors import DataError, FullDiskError, NonFiniteError, UsageError
+from t2i.io.colour import to_srgb
+from t2i.io.decode import MAX_PIXELS, damage_of, decoded, once, unreadable
+from t2i.io.files import clear_errors, temporary_name
+from t2i.io.provenance import metadata, saved_as
 
 
-def open_mask(path: Path) -> Image.Image:
-    """A mask as it is stored; DataError as in `open_image`. `to_mask_tensor` says whether it is one."""
-    open_image(path)
-    with Image.open(path) as mask:
-        mask.load()
-        return mask.copy()
+def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, keep_alpha: bool = False) -> Image.Image:
+    """Read a picture as `to_rgb` makes it; with `keep_alpha`, as `upright` does. Errors as in `decoded`."""
+    name = "image" if isinstance(source, bytes) else source
+    image = decoded(source, max_pixels)
+    with damage_of(name):
+        return upright(image) if keep_alpha else to_rgb(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Any mode, orientation and colour profile → upright 8-bit sRGB, RGBA where something is transparent and RGB where
+    nothing is; 16 bits are scaled. UsageError for one that is `unreadable`."""
+    if why := unreadable(image):
+        raise UsageError(f"the picture {why}")
+    image = ImageOps.exif_transpose(image)  # always a copy
+    image.info.pop("exif", None)  # its turn is taken; a damaged block would be parsed, and fail, a second time
+    profile, alpha = image.info.pop("icc_profile", None), None
+    if image.mode.startswith("I"):
+        image = to_grey(image)
+    elif image.has_transparency_data:
+        whole = image.convert("RGBA")
+        alpha, image = whole.getchannel("A"), whole.convert("L" if image.mode in ("L", "LA") else "RGB")
+        image.info.pop("transparency", None)
+    if image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    image = to_srgb(image, profile)
+    if alpha is not None and alpha.getextrema()[0] != 255:
+        image.putalpha(alpha)
+    return image
+
+
+def to_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, or of whole numbers of 32 that are as small → 8 bits, mode L."""
+    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode and orientation → upright RGB without EXIF; transparent pixels become white, 16-bit grey is scaled."""
-    image = ImageOps.exif_transpose(image)  # always a copy
-    image.info.pop("exif", None)  # its turn is taken; a damaged block would be parsed, and fail, a second time
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    """`upright`, without transparency: what is transparent is laid on white, as a warning says once."""
+    image = upright(image)
+    if image.mode == "RGBA":
+        once("what is transparent in a picture is laid on white")
+    return on_white(image)
 
 
-def from_pil(image: Image.Image, size: int | None = None) -> Tensor:
-    """A PIL picture → (3, H, W) in [-1, 1]; with `size`, the short side is resized to it and the centre square kept."""
-    image = to_rgb(image)
+def on_white(image: Image.Image) -> Image.Image:
+    """RGBA → RGB; other pictures stay as they are."""
+    if image.mode != "RGBA":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def with_alpha(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    """What was drawn of a picture `on_white` → RGBA, transparent as that was (`alpha`, mode L, is resized), that looks
+    the same on white."""
+    alpha = alpha.resize(image.size, Image.Resampling.BICUBIC)
+    share = np.asarray(alpha)[..., None].astype(np.float32) / 255  # (H, W, 1)
+    own = (np.asarray(image) - 255 * (1 - share)) / share.clip(1 / 255)
+    out = Image.fromarray(np.where(share > 0, own, 255).round().clip(0, 255).astype(np.uint8))
+    out.putalpha(alpha)
+    return out
+
+
+def from_pil(image: Image.Image, size: int | None = None, channels: int = 3) -> Tensor:
+    """A PIL picture → (3, H, W) in [-1, 1], or for one channel (1, H, W), its luminance; with `size`, the short side is
+    resized to it and the centre square kept."""
+    image = to_rgb(image) if channels == 3 else to_rgb(image).convert("L")
     if size is not None:
         image = centre_square(resize_short(image, size), size)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W) uint8
-    return pixels.float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, channels)  # uint8
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1
 
 
 def to_square_tensor(image: Image.Image, size: int) -> Tensor:
@@ -83,17 +101,6 @@ def to_square_tensor(image: Image.Image, size: int) -> Tensor:
     if image.width != image.height:
         raise UsageError(f"the picture must be square, got {image.width} × {image.height}")
     return from_pil(image, size)
-
-
-def to_mask_tensor(mask: Image.Image, of: Image.Image, size: int) -> Tensor:
-    """(1, size, size), 1 where a mask is white and 0 where it is black; UsageError if it does not fit picture `of`."""
-    if not isinstance(mask, Image.Image) or mask.mode not in ("1", "L"):
-        got = f"mode {mask.mode}" if isinstance(mask, Image.Image) else type(mask).__name__
-        raise UsageError(f"a mask is a PIL picture of one channel, mode 1 or L, got {got}")
-    if mask.size != of.size:
-        raise UsageError(f"the mask has {mask.width} × {mask.height} pixels, the picture {of.width} × {of.height}")
-    white = torch.from_numpy(np.array(mask.convert("L").resize((size, size), Image.Resampling.NEAREST))) > 127
-    return white[None].float()
 
 
 def composite(new: Tensor, old: Tensor, fresh: Tensor, blend: float = 0.0) -> Tensor:
@@ -109,18 +116,19 @@ def composite(new: Tensor, old: Tensor, fresh: Tensor, blend: float = 0.0) -> Te
 
 
 def to_pil(x: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [-1, 1] → B PIL pictures; values outside are clamped.
+    """(B, 3, H, W) in [-1, 1] → B PIL pictures, or (B, 1, H, W) → B grey ones; values outside are clamped.
 
     Raises:
         NonFiniteError: NaN or infinity, which would otherwise come out as black pixels.
     """
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"pictures must be (B, 3, H, W), got {tuple(x.shape)}")
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"pictures must be (B, 3, H, W) or (B, 1, H, W), got {tuple(x.shape)}")
     x = x.detach().float().cpu()
     if not x.isfinite().all():
         bad = [i for i, picture in enumerate(x) if not picture.isfinite().all()]
         raise NonFiniteError(f"pictures {bad} hold NaN or infinity")
-    pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)  # (B, H, W, 3)
+    pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)  # (B, H, W, C)
+    pixels = pixels.squeeze(3) if x.shape[1] == 1 else pixels
     return [Image.fromarray(p) for p in pixels.contiguous().numpy()]
 
 
@@ -138,7 +146,8 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def grid(x: Tensor, columns: int | None = None, gap: int = 2) -> Image.Image:
-    """(B, 3, H, W) in [-1, 1] → one picture, row by row on white; `columns` defaults to a square arrangement."""
+    """(B, 3, H, W) or (B, 1, H, W) in [-1, 1] → one picture, row by row on white; `columns` defaults to a square
+    arrangement."""
     return sheet(to_pil(x), columns, gap)
 
 
@@ -160,9 +169,19 @@ def save_png(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None
     in a new folder if need be.
 
     Raises:
-        UsageError: the file cannot be written. DataError: the disk is full.
+        UsageError: the file cannot be written. FullDiskError: the disk is full.
     """
-    _save(image, Path(path), "PNG", pnginfo=text_chunk(recipe))
+    _save(image, Path(path), "PNG", **metadata(recipe, "PNG"))
+
+
+def save_image(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None = None) -> None:
+    """Write a picture with the recipe that made it as what its path ends in, see `saved_as`: PNG, or JPEG or WebP of
+    quality 95; errors as in `save_png`."""
+    kind = saved_as(path)
+    if kind == "JPEG" and image.mode == "RGBA":
+        once("JPEG holds no transparency: it is laid on white")
+        image = on_white(image)
+    _save(image, Path(path), kind, **({} if kind == "PNG" else {"quality": 95}), **metadata(recipe, kind))
 
 
 def save_gif(pictures: Sequence[Image.Image], path: str | Path, seconds: float = 0.25) -> None:
@@ -171,14 +190,16 @@ def save_gif(pictures: Sequence[Image.Image], path: str | Path, seconds: float =
 
 
 def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(temporary, kind, **options)
-        os.replace(temporary, path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise (DataError if full else UsageError)(f"cannot write {path}: {error.strerror or error}") from None
+        with clear_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(temporary, kind, **options)
+            os.replace(temporary, path)
+    except FullDiskError:
+        raise
+    except DataError as error:  # no folder, or a file in its place: of the path that was given
+        raise UsageError(f"cannot write {error}") from None
     finally:
         with suppress(OSError):
             temporary.unlink()

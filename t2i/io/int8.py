@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from t2i.core.errors import quoted
+
 TOP = 127
 SMALL = 20_000
 """Weights. A smaller tensor saves little, and the first, last and finest convolutions are small: rounded, they moved
@@ -107,7 +109,8 @@ def pack(state: Mapping[str, Stored]) -> tuple[dict[str, Tensor], dict[str, str]
 
 
 def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Stored]:
-    """Weights of a file, by what its header says of them; ValueError where that is not so."""
+    """Weights of a file, by what its header says of them; ValueError where that is not so. Of tensors on the device
+    "meta" all but the numbers is checked."""
     names = _names(metadata.get(HEADER, "{}"))
     state: dict[str, Stored] = {key: value for key, value in tensors.items() if key not in names.values()}
     for key, name in names.items():
@@ -130,10 +133,10 @@ def _compacted(tensor: Tensor) -> Stored:
 def _names(text: str) -> dict[str, str]:
     try:
         names = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ValueError(f"its header names no int8 weights and scales: {text[:80]!r}")
+        raise ValueError(f"its header names no int8 weights and scales: {quoted(text)}")
     return names
 
 
@@ -152,6 +155,6 @@ def _checked(key: str, stored: Int8) -> Int8:
     if values.ndim == 0 or scale.shape != values.shape[:1]:
         found = f"{list(scale.shape)} scales for {list(values.shape)} weights"
         raise ValueError(f"expected one scale for each channel of {key!r}, got {found}")
-    if not (scale.isfinite() & (scale > 0)).all():
+    if not scale.is_meta and not (scale.isfinite() & (scale > 0)).all():
         raise ValueError(f"the scales of {key!r} must be positive and finite, got {scale.min():g} to {scale.max():g}")
     return stored

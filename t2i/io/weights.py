@@ -8,6 +8,7 @@ of loaded.
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from t2i.core.errors import DataError
-from t2i.io.files import clear_errors, read_json, writable, write
+from t2i.core.errors import DataError, quoted
+from t2i.core.reading import open_regular, read_bytes
+from t2i.io.files import read_json, writable, write
 from t2i.io.int8 import HEADER, Int8, Stored, loaded, pack, unpack
+from t2i.io.kinds import kind_of
+from t2i.io.staged import remove_outdated, staged
 
 MAX_SHARD_SIZE = 15 * 2**20
 """Bytes. Small enough for hosts and version control that refuse large files."""
@@ -34,7 +38,7 @@ def save_folder(
     max_shard_size: int = MAX_SHARD_SIZE,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write `config` (JSON-able) and `state` to a folder, replacing an earlier save file by file.
+    """Write `config` (JSON-able) and `state` to a folder, in place of an earlier save as a whole.
 
     Args:
         max_shard_size: bytes per file; a larger tensor gets a file of its own.
@@ -45,8 +49,12 @@ def save_folder(
         DataError: the disk is full or failed; the files of an earlier save are still whole.
     """
     folder = writable(folder)
-    save_tensors(folder, state, max_shard_size=max_shard_size, metadata=metadata)
-    write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+    path, text = folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    if path.is_file() and path.read_bytes() == text:
+        return save_tensors(folder, state, max_shard_size=max_shard_size, metadata=metadata)
+    with staged(folder, path.name) as temporary:
+        save_tensors(temporary, state, max_shard_size=max_shard_size, metadata=metadata)
+        write(temporary / path.name, text)
 
 
 def load_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -62,6 +70,15 @@ def load_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple
 def stored_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Stored]]:
     """`load_folder`, with weights as they are stored: `save_folder` writes the same ones again."""
     return load_config(folder), _stored_tensors(Path(folder), "model", device)
+
+
+def load_shapes(folder: str | Path) -> dict[str, Tensor]:
+    """The weights that `load_folder` gives, without their numbers: tensors that take no memory, by the headers of the
+    files alone. Errors as there."""
+    state: dict[str, Stored] = {}
+    for path in _files(Path(folder), "model")[0]:
+        state.update(_load_file(path, "meta")[0])
+    return loaded(state)
 
 
 def stored_dtype(folder: str | Path) -> str:
@@ -114,12 +131,7 @@ def save_tensors(
         where = {key: file for file, shard in zip(files, shards, strict=True) for key in pack(shard)[0]}
         content = {"metadata": {"total_size": total, "save": header["save"]}, "weight_map": where}
         write(index, json.dumps(content, indent=2).encode() + b"\n")
-    keep = {*files, index.name} if len(shards) > 1 else set(files)
-    for old in (*folder.glob(f"{name}*.safetensors"), index):
-        rest = old.name.removeprefix(name).removesuffix(".safetensors")
-        ours = old == index or rest == "" or (rest.startswith("-") and "-of-" in rest)
-        if ours and old.name not in keep:
-            old.unlink(missing_ok=True)
+    remove_outdated(folder, name, [*files, index.name] if len(shards) > 1 else files)
 
 
 def load_tensors(folder: str | Path, name: str = "model", device: str | torch.device = "cpu") -> dict[str, Tensor]:
@@ -143,18 +155,21 @@ def stage_folders(folder: str | Path, index: Mapping[str, Any]) -> dict[str, Pat
     of their place's name, or [library, kind, path], from `folder` and maybe out of it (`../shapes/clip`), so that two
     models can share a stage.
 
-    Raises DataError for an entry of more parts, and for a path that is absolute, no text, or leads nowhere.
+    Raises DataError for an entry that is none of these, and for a path that is absolute, no text, or leads nowhere.
     """
     folder, found = Path(folder), {}
     path = folder / "model_index.json"
     for place, entry in index.items():
+        texts = isinstance(entry, list) and len(entry) > 1 and all(isinstance(part, str) for part in entry[:2])
+        if "_t2i_version" in index and not place.startswith("_") and place != "settings" and not texts:
+            raise DataError(f"{path}: {place} must be [library, kind] or [library, kind, path], got {quoted(entry)}")
         if not isinstance(entry, list):
             continue
         where = entry[2] if len(entry) == 3 else place
         if len(entry) > 3 or not isinstance(where, str) or Path(where).is_absolute():
             raise DataError(f"{path}: {place} lies at {entry[2:]}, which is no relative path")
         found[place] = folder.absolute() / where  # no relative path, which could lead to a bundled stage
-        if len(entry) == 3 and not found[place].is_dir():
+        if len(entry) == 3 and not os.path.isdir(found[place]):  # Path.is_dir raises for names that are too long
             beside = "models that share stages stay beside each other"
             raise DataError(f"{path}: {place} lies in {where}, which is not there; {beside}")
     return found
@@ -169,32 +184,53 @@ def fingerprint(folders: Mapping[str, Path]) -> str:
             size = path.stat().st_size
             digest.update(f"{place}/{path.name}\0{size}\0".encode())
             if size <= 2**26:
-                digest.update(path.read_bytes())
+                digest.update(read_bytes(path, 2**26))
                 continue
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 for i in range(64):
                     file.seek((size - 2**16) * i // 63)
                     digest.update(file.read(2**16))
     return digest.hexdigest()
 
 
-def _stored_tensors(folder: Path, name: str, device: str | torch.device) -> dict[str, Stored]:
-    index = folder / f"{name}.safetensors.index.json"
-    if (folder / f"{name}.safetensors").exists() or not index.exists():
-        return _load_file(folder / f"{name}.safetensors", device)[0]
-    content = read_json(index)
+def shards_of(index: Path) -> dict[str, str]:
+    """Name of a tensor → the file beside an index that holds it; DataError for what is no index."""
+    where = _index(index)[0]
+    if not where or not all(isinstance(file, str) for file in where.values()):
+        raise DataError(f"{index} is not an index of shards")
+    if outside := next((file for file in where.values() if Path(file).name != file), None):
+        raise DataError(f"{index} points outside its folder: {outside!r}")
+    return where
+
+
+def _index(path: Path) -> tuple[dict[str, str], Any]:
+    """What an index says: files by tensor, and the fingerprint of the save, None if it has none."""
+    content = read_json(path)
     try:
-        where, expected = dict(content["weight_map"]), content["metadata"].get("save")
+        return dict(content["weight_map"]), content["metadata"].get("save")
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise DataError(f"{index} is not an index of safetensors shards") from None
+        raise DataError(f"{path} is not an index of shards") from None
+
+
+def _files(folder: Path, name: str) -> tuple[list[Path], Path | None]:
+    """The files that hold a save, and its index if they are shards."""
+    whole, index = folder / f"{name}.safetensors", folder / f"{name}.safetensors.index.json"
+    if whole.exists() or not index.exists():
+        return [whole], None
+    return [folder / file for file in sorted(set(shards_of(index).values()))], index
+
+
+def _stored_tensors(folder: Path, name: str, device: str | torch.device) -> dict[str, Stored]:
+    files, index = _files(folder, name)
+    if index is None:
+        return _load_file(files[0], device)[0]
+    where, expected = _index(index)
     state: dict[str, Stored] = {}
     found: set[str] = set()
-    for file in sorted(set(where.values())):
-        if Path(file).name != file:
-            raise DataError(f"{index} points outside its folder: {file!r}")
-        shard, header, keys = _load_file(folder / file, device)
+    for file in files:
+        shard, header, keys = _load_file(file, device)
         if expected != header.get("save"):
-            raise DataError(f"{folder / file} belongs to another save than {index.name}: save or download it again")
+            raise DataError(f"{file} belongs to another save than {index.name}: save or download it again")
         state.update(shard)
         found |= keys
     if missing := set(where) - found:
@@ -203,19 +239,28 @@ def _stored_tensors(folder: Path, name: str, device: str | torch.device) -> dict
 
 
 def _load_file(path: Path, device: str | torch.device) -> tuple[dict[str, Stored], dict[str, str], set[str]]:
-    """Weights, metadata and the names of all tensors, scales among them."""
-    with _opened(path, device) as file:
-        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    """Weights, metadata and the names of all tensors, scales among them; of the device "meta" their shapes alone."""
+    meta = str(device) == "meta"
+    with _opened(path, "cpu" if meta else device) as file:
+        header = file.metadata() or {}
+        tensors = {key: _shape(file, key) if meta else file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     try:
         return unpack(tensors, header), header, set(tensors)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
 
 
+def _shape(file: Any, key: str) -> Tensor:
+    """A tensor of a file without its numbers."""
+    part = file.get_slice(key)
+    shape = part.get_shape()
+    return torch.empty(shape, dtype=(part[:0] if shape else file.get_tensor(key)).dtype, device="meta")
+
+
 @contextmanager
 def _opened(path: Path, device: str | torch.device) -> Iterator[Any]:
-    with clear_errors(path), open(path, "rb"):
-        pass
+    if (kind := kind_of(path)) != "safetensors":
+        raise DataError(f"{path} is a {kind} file of torch, which may hold code: t2i convert reads such files")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             yield file

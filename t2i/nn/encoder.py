@@ -5,7 +5,7 @@ Legend: B batch · C channels · H W pixels · L tokens · D width · p patch si
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from t2i.core.config import Config
+from t2i.core.sizes import MAX_LEVELS, Blocks, Channels, Heads, Multiplier, Side, Width
 from t2i.core.types import Condition, KeysValues
 from t2i.nn.attention import ImageAttention
 from t2i.nn.layers import TimeOrder, timestep_embedding
@@ -43,26 +44,26 @@ class EncoderConfig(Config):
         checkpointing: recompute every block in the backward pass instead of keeping its activations.
     """
 
-    in_channels: int = Field(default=3, ge=1)
-    image_channels: int = Field(default=0, ge=0)
-    channels: int = Field(default=128, ge=1)
-    multipliers: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1, 2, 3, 4), min_length=1)
-    num_blocks: int = Field(default=2, ge=1)
-    attention: tuple[int, ...] = (2, 4, 8)
+    in_channels: Channels = 3
+    image_channels: int = Field(default=0, ge=0, le=64)
+    channels: Channels = 128
+    multipliers: tuple[Multiplier, ...] = Field(default=(1, 2, 3, 4), min_length=1, max_length=MAX_LEVELS)
+    num_blocks: Blocks = 2
+    attention: tuple[Side, ...] = Field(default=(2, 4, 8), max_length=MAX_LEVELS)
     mid_attention: bool = True
-    num_heads: int | None = None
-    head_channels: int | None = None
+    num_heads: Heads | None = None
+    head_channels: Width | None = None
     attention_positions: bool = False
-    context_dim: int | None = None
+    context_dim: Width | None = None
     scale_shift: bool = True
     resample: Literal["block", "conv"] = "block"
     down_padding: DownPadding = "symmetric"
-    patch_size: int = Field(default=1, ge=1)
+    patch_size: int = Field(default=1, ge=1, le=64)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    norm_groups: int = Field(default=32, ge=1)
-    norm_eps: float = 1e-5
+    norm_groups: Channels = 32
+    norm_eps: float = Field(default=1e-5, ge=0, le=1)
     time_order: TimeOrder = "cos_sin"
-    time_denominator_shift: int = 0
+    time_denominator_shift: int = Field(default=0, ge=0, le=1)
     checkpointing: bool = False
 
     @model_validator(mode="after")
@@ -78,6 +79,10 @@ class EncoderConfig(Config):
             raise ValueError(f"attention at factors {sorted(unknown)}, but the levels have factors {factors}")
         if bad := [w for w in self.widths if w == 0 or w % self.norm_groups]:
             raise ValueError(f"level widths {bad} are not positive multiples of norm_groups={self.norm_groups}")
+        at = [w for w, factor in zip(self.widths, factors, strict=True) if factor in self.attention]
+        if bad := [w for w in at + self.mid_attention * [self.widths[-1]] if not self.heads(w) or w % self.heads(w)]:
+            named = f"num_heads={self.num_heads}" if self.num_heads else f"head_channels={self.head_channels}"
+            raise ValueError(f"the {bad[0]} channels of a level cannot be split into heads by {named}")
         if self.context_dim is not None and not attends:
             raise ValueError(f"context_dim={self.context_dim} needs attention somewhere, and there is none")
         return self

@@ -61,7 +61,7 @@ def renamed(key: str) -> str:
 def _text(text: Any, tokenizer: Any) -> Any:
     if text is None:
         if tokenizer is not None:
-            raise ValueError("a tokenizer needs a text transformer to read its tokens, got text=None")
+            raise ValueError("a tokenizer needs a text transformer to read its tokens; its key is ports.text.tokenizer")
         return None
     given = text if isinstance(text, dict) else text.model_dump(exclude_unset=True)
     return given if tokenizer is None else {**given, "tokenizer": tokenizer}

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.sizes import Length, Width
 from t2i.core.types import Condition, TextFeatures
 from t2i.nn.layers import fit, masked
 from t2i.nn.transformer import TextConfig, TextTransformer
@@ -108,8 +109,8 @@ class TextPort(Port):
 class ClipImageConfig(Config):
     """CLIP image embeddings; `dim` and `fingerprint` follow from the CLIP that the network learns from."""
 
-    dim: int | None = Field(None, ge=1, description="width of the embeddings")
-    num_tokens: int = Field(4, ge=1, description="context tokens made of one embedding")
+    dim: Width | None = Field(None, description="width of the embeddings")
+    num_tokens: Length = Field(4, description="context tokens made of one embedding")
     scale: float = Field(1.0, description="embeddings are multiplied by it first; √D gives unit vectors unit variance")
     fingerprint: tuple[float, ...] = Field((), description="`ClipEncoder.fingerprint` of that CLIP, empty if unknown")
 
@@ -139,8 +140,8 @@ class ClipImagePort(Port):
 class StatesConfig(Config):
     """What a frozen encoder says of a sentence."""
 
-    width: int | None = Field(None, ge=1, description="of its token states; follows from the encoder")
-    dim: int | None = Field(None, ge=1, description="of its embedding of the whole sentence; follows from it as well")
+    width: Width | None = Field(None, description="of its token states; follows from the encoder")
+    dim: Width | None = Field(None, description="of its embedding of the whole sentence; follows from it as well")
 
 
 class ClipTextPort(Port):
@@ -187,14 +188,14 @@ class StatesPort(ClipTextPort):
         return super().read(replace(given, states=text))
 
     def _nothing(self, num: int, length: int) -> TextFeatures:
-        mask = (torch.arange(length, device=self.null_state.device) == 0).expand(num, -1)  # (B, L) the first alone
-        return TextFeatures(self.null_pooled.expand(num, -1), self.null_state.expand(num, length, -1), mask)
+        first = (torch.arange(length, device=self.null_state.device) == 0).expand(num, -1)  # (B, L)
+        return TextFeatures(self.null_pooled.expand(num, -1), self.null_state.expand(num, length, -1), first)
 
 
 class ClassesConfig(Config):
     """A table of labels."""
 
-    num: int = Field(ge=1)
+    num: int = Field(0, ge=0, le=10**7, description="of labels; 0 for as many as the data has folders")
     null_class: bool = Field(False, description="a further row stands for no class, for classifier-free guidance")
     names: tuple[str, ...] = Field((), description="what users call the classes, empty if they have no names")
 
@@ -210,6 +211,8 @@ class ClassesPort(Port):
 
     def __init__(self, config: ClassesConfig, vector_dim: int, context_dim: int) -> None:
         super().__init__()
+        if not config.num:
+            raise ValueError("ports.classes.num is not known; it follows from the folders of the data")
         self.config = config
         self.table = nn.Embedding(config.num + config.null_class, vector_dim)
 
@@ -325,9 +328,7 @@ def _joined(parts: list[Condition]) -> Condition:
     """What several ports say, as one condition."""
     vectors = [c.vector for c in parts if c.vector is not None]
     sequences = [c for c in parts if c.sequence is not None]
-    mask = None
-    if any(c.mask is not None for c in sequences):
-        mask = torch.cat([_visible(c) for c in sequences], dim=1)
+    mask = torch.cat([_visible(c) for c in sequences], dim=1) if any(c.mask is not None for c in sequences) else None
     return Condition(
         vector=torch.stack(vectors).sum(0) if vectors else None,
         sequence=torch.cat([c.sequence for c in sequences if c.sequence is not None], dim=1) if sequences else None,
@@ -339,9 +340,7 @@ def _joined(parts: list[Condition]) -> Condition:
 def _visible(part: Condition) -> Tensor:
     """Which tokens of a part may be attended to, (B, L)."""
     assert part.sequence is not None
-    if part.mask is not None:
-        return part.mask
-    return torch.ones(part.sequence.shape[:2], dtype=torch.bool, device=part.sequence.device)
+    return part.sequence.new_ones(part.sequence.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
 
 
 def _mean(features: Tensor, visible: Tensor) -> Tensor:

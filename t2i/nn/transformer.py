@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.sizes import Entries, Heads, Length, Multiplier, Width
 from t2i.core.types import KeysValues
 from t2i.nn.attention import Attention
 from t2i.nn.layers import fit, timestep_embedding
@@ -19,13 +20,13 @@ class TransformerConfig(Config):
     """Shape of a `Transformer`: `mlp_ratio` is the hidden width of the MLP over `width`, `causal` hides later tokens,
     `key_bias` as in `Attention`."""
 
-    width: int = Field(default=512, ge=1)
-    layers: int = Field(default=16, ge=0)
-    heads: int = Field(default=8, ge=1)
-    mlp_ratio: float = Field(default=4.0, gt=0)
+    width: Width = 512
+    layers: int = Field(default=16, ge=0, le=256)
+    heads: Heads = 8
+    mlp_ratio: Multiplier = 4.0
     causal: bool = False
     key_bias: bool = True
-    norm_eps: float = 1e-5
+    norm_eps: float = Field(default=1e-5, ge=0, le=1)
 
 
 class TextConfig(TransformerConfig):
@@ -35,8 +36,8 @@ class TextConfig(TransformerConfig):
     words are, which a small network learns from far fewer pictures.
     """
 
-    vocab_size: int = Field(default=50257, ge=1)
-    context: int = Field(default=128, ge=1)
+    vocab_size: Entries = 50257
+    context: Length = 128
     attend_padding: bool = True
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from t2i.core.sizes import Blocks, Channels
 from t2i.core.types import Condition
 from t2i.nn.attention import ImageAttention
 from t2i.nn.encoder import Encoder, EncoderConfig
@@ -27,10 +28,10 @@ class UNetConfig(EncoderConfig):
         fine_blocks, fine_patch: how many they are, and the pixels that they fold; less than `patch_size`.
     """
 
-    out_channels: int = Field(default=6, ge=1)
-    fine_channels: int = Field(default=0, ge=0)
-    fine_blocks: int = Field(default=1, ge=1)
-    fine_patch: int = Field(default=1, ge=1)
+    out_channels: Channels = 6
+    fine_channels: int = Field(default=0, ge=0, le=2**13)
+    fine_blocks: Blocks = 1
+    fine_patch: int = Field(default=1, ge=1, le=64)
 
     @model_validator(mode="after")
     def _check_fine(self) -> Self:

@@ -5,18 +5,20 @@ The stories themselves are in `pipelines/`, one readable file per paper.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Never, Self
 
 import torch
 from torch import nn
 
 from t2i.core.devices import device_of, dtype_of
-from t2i.core.errors import UsageError
+from t2i.core.errors import UsageError, quoted
 from t2i.core.types import TextFeatures
 from t2i.diffusion.sampling import Hooks
 from t2i.pipeline.arguments import Draw
+from t2i.pipeline.habits import OPENING, check_names
 from t2i.pipeline.output import Output
-from t2i.pipeline.placement import home
+from t2i.pipeline.placement import move
+from t2i.pipeline.present import attribute, describe, listed
 from t2i.pipeline.request import Request
 from t2i.pipeline.saving import save_pretrained
 from t2i.pipeline.slots import Planner, Slot, chain, complete_settings
@@ -61,6 +63,7 @@ class Pipeline:
         dtype: str | torch.dtype = "auto",
         offload: bool = False,
         preset: str | None = None,
+        **unknown: Never,
     ) -> Self:
         """Open a model by name (`t2i info` lists them; published ones are downloaded and converted on first use), or a
         folder written by `save_pretrained`, or one of diffusers' unCLIP pipelines as it is.
@@ -81,6 +84,7 @@ class Pipeline:
         """
         from t2i.pipeline.loading import open_pipeline
 
+        check_names(unknown, ("device", "dtype", "offload", "preset"), OPENING)
         device, dtype = device_of(device), dtype_of(dtype)
         pipe = open_pipeline(name_or_folder, cls)
         if preset is not None:
@@ -105,21 +109,18 @@ class Pipeline:
         """Draw; every kind of pipeline says what it takes."""
         raise TypeError(f"{type(self).__name__} does not draw; open a model with Pipeline.from_pretrained")
 
-    def to(
-        self, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", *, offload: bool = False
-    ) -> Self:
-        """Move every stage; "auto" as in `from_pretrained`. With `offload`, a stage is on the device only while it
-        draws, and CLIP while it reads: a GPU then needs room for the largest stage, not for all."""
-        self.device, self.dtype, self.offload = device_of(device), dtype_of(dtype), offload
-        for name, part in self.parts.items():
-            part.to(home(self, name)).to(memory_format=torch.channels_last)
-        return self
+    to = move
+    __repr__, __dir__ = describe, listed
+    if not TYPE_CHECKING:  # to a type checker there is no more than stands here
+        __getattr__ = attribute
 
     save_pretrained = save_pretrained
 
     def use_preset(self, preset: str) -> None:
         """Sample as a published implementation does; UsageError here, since that is for DALL-E 2's chain."""
-        raise UsageError(f"preset={preset!r}: presets are for chains of kind 'dalle2', this model is {self.kind!r}")
+        raise UsageError(
+            f"preset={quoted(preset)}: presets are for chains of kind 'dalle2', this model is {self.kind!r}"
+        )
 
     @property
     def planner(self) -> Planner:

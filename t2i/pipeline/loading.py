@@ -4,7 +4,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
-from t2i.core.errors import DataError, UsageError, did_you_mean
+from t2i.core.errors import DataError, UsageError, did_you_mean, quoted
+from t2i.core.paths import path_of
 from t2i.hub.hub import resolve
 from t2i.hub.index import presets
 from t2i.io.files import read_json
@@ -21,8 +22,10 @@ P = TypeVar("P", bound=Pipeline)
 
 def pipeline_class(kind: str) -> type[Pipeline]:
     """The class of a kind of pipeline; UsageError for an unknown one."""
-    if kind not in KINDS:
-        raise UsageError(f"unknown kind of pipeline {kind!r}; known: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UsageError(
+            f"unknown kind of pipeline {quoted(kind)}; known: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}"
+        )
     cls: type[Pipeline] = getattr(import_module(f"t2i.pipelines.{kind}"), KINDS[kind])
     return cls
 
@@ -34,7 +37,7 @@ def open_pipeline(name_or_folder: str | Path, expect: type[P]) -> P:
     index = read_json(path)
     kind = str(index.get("_class_name")) if isinstance(index, dict) else f"a {type(index).__name__}"
     if kind not in (*KINDS, *UNCLIP):
-        raise DataError(f"{path}: unknown kind of pipeline {kind!r}; known: {', '.join((*KINDS, *UNCLIP))}")
+        raise DataError(f"{path}: unknown kind of pipeline {quoted(kind)}; known: {', '.join((*KINDS, *UNCLIP))}")
     cls = pipeline_class("dalle2" if kind in UNCLIP else kind)
     if not issubclass(cls, expect):
         raise UsageError(f"{name_or_folder} is a {cls.__name__}, not a {expect.__name__}; Pipeline opens any")
@@ -49,6 +52,7 @@ def open_pipeline(name_or_folder: str | Path, expect: type[P]) -> P:
             pipe = cls.assemble(stages, settings)
     except UsageError as error:  # here the folder is to blame, not who opens it
         raise DataError(f"{path}: {error}") from error
-    pipe.source = str(folder.resolve() if folder == Path(name_or_folder) else name_or_folder)
+    given = path_of(name_or_folder)
+    pipe.source = str(folder.resolve() if folder == given else given)
     pipe.weights = fingerprint(stages)
     return pipe

@@ -1,8 +1,9 @@
-"""What a call gives back: pictures that know how they were made, and the recipe in a PNG, read again.
+"""What a call gives back: pictures that know how they were made, and the recipe in one, read again.
 
 N pictures · D width of CLIP embeddings
 """
 
+import operator
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.core.errors import DataError, UsageError
-from t2i.io.images import save_png
-from t2i.io.provenance import read_recipe
+from t2i.core.errors import DataError, UsageError, quoted
+from t2i.core.paths import path_of
+from t2i.io.images import save_image
+from t2i.io.provenance import SAVED, check_extension, read_recipe
 
 ALWAYS = {"seed", "steps", "guidance", "sampler", "stop_after", "max_batch"}
 """Arguments that every recipe holds."""
@@ -74,22 +76,30 @@ class Output:
         return {**self.recipe, "arguments": {**arguments, **group}, "picture": i - first}
 
     def save(self, path: str | Path, which: Sequence[int] | None = None) -> list[Path]:
-        """Write PNGs with their recipes: `path` for one picture, `name-0.png`, `name-1.png` … for several; in a
-        new folder if need be.
+        """Write pictures with their recipes, as PNG, JPEG or WebP by the extension of `path`: there for one picture, to
+        `name-0.png`, `name-1.png` … for several; in a new folder if need be.
 
         `which` are the pictures to write, all of them if None.
         """
-        path = Path(path)
-        which = range(len(self)) if which is None else which
+        path = path_of(path, "the file")
+        if not path.name:
+            raise UsageError(f"the file to save in has no name: {quoted(str(path))}")
+        check_extension(path, SAVED)
+        try:
+            numbers = range(len(self))
+            which = numbers if which is None else [numbers[operator.index(i)] for i in which]
+        except (TypeError, IndexError):
+            wanted = f"a list of numbers from 0 to {len(self) - 1}"
+            raise UsageError(f"which must be {wanted}, got {quoted(which)}") from None
         paths = [path] if len(which) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in which]
         for i, target in zip(which, paths, strict=True):
-            save_png(self.images[i], target, self.recipe_of(i))
+            save_image(self.images[i], target, self.recipe_of(i))
         return paths
 
 
 def recipe_in(path: Path) -> dict[str, Any]:
-    """The recipe in a PNG, if it has the form that `Output.recipe_of` gives it, or DataError; UsageError for one that a
-    call alone does not repeat."""
+    """The recipe in a picture, if it has the form that `Output.recipe_of` gives it, or DataError; UsageError for one
+    that a call alone does not repeat."""
     recipe = read_recipe(path)
     if isinstance(task := recipe.get("task"), str):
         raise UsageError(f"{path} was made from another picture ({task}); a recipe alone does not repeat that")
@@ -107,10 +117,11 @@ def recipe_in(path: Path) -> dict[str, Any]:
 
 
 def check_repeatable(recipe: Mapping[str, Any], takes: Collection[str], weights: str, path: Path | None) -> None:
-    """DataError if a recipe has arguments that the model's calls do not take; a warning where a repeated picture may
-    not be the same, as with other `weights`."""
-    if not recipe["arguments"].keys() <= set(takes):
-        raise DataError(f"{path}: its recipe is not one of this version of t2i")
+    """DataError if a recipe has arguments that a recipe of the model's calls does not hold; a warning where a repeated
+    picture may not be the same, as with other `weights`."""
+    for name in recipe["arguments"]:
+        if name not in takes:
+            raise DataError(f"{path}: its recipe has an argument {quoted(name)}, which none of this model holds")
     if recipe["weights"] != weights:
         warnings.warn("these are not the weights that drew this picture, so it will be another", stacklevel=2)
     if recipe["torch"] != torch.__version__:

@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
-from t2i.core.devices import memory_explained
+from t2i.core.devices import DTYPES, device_of, dtype_of, memory_explained
+from t2i.core.errors import UsageError, quoted
 
 if TYPE_CHECKING:
     from t2i.pipeline.base import Pipeline
 
+P = TypeVar("P", bound="Pipeline")
 LESS = "a smaller max_batch or max_tile, offload=True, or dtype='bfloat16'"
 
 
@@ -19,6 +21,28 @@ def home(pipe: "Pipeline", part: str) -> torch.device:
     """Where a part is while it does nothing; what guides is asked at every step and stays on the device."""
     guides = [slot.name for slot in pipe.slots if slot.role == "guides"]
     return torch.device("cpu") if pipe.offload and part not in guides else pipe.device
+
+
+def move(
+    pipe: P,
+    device: str | torch.device | torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    offload: bool | None = None,
+) -> P:
+    """Move every stage: `to("cuda")`, `to(torch.float16)`, `to("cpu", "bfloat16")`; "auto" as in `from_pretrained`, and
+    what is not given stays as it is. With `offload`, a stage is on the device only while it draws, and CLIP while it
+    reads: a GPU then needs room for the largest stage, not for all."""
+    if dtype is None and (isinstance(device, torch.dtype) or device in DTYPES):
+        device, dtype = None, cast("str | torch.dtype", device)
+    if not isinstance(offload, bool | None):
+        raise UsageError(f"offload must be True or False, got {quoted(offload)}")
+    there = pipe.device if device is None else device_of(cast("str | torch.device", device))
+    pipe.dtype = pipe.dtype if dtype is None else dtype_of(dtype)
+    pipe.device, pipe.offload = there, pipe.offload if offload is None else offload
+    for name, part in pipe.parts.items():
+        part.to(home(pipe, name)).to(memory_format=torch.channels_last)
+    return pipe
 
 
 @contextmanager

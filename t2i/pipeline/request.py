@@ -17,7 +17,7 @@ from t2i.core.seed import Streams
 from t2i.core.types import Prediction, StepCallback
 from t2i.diffusion.sampling import Hooks
 from t2i.io.images import to_pil
-from t2i.pipeline.arguments import Draw, Texts, check_finite, check_names, positive_int, seeds_of
+from t2i.pipeline.arguments import Draw, Texts, check_finite, positive_int, seeds_of
 from t2i.pipeline.inputs import EditInput, InpaintInput, Latent
 from t2i.pipeline.output import Callback, Output, Progress
 from t2i.pipeline.placement import stage_context
@@ -60,7 +60,6 @@ class Request:
         sampled: Sequence[str] | None = None,
         eta: float = 0.0,
     ) -> None:
-        check_names(draw)
         self.pipe, self.texts, self.classes, self.source, self.task = pipe, texts, classes, source, task
         self.sampling, self.scales = pipe.planner.plan(draw, sampled)
         if texts is not None and any(texts.negatives) and all(s.guidance == 1 for s in self.sampling.values()):
@@ -103,7 +102,8 @@ class Request:
             for rows in self.batches(stage):
                 inputs = self.inputs(rows, **{name: x[rows] for name, x in given.items()})
                 done.append(run(model, inputs, self._how(stage, rows, on_step)))
-        return check_finite(stage, torch.cat(done).float())
+            drawn = torch.cat(done)
+        return check_finite(stage, drawn.float())
 
     def inputs(self, rows: slice, **given: Tensor) -> Inputs:
         """What a stage may take of some rows."""

@@ -2,14 +2,13 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal
 
 from torch import nn
 
-from t2i.core.errors import UsageError, did_you_mean, explain
+from t2i.core.errors import UsageError, did_you_mean, explain, quoted
 from t2i.diffusion.sampling import Sampling
-from t2i.pipeline.arguments import Draw, by_stage, check_guidance, check_sampler
+from t2i.pipeline.arguments import Draw, by_stage, check_draw, check_guidance, check_sampler, check_steps, positive_int
 from t2i.stages.registry import stage_of
 
 
@@ -45,15 +44,19 @@ class Slot:
 Settings = dict[str, dict[str, Any]]
 """How a model draws, by what and by place: `{"steps": {"prior": 25}, "guidance": …, "sampler": …, "candidates": …}`,
 and with a preset `clamp` and `variance`."""
+MAX_CANDIDATES, MAX_CLAMP = 1000, 1e6
 SETTINGS = ("steps", "guidance", "sampler", "candidates", "clamp", "variance")
 
 
 def chain(slots: Sequence[Slot], names: Collection[str]) -> list[str]:
     """`names` in the order of the chain; UsageError for one that it does not have, and for a hole."""
     places = [slot.name for slot in slots]
+    if not isinstance(names, Collection):
+        raise UsageError(f"stages are given by name, for {', '.join(places)}, got {quoted(names)}")
     for name in names:
         if name not in places:
-            raise UsageError(f"unknown stage {name!r}; stages are {', '.join(places)}{did_you_mean(name, places)}")
+            hint = did_you_mean(name, places)
+            raise UsageError(f"unknown stage {quoted(name)}; stages are {', '.join(places)}{hint}")
     first = next(slot.name for slot in slots if slot.role == "draws")
     last = max(places.index(name) for name in (first, *names))
     found = [slot.name for slot in slots[: last + 1] if slot.name in names or not slot.optional]
@@ -73,14 +76,14 @@ def complete_settings(
         "candidates": {slot.name: slot.candidates for slot in slots if slot.candidates is not None},
     }
     if not isinstance(given, Mapping) or not all(isinstance(values, Mapping) for values in given.values()):
-        raise UsageError(f"settings must hold values by stage for each of {', '.join(SETTINGS)}, got {given}")
+        raise UsageError(f"settings must hold values by stage for each of {', '.join(SETTINGS)}, got {quoted(given)}")
     places = [slot.name for slot in slots]
     for what, values in given.items():
         if what not in SETTINGS:
-            raise UsageError(f"unknown setting {what!r}{did_you_mean(what, SETTINGS)}")
+            raise UsageError(f"unknown setting {quoted(what)}{did_you_mean(what, SETTINGS)}")
         for name in values:
             if name not in places:
-                raise UsageError(f"{what}: unknown stage {name!r}{did_you_mean(name, places)}")
+                raise UsageError(f"{what}: unknown stage {quoted(name)}{did_you_mean(name, places)}")
     stepped = [name for name, part in parts.items() if stage_of(part).stepped]
     settings: Settings = {}
     for what in SETTINGS:
@@ -112,12 +115,13 @@ class Planner:
 
         Raises UsageError for what cannot be.
         """
+        check_draw(draw)
         steps, guidance, sampler = draw.get("steps"), draw.get("guidance"), draw.get("sampler")
         stages = [name for name in sampled or self.sampled if name in self.slots]
         stop_after = draw.get("stop_after")
-        if stop_after is not None and stop_after not in stages:
+        if stop_after is not None and not (isinstance(stop_after, str) and stop_after in stages):
             hint = did_you_mean(stop_after, stages)
-            raise UsageError(f"stop_after: unknown stage {stop_after!r}; stages are {', '.join(stages)}{hint}")
+            raise UsageError(f"stop_after: unknown stage {quoted(stop_after)}; stages are {', '.join(stages)}{hint}")
         guides = [name for name, slot in self.slots.items() if slot.role == "guides"]
         stepped = self._stepped(stages, steps=steps, sampler=sampler)
         settings, guided = self.settings, [name for name, slot in self.slots.items() if slot.guided]
@@ -148,13 +152,13 @@ class Planner:
     def _own(self, name: str) -> dict[str, Any]:
         """Bound of x_0 and variance that the settings say; UsageError for others than there are."""
         own = {what: self.settings.get(what, {}).get(name) for what in ("clamp", "variance")}
-        clamp, variance, num = own["clamp"], own["variance"], self.settings.get("candidates", {}).get(name, 1)
-        if clamp not in (None, False) and (isinstance(clamp, bool) or not isinstance(clamp, int | float) or clamp <= 0):
-            raise UsageError(f"clamp of {name} must be above 0, or false for no bound, got {clamp!r}")
+        clamp, variance = own["clamp"], own["variance"]
+        number = isinstance(clamp, int | float) and not isinstance(clamp, bool) and 0 < clamp <= MAX_CLAMP
+        if clamp is not None and clamp is not False and not number:
+            raise UsageError(f"clamp of {name} must be above 0, or false for no bound, got {quoted(clamp)}")
         if variance not in (None, *(choices := ("fixed_small", "fixed_large", "analytic"))):
-            raise UsageError(f"variance of {name} must be one of {', '.join(choices)}, got {variance!r}")
-        if isinstance(num, bool) or not isinstance(num, int) or num < 1:
-            raise UsageError(f"candidates of {name} must be a whole number from 1, got {num!r}")
+            raise UsageError(f"variance of {name} must be one of {', '.join(choices)}, got {quoted(variance)}")
+        positive_int(f"candidates of {name}", self.settings.get("candidates", {}).get(name, 1), MAX_CANDIDATES)
         return own
 
     def _stepped(self, stages: list[str], **given: Any) -> list[str]:
@@ -168,10 +172,8 @@ class Planner:
         return stepped
 
     def _check_steps(self, name: str, value: Any) -> int | str:
+        steps = check_steps(f"steps of {name}", value)
         with explain(f"steps of {name}", UsageError):
-            if isinstance(value, bool) or not isinstance(value, Integral | str):
-                raise ValueError(f"expected a whole number or a spacing such as 'ddim50', got {value!r}")
-            steps = value if isinstance(value, str) else int(value)
             self.stages[name].num_evaluations(self.configs[name], Sampling(steps=steps))
         return steps
 

@@ -1,5 +1,6 @@
 """What in a stage's config follows from its neighbours, its tokeniser or its data, filled in or checked."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +14,10 @@ from t2i.data.shapes import WORDS
 from t2i.nn.ports import ClassesConfig, TextPortConfig
 from t2i.text.tokenizers import TokenizerConfig
 
+log = logging.getLogger(__name__)
+
 C = TypeVar("C", bound=Config)
+_NAMED = 10  # classes that a message lists
 _SAME_CLIP = 0.98  # cosine of two fingerprints; rounding to 8 bits moves it by less than a hundredth
 
 
@@ -52,11 +56,25 @@ def text_port(text: TextPortConfig, clip: Any, prefix: str = "model.ports.text."
 
 
 def class_port(classes: ClassesConfig, data: DataConfig) -> ClassesConfig:
-    """A table of labels with the names that the data has for them; UsageError if they are not as many."""
+    """A table of labels, as many and of the names that the data has; UsageError as `classes_of`."""
+    num, names = classes_of(data, classes.num, "model.ports.classes.num")
+    return classes.model_copy(update={"num": num, "names": names})
+
+
+def classes_of(data: DataConfig, num: int, key: str) -> tuple[int, tuple[str, ...]]:
+    """How many classes the data has, and their names, if they have any; `num` are given by a `key`, 0 for not given.
+
+    Raises UsageError where data and key say different numbers, or neither says one.
+    """
     names = class_names(data)
-    if names and len(names) != classes.num:
-        raise UsageError(f"model.ports.classes.num={classes.num}, but {data.source} has {len(names)} classes")
-    return classes.model_copy(update={"names": names})
+    some = ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
+    if not names and not num:
+        raise UsageError(f"{key} is not known, and {data.source} has no folders of classes that would tell: give it")
+    if names and num not in (0, len(names)):
+        raise UsageError(f"{key}={num}, but {data.source} has {len(names)} classes ({some}); {key}=0 takes them all")
+    if not num:
+        log.info("%s=%d: %s", key, len(names), some)
+    return num or len(names), names
 
 
 def need_clip(clip: Any, who: str) -> Any:

@@ -5,14 +5,15 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from t2i.core.assets import asset
-from t2i.core.config import parse
-from t2i.core.devices import stored_as
-from t2i.core.errors import DataError, UsageError, did_you_mean, explain
+from t2i.core.config import Config, parse
+from t2i.core.devices import machine_memory, memory_explained, stored_as
+from t2i.core.errors import DataError, OutOfMemoryError, UsageError, did_you_mean, explain, quoted, reason
+from t2i.core.paths import path_of
 from t2i.io.int8 import Stored, compact
-from t2i.io.weights import MAX_SHARD_SIZE, load_folder, misfit, save_folder
+from t2i.io.weights import MAX_SHARD_SIZE, load_config, load_folder, load_shapes, misfit, save_folder
 from t2i.stages.stage import Stage
 
 STAGES = {
@@ -28,12 +29,13 @@ STAGES = {
     "noised_clip": "t2i.stages.noised_clip",
 }
 """Name in `config.json` → the package whose `STAGE` says the rest; nothing is imported before it is asked for."""
+_UNFIT = "config.json does not fit this version of t2i"
 
 
 def stage(name: str) -> Stage:
     """A stage by name; an unknown name raises UsageError with the nearest one."""
-    if name not in STAGES:
-        raise UsageError(f"unknown stage {name!r}; stages are {', '.join(STAGES)}{did_you_mean(name, STAGES)}")
+    if not isinstance(name, str) or name not in STAGES:
+        raise UsageError(f"unknown stage {quoted(name)}; stages are {', '.join(STAGES)}{did_you_mean(name, STAGES)}")
     found: Stage = import_module(STAGES[name]).STAGE
     return found
 
@@ -76,37 +78,90 @@ def save_stage(
 
 def find_stage(folder: str | Path) -> Path:
     """A stage's folder by path, or by its path below the bundled `weights/`, such as `weights/shapes/clip`."""
-    folder = Path(folder)
+    folder = path_of(folder, "a stage")
     bundled = asset("weights", *folder.parts[1:] if folder.parts[:1] == ("weights",) else folder.parts)
     return folder if folder.is_dir() or not bundled.is_dir() else bundled
 
 
+def outline(found: Stage, config: Config) -> dict[str, Tensor]:
+    """The weights of a stage by name, without memory for them, and without a random number drawn.
+
+    Raises:
+        ValueError: such a network cannot be built.
+        OutOfMemoryError: this machine cannot hold it.
+    """
+    if getattr(config, "pretrained", None) is not None:  # published weights have the same names, and are read later
+        config = config.model_copy(update={"pretrained": None})
+    try:
+        with torch.device("meta"):
+            weights: dict[str, Tensor] = found.model(config).state_dict()
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(reason(error)) from error
+    count, memory = sum(weight.numel() for weight in weights.values()), machine_memory()
+    if 4 * count > memory:
+        raise OutOfMemoryError(
+            f"a {found.name} of {count:,} weights takes {count / 2.5e8:.1f} GB, this machine has {memory / 1e9:.1f}: "
+            "make the network smaller"
+        )
+    return weights
+
+
+def new_model(found: Stage, config: Config, where: str) -> nn.Module:
+    """A stage with random weights; UsageError that begins with `where` for a config that none can be built from, and
+    OutOfMemoryError before anything is allocated for one that is too large."""
+    with explain(where, UsageError), memory_explained(f"a {found.name}", "a smaller network"):
+        outline(found, config)
+        return found.model(config)
+
+
 def load_stage(folder: str | Path, expect: str | Sequence[str] | None = None) -> nn.Module:
     """The model of a stage folder (see `find_stage`), in float32 on the CPU, in evaluation mode,
-    whatever it is stored as.
+    whatever it is stored as. Nothing is allocated before config and weights are known to fit each other.
 
     `expect` is the kind of stage that it must be, or several that it may be. Folders of earlier versions are read as
     well.
 
-    Raises DataError for a missing, truncated or foreign folder and for weights that do not fit their config.
+    Raises:
+        DataError: a folder is missing, truncated or foreign, or its weights do not fit its config.
+        OutOfMemoryError: this machine cannot hold the network.
     """
     folder = find_stage(folder)
-    config, state = load_folder(folder)
-    name = str(config.get("stage", ""))
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; a stage is a folder with config.json and model.safetensors (t2i convert)")
+    if not (folder / "config.json").exists() and (folder / "model_index.json").exists():
+        raise DataError(f"{folder} is a pipeline, expected one of its stages, such as {folder / 'decoder'}")
+    found, config = _read_config(folder, expect)
+    with explain(f"{folder}: {_UNFIT}", DataError):
+        wanted = outline(found, config)
+    _check_fit(folder, wanted, {found.renamed(key): weight for key, weight in load_shapes(folder).items()})
+    with memory_explained(f"{folder}", "a smaller network"):
+        model = found.model(config)
+        state = {found.renamed(key): value for key, value in load_folder(folder)[1].items()}
+        model.load_state_dict({key: x.float() if x.is_floating_point() else x for key, x in state.items()})
+    return model.eval()
+
+
+def _read_config(folder: Path, expect: str | Sequence[str] | None) -> tuple[Stage, Config]:
+    """What a folder's `config.json` says that it holds; DataError for what no stage is."""
+    content = load_config(folder)
+    name = str(content.get("stage", ""))
     if name not in STAGES:
-        raise DataError(f"{folder}: config.json names no known stage (found {name!r})")
+        raise DataError(f"{folder}: config.json names no known stage (found {quoted(name)})")
     kinds = [expect] if isinstance(expect, str) else expect
     if kinds is not None and name not in kinds:
         raise DataError(f"{folder}: holds a {name}, expected a {' or '.join(kinds)}")
-    model_config, found = config.get("model", {}), stage(name)
-    elsewhere = model_config.get("pretrained") if isinstance(model_config, dict) else None  # null in what we save
+    given, found = content.get("model", {}), stage(name)
+    elsewhere = given.get("pretrained") if isinstance(given, dict) else None  # null in what we save
     if elsewhere is not None:
-        raise DataError(f"{folder}: config.json wants weights from elsewhere (pretrained={elsewhere!r})")
-    unfit = f"{folder}: config.json does not fit this version of t2i"
-    with explain(unfit, DataError):
-        model = found.model(parse(model_config, found.config, f"{unfit}: model", DataError))
-    state = {found.renamed(key): value for key, value in state.items()}
-    if problem := misfit(model.state_dict(), state):
+        raise DataError(f"{folder}: config.json wants weights from elsewhere (pretrained={quoted(elsewhere)})")
+    return found, parse(given, found.config, f"{folder}: {_UNFIT}: model", DataError)
+
+
+def _check_fit(folder: Path, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """DataError for weights of other names, shapes or kinds of numbers than a config asks for."""
+    if problem := misfit(wanted, given):
         raise DataError(f"{folder}: weights do not fit config.json: the folder {problem}")
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
-    return model.eval()
+    for key, weight in given.items():
+        if weight.is_floating_point() != wanted[key].is_floating_point():
+            kinds = [str(x.dtype).removeprefix("torch.") for x in (weight, wanted[key])]
+            raise DataError(f"{folder}: {key!r} is {kinds[0]}, expected {kinds[1]}")

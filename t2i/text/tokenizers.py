@@ -23,10 +23,10 @@ class TokenizerConfig(Config):
     """`words` splits into the given words (`t2i.text.words`); `clip` is CLIP's byte-pair encoding, 49,408 entries;
     `gpt2` is GPT-2's as GLIDE uses it, 50,257 entries, by its name on the hub or from a folder: `source`."""
 
-    kind: Literal["words", "clip", "gpt2"] = "words"
-    context: int = Field(default=64, ge=2)
-    words: tuple[str, ...] = ()
-    source: str = "gpt2"
+    kind: Literal["words", "clip", "gpt2"] = Field("words", description="clip and gpt2 read any word")
+    context: int = Field(default=64, ge=2, le=2**14, description="tokens of a caption, at most; 77 in OpenAI's CLIP")
+    words: tuple[str, ...] = Field((), description="of kind words; empty for those of the shapes world")
+    source: str = Field("gpt2", description="of kind gpt2: its name on the hub, or a folder")
 
     @field_validator("words")
     @classmethod

@@ -14,18 +14,35 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.config import Config
+from t2i.core.errors import DataError, UsageError, reason, shown
 from t2i.io import files, weights
+from t2i.train.optim import state_kinds
 
 log = logging.getLogger(__name__)
 
 _SHARD = 2**29
 State = dict[str, dict[str, Tensor]]
+
+
+Seconds = Annotated[float, Field(ge=0, lt=1e9)]
+
+
+class Numbers(Config):
+    """What `state.json` holds."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    step: int = Field(ge=0, lt=2**53)
+    images: int = Field(ge=0, lt=2**53)
+    minutes: float = Field(ge=0, lt=1e9)
+    config: dict[str, Any]
+    seconds: dict[str, Seconds] = Field({}, description="that a save, a grid and held-out numbers took")
 
 
 def save(folder: Path, step: int, tensors: State, state: dict[str, Any], keep: int) -> Path:
@@ -56,11 +73,21 @@ def save(folder: Path, step: int, tensors: State, state: dict[str, Any], keep: i
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(final, replaced)
     os.replace(temporary, final)
+    tidy(folder)
     kept = [path for path in _steps(folder) if _step(path) <= step][:keep]
-    for path in folder.iterdir():
-        if path not in kept and re.fullmatch(r"step-\d+(\.tmp|\.old)?", path.name):
+    for path in _steps(folder):
+        if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
     return final
+
+
+def tidy(folder: Path) -> None:
+    """Remove half checkpoints of killed runs; one that was moved aside for another that never came is put back."""
+    for path in [*folder.glob("step-*.tmp"), *folder.glob("step-*.old")]:
+        if path.suffix == ".old" and not path.with_suffix("").exists():
+            os.replace(path, path.with_suffix(""))
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def find(folder: Path, resume: str) -> Path | None:
@@ -106,15 +133,46 @@ def find(folder: Path, resume: str) -> Path | None:
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        digests = files.read_json(path / "manifest.json")["files"]
+        digests = dict(files.read_json(path / "manifest.json")["files"])
         for name, digest in digests.items():
-            if _digest(path / name) != digest:
+            if not (path / name).is_file() or _digest(path / name) != digest:
                 return f"{name} differs from the manifest"
     except (DataError, OSError) as error:
         return str(error)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValueError):
         return "manifest.json is not a manifest"
+    try:
+        tensors, numbers = load(path)
+        Numbers.model_validate(numbers)
+    except DataError as error:
+        return str(error)
+    except ValueError as error:
+        return f"state.json: {shown(reason(error))}"
+    if bad := non_finite(tensors):  # earlier versions saved these
+        return f"{' and '.join(bad)} hold NaN or infinity"
     return None
+
+
+def non_finite(tensors: State) -> list[str]:
+    """Names of the files with trained weights, their averages or optimiser state that are NaN or infinite.
+
+    What no optimiser moves may be: a table that is not measured yet is NaN.
+    """
+    found = []
+    for name, group in tensors.items():
+        phase = name.removeprefix("phase") if name.startswith("phase-") else ""
+        trained = {key.rpartition("/")[0] for key in tensors.get(f"optimizer{phase}", {})}
+        values = (x for key, x in group.items() if key in trained or name.startswith("optimizer"))
+        if not all(x.isfinite().all() for x in values):
+            found.append(name)
+    return found
+
+
+def last_good(folder: Path) -> str:
+    """What to do about a run that diverged, in words."""
+    if not (steps := _steps(folder)):
+        return "nothing was saved yet, so the same command starts anew: with another optim.lr"
+    return f"{steps[0].name} is the last good one; the same command continues from there with another optim.lr"
 
 
 def load(path: Path, renamed: Callable[[str], str] = str) -> tuple[State, dict[str, Any]]:
@@ -148,16 +206,32 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Tensor]) -> None:
-    """Restore what `optimizer_state` gave, in the memory layout of the parameters."""
+    """Restore what `optimizer_state` gave, in the memory layout of the parameters.
+
+    What another kind of optimiser kept, and state of parameters that are frozen now, is left out with a warning.
+    """
     parameters = dict(model.named_parameters())
+    kinds = {p: state_kinds(group) for group in optimizer.param_groups for p in group["params"]}
+    found: dict[str, dict[str, Tensor]] = {}
     for key, value in values.items():
         name, _, kind = key.rpartition("/")
         if name not in parameters:
             raise UsageError(f"the checkpoint has optimiser state of {name!r}, which this model does not have")
+        found.setdefault(name, {})[kind] = value
+    left = 0
+    for name, state in found.items():
         p = parameters[name]
-        if value.shape == p.shape and value.ndim:
-            value = torch.empty_like(p, dtype=value.dtype).copy_(value)
-        optimizer.state[p][kind] = value.to(p.device)
+        if kinds.get(p) != state.keys() or any(x.ndim and x.shape != p.shape for x in state.values()):
+            left += 1
+            continue
+        for kind, value in state.items():
+            if value.ndim:
+                value = torch.empty_like(p, dtype=value.dtype).copy_(value)
+            optimizer.state[p][kind] = value.to(p.device)
+    if left:
+        log.warning(
+            "optimiser state of %d of %d parameters starts anew: optim.kind or optim.only is another", left, len(found)
+        )
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -1,17 +1,26 @@
 """Looking at a run: sample grids and held-out numbers, both of the averaged weights, on the same samples each time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from t2i.core.errors import DataError, UsageError
+from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
-from t2i.io.images import grid, save_png
+from t2i.io.images import to_pil
 from t2i.train.ema import Ema
+from t2i.train.grids import Section, legend, save_sheet
 from t2i.train.log import Meter
 from t2i.train.objective import Objective, to_device
+
+
+def check_prompts(task: Task, prompts: Sequence[str]) -> None:
+    """UsageError for prompts that a task cannot draw."""
+    if prompts and not task.takes_prompts:
+        raise UsageError(f"train.prompts: this {type(task.model).__name__} draws nothing from sentences; leave it out")
 
 
 class HeldOut:
@@ -20,6 +29,9 @@ class HeldOut:
     Args:
         one: gives the batch that grids are drawn from; called once, when first needed.
         many: gives this process's held-out batches; called once, when first needed.
+        prompts: further sentences that grids show.
+
+    Raises UsageError for prompts that the task cannot draw.
     """
 
     def __init__(
@@ -30,19 +42,45 @@ class HeldOut:
         device: torch.device,
         one: Callable[[], Batch],
         many: Callable[[], list[Batch]],
+        prompts: Sequence[str] = (),
     ) -> None:
-        self.task, self.objective, self.ema, self.device = task, objective, ema, device
+        self.task, self.objective, self.ema, self.device, self.prompts = task, objective, ema, device, prompts
         self._one, self._many = one, many
         self._batch: Batch | None = None
         self._batches: list[Batch] | None = None
+        check_prompts(task, prompts)
 
-    def sample(self, path: Path) -> None:
-        """Draw the grid of the first held-out samples, if the task draws any."""
+    @property
+    def draws(self) -> bool:
+        """Whether the task has grids."""
+        return type(self.task).sample is not Task.sample
+
+    def problem(self) -> str | None:
+        """Why there is nothing to look at, if there is not."""
+        try:
+            self._batch = self._batch or self._one()
+        except (DataError, UsageError) as error:
+            return str(error)
+        return None
+
+    def sample(self, path: Path, title: str) -> None:
+        """Draw the grid of the first held-out samples, and of `prompts`, if the task draws any."""
         self._batch = self._batch or self._one()
+        batch, asked = to_device(self._batch, self.device), None
         with self._averaged():
-            pictures = self.task.sample(to_device(self._batch, self.device))
-        if pictures is not None:
-            save_png(grid(pictures.float()), path)
+            pictures = self.task.sample(batch)
+            if self.prompts:
+                seeds = [mix("prompt", number) for number in range(len(self.prompts))]
+                asked = self.task.draw_prompts({**batch, "caption": list(self.prompts), "seed": seeds})
+        if pictures is None:
+            return
+        names = self.task.groups
+        rows = list(zip(*(to_pil(group.float()) for group in pictures.chunk(len(names))), strict=True))
+        sections = [Section(f"{title} · {legend(names)}", rows, said_of(self.task, batch))]
+        if asked is not None:
+            own = [[picture] for picture in to_pil(asked.float())]
+            sections.append(Section(f"train.prompts: {names[-1]}", own, self.prompts))
+        save_sheet(sections, path)
 
     def measure(self) -> tuple[list[str], Tensor]:
         """Names and means, over this process, of losses and task metrics; neither if nothing is held out."""
@@ -66,3 +104,17 @@ class HeldOut:
                 yield
         finally:
             self.objective.model.train()
+
+
+def said_of(task: Task, batch: Batch) -> list[str]:
+    """What the network is told of each picture: its caption, or its class; nothing if it is told neither."""
+    if "caption" in task.keys:
+        return list(batch["caption"])
+    if "label" not in task.keys:
+        return []
+    config = task.model.config
+    ports = getattr(config, "ports", None)
+    names = (
+        ports.classes.names if ports is not None and ports.classes is not None else getattr(config, "class_names", ())
+    )
+    return [names[label] if names else f"class {label}" for label in batch["label"].tolist()]

@@ -1,8 +1,8 @@
 """What a run says: a status line, the same numbers in `metrics.jsonl`, and sums that never wait for the GPU."""
 
+import importlib
 import json
 import logging
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,20 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i.core.types import Batch, Task
+from t2i.core.errors import quoted, shown
+from t2i.core.progress import duration
+from t2i.core.types import Batch, Task, Tokenizer
 from t2i.io import files
 from t2i.text.words import split
 
 log = logging.getLogger("t2i")
-
-
-def to_stderr(level: int = logging.INFO) -> None:
-    """Show the messages of t2i on stderr, unless the program has set up logging itself."""
-    if not log.hasHandlers():
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-        log.addHandler(handler)
-        log.setLevel(level)
 
 
 class Meter:
@@ -44,10 +37,14 @@ class Meter:
 
     def means(self) -> tuple[list[str], Tensor]:
         """Names, and their means since the last call as one tensor; starts over."""
-        names = sorted(self.sums)
-        values = torch.stack([self.sums[name] / self.counts[name] for name in names]) if names else torch.empty(0)
+        found = self.so_far()
         self.sums, self.counts = {}, {}
-        return names, values
+        return found
+
+    def so_far(self) -> tuple[list[str], Tensor]:
+        """The same, and goes on."""
+        names = sorted(self.sums)
+        return names, torch.stack([self.sums[name] / self.counts[name] for name in names]) if names else torch.empty(0)
 
 
 class Clock:
@@ -63,10 +60,14 @@ class Clock:
 
     def interval(self, waited: float) -> tuple[float, float]:
         """(training seconds of this interval, fraction of them spent waiting for data); starts a new one."""
-        seconds = max(1e-9, time.perf_counter() - self.started - self.beside)
-        fraction = (waited - self.waited) / seconds
+        found = self.so_far(waited)
         self.start(waited)
-        return seconds, fraction
+        return found
+
+    def so_far(self, waited: float) -> tuple[float, float]:
+        """The same, and goes on."""
+        seconds = max(1e-9, time.perf_counter() - self.started - self.beside)
+        return seconds, (waited - self.waited) / seconds
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -80,16 +81,18 @@ class Clock:
         return (time.perf_counter() - self.began) / 60
 
 
-def status_line(row: dict[str, Any]) -> str:
-    """`step 12000 | 3.07M img | 412 img/s | loss 0.0421 | lr 1.0e-04 | gnorm 0.31 | mem 1.2G | data 4%`."""
+def status_line(row: dict[str, Any], steps: int, left: float) -> str:
+    """`step 12000/20000 | 2.4 h left | 3.07M img | 412 img/s | loss 0.0421 | lr 1.0e-04 | gnorm 0.31 | mem 1.2G | data
+    4%`, with seconds `left`."""
     return (
-        f"step {row['step']} | {_short(row['images'])} img | {row['img_per_s']:.4g} img/s | loss {row['loss']:.4f}"
+        f"step {row['step']}/{steps} | {duration(left)} left"
+        f" | {_short(row['images'])} img | {row['img_per_s']:.4g} img/s | loss {row['loss']:.4f}"
         f" | lr {row['lr']:.1e} | gnorm {row['grad_norm']:.2f} | mem {row['memory_gb']:.1f}G"
         f" | data {100 * row['data_fraction']:.0f}%"
     )
 
 
-def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype) -> None:
+def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype, prompts: Sequence[str] = ()) -> None:
     """Say what is trained, and what it is about to see."""
     count = sum(p.numel() for p in task.model.parameters() if p.requires_grad) / 1e6
     log.info("%s: %.2fM trainable parameters on %s, %s", type(task.model).__name__, count, device, dtype)
@@ -97,24 +100,58 @@ def announce(task: Task, first: Batch, device: torch.device, dtype: torch.dtype)
         if isinstance(x, Tensor):
             log.info("%s: %s %s in [%.3g, %.3g]", key, tuple(x.shape), x.dtype, x.min(), x.max())
     for caption in first.get("caption", [])[:2]:
-        log.info("caption: %s", caption)
-    if problem := unknown_words(task, first.get("caption", [])):
-        log.warning(problem)
+        log.info("caption: %s", shown(caption))
+    read = first.get("caption", []) if "caption" in task.keys else []
+    for captions, whose in ((read, "the first captions"), (prompts, "train.prompts")):
+        for problem in (unknown_words(task, captions, whose), cut_captions(task, captions, whose)):
+            if problem is not None:
+                log.warning(problem)
 
 
-def unknown_words(task: Task, captions: Sequence[str]) -> str | None:
+def unknown_words(task: Task, captions: Sequence[str], whose: str = "the first captions") -> str | None:
     """What to warn of when more than a tenth of the words are none of the vocabulary that a task reads them with."""
-    readers = (task, task.model, *(getattr(task, name, None) for name in task.needs))
-    tokenizers: list[Any] = [t for reader in readers if (t := getattr(reader, "tokenizer", None)) is not None]
-    unknown = [word for caption in captions for word in tokenizers[0].unknown(caption)] if tokenizers else []
+    tokenizers = _tokenizers(task)
+    if not tokenizers:
+        return None
+    whom, tokenizer = next(iter(tokenizers.items()))  # a neighbour's, where there is one, is the task's as well
+    unknown = [word for caption in captions for word in tokenizer.unknown(caption)]
     total = sum(len(split(caption)) for caption in captions)
     if len(unknown) <= 0.1 * total:
         return None
+    told = ", ".join(map(repr, list(dict.fromkeys(unknown))[:3]))
     return (
-        f"{len(unknown) / total:.0%} of the words of the first captions are not in the vocabulary and all read alike, "
-        f"such as {', '.join(map(repr, list(dict.fromkeys(unknown))[:3]))}; a CLIP trained with "
-        "model.tokenizer.kind=clip model.tokenizer.context=77 reads any word, and so do the stages that learn from it"
+        f"{len(unknown) / total:.0%} of the words of {whose} are not in the vocabulary and all read alike, such as "
+        f"{told}; {_open_vocabulary(task, whom)}"
     )
+
+
+def cut_captions(task: Task, captions: Sequence[str], whose: str = "the first captions") -> str | None:
+    """What to warn of when some captions are longer than a tokeniser that a task reads them with."""
+    tokenizers = _tokenizers(task).values()
+    cut = [caption for caption in captions if any(tokenizer.truncated(caption) for tokenizer in tokenizers)]
+    if not cut:
+        return None
+    room = min(tokenizer.room for tokenizer in tokenizers)
+    count, first = f"of {whose} {len(cut)} of {len(captions)}", quoted(cut[0], 60)
+    return f"{count} are longer than the {room} tokens that are read: {first}"
+
+
+def _tokenizers(task: Task) -> dict[str, Tokenizer]:
+    """What a task reads with, by whose it is: a neighbour's name, "" for the model, or `task`."""
+    readers: dict[str, Any] = {name: getattr(task, name, None) for name in task.needs} | {"": task.model, "task": task}
+    return {name: t for name, reader in readers.items() if (t := getattr(reader, "tokenizer", None)) is not None}
+
+
+def _open_vocabulary(task: Task, whom: str) -> str:
+    """The keys with which a stage reads any word, or the neighbour that must be trained with them first."""
+    if whom in task.needs:
+        return (
+            f"they are read with {whom}, which must be trained to read any word before this stage: t2i train "
+            "configs/shapes/clip.yaml init=weights/shapes/clip model.tokenizer.kind=clip "
+            f"data.source=… train.out=runs/{whom}, and then {whom}=runs/{whom} here"
+        )
+    section = "model.ports.text." if hasattr(getattr(task.model, "config", None), "ports") else "model."
+    return f"{section}tokenizer.kind=clip reads any word"
 
 
 def _short(count: int) -> str:
@@ -125,10 +162,14 @@ def _short(count: int) -> str:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Peak memory: allocated on a GPU, resident on a CPU (10⁹ bytes)."""
+    """Peak memory: allocated on a GPU, resident on a CPU (10⁹ bytes); 0 on systems that do not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:
+        return 0.0
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 

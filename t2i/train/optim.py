@@ -20,27 +20,42 @@ class OptimConfig(Config):
     the layers and the smaller the batch. Learning rates mean the same for both.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(1e-4, gt=0)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    kind: Literal["adamw", "muon"] = Field("adamw", description="the optimiser")
+    lr: float = Field(1e-4, gt=0, le=1e30, description="learning rate after the warm-up")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of AdamW")
     momentum: Fraction = Field(0.95, description="of Muon")
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0, description="on matrices and kernels; never on biases, gains, norms")
-    warmup: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    eps: float = Field(1e-8, gt=0, le=1, description="of AdamW")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1000, description="on matrices and kernels; never on biases, gains, norms"
+    )
+    warmup: int = Field(0, ge=0, le=10**9, description="optimiser steps of linear warm-up")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="how the learning rate falls after the warm-up"
+    )
     final: float = Field(0.0, ge=0, le=1, description="fraction of lr that a decay ends at")
     only: tuple[str, ...] = Field((), description="train the parameters whose names begin so, freeze the rest")
 
 
-def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
-    """Learning rate of optimiser step `step` (from 0) out of `num_steps`."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / (config.warmup + 1)
+_WARM = 0.1  # of a decay that follows the time
+
+
+def progress(config: OptimConfig, step: int, num_steps: int) -> float:
+    """How far a decay is, between 0 and 1, at a step (from 0) out of `num_steps`."""
+    return min(1.0, max(0, step - config.warmup) / max(1, num_steps - config.warmup))
+
+
+def learning_rate(config: OptimConfig, step: int, num_steps: int, ahead: float = 0.0) -> float:
+    """Learning rate of optimiser step `step` (from 0) out of `num_steps`.
+
+    A decay that is `ahead` by the clock is at least so far, and a warm-up before it takes a tenth of its time at most.
+    """
+    ramp = (step + 1) / (config.warmup + 1) if step < config.warmup else 1.0
+    ramp = max(ramp, min(1.0, ahead / _WARM))
     if config.schedule == "constant":
-        return config.lr
-    progress = min(1.0, (step - config.warmup) / max(1, num_steps - config.warmup))
-    fall = progress if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * progress)
-    return config.lr * (1 + (config.final - 1) * fall)
+        return config.lr * ramp
+    done = max(ahead, progress(config, step, num_steps))
+    fall = done if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * done)
+    return config.lr * ramp * (1 + (config.final - 1) * fall)
 
 
 def freeze(model: nn.Module, only: Sequence[str]) -> None:
@@ -101,6 +116,11 @@ class Muon(torch.optim.AdamW):
         torch._foreach_add_(parameters, moves, alpha=group["lr"])
         for p in parameters:
             p.grad = None  # AdamW passes it by
+
+
+def state_kinds(group: dict[str, Any]) -> set[str]:
+    """What `make_optimizer`'s optimisers keep of a parameter of a group."""
+    return {"step", "exp_avg", "exp_avg_sq"} if group["momentum"] is None else {"momentum"}
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:

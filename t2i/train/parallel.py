@@ -3,17 +3,19 @@
 Today DistributedDataParallel stands behind it; whatever shards a model later answers the same questions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import T2IError, UsageError
 from t2i.train import checkpoint
+
+T = TypeVar("T")
 
 
 class Parallel:
@@ -76,6 +78,20 @@ class Parallel:
     def broadcast(self, value: Any) -> Any:
         """What the main process has."""
         return broadcast_object_list([value if self.main else None])[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What some work gives the main process, which alone does it; an error of ours is raised in all processes."""
+        done: tuple[Any, T2IError | None] = (None, None)
+        if self.main:
+            try:
+                done = (work(), None)
+            except T2IError as error:
+                done = (None, error)
+        value, failure = self.broadcast(done)
+        if failure is not None:
+            raise failure
+        result: T = value
+        return result
 
     def barrier(self) -> None:
         """Wait for all processes."""

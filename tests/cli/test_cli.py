@@ -135,6 +135,38 @@ def test_other_weights_or_torch_are_told(
     assert "drawn with torch 1.0" in told
 
 
+def test_text_of_others_moves_no_cursor_and_fills_no_screen(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """In warnings and errors about a crafted recipe, about a file's name, and in what a config says."""
+    first = tmp_path / "a.png"
+    chosen = ["--stop-after", "decoder", "--steps", "1", "--seed", 3, "--out", first]
+    assert run(monkeypatch, "generate", "a cube", "--model", model, *chosen) == 0
+    save_png(Image.open(first), first, read_recipe(first) | {"torch": "1.0\x1b[2J\r\n" + "a" * 500_000})
+    assert run(monkeypatch, "generate", "--from", first, "--out", tmp_path / "b.png") == 0
+    told = capsys.readouterr().err
+    assert "drawn with torch 1.0\\x1b[2J\\r\\naaa" in told
+    assert "a… (500,0" in told
+    assert "\x1b" not in told
+    assert len(told) < 3000
+    save_png(Image.open(first), first, read_recipe(first) | {"model": "\x1b]0;title\x07\u202egnp"})
+    assert run(monkeypatch, "generate", "--from", first, "--out", tmp_path / "b.png") == 2
+    assert "\\x1b]0;title\\x07\\u202egnp" in capsys.readouterr().err
+    config = json.loads((model / "model_index.json").read_text())
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(config | {"_class_name": "\x1b[2J"}))
+    assert run(monkeypatch, "info", tmp_path / "model") in (2, 3)
+    assert "\x1b" not in "".join(capsys.readouterr())
+
+
+def test_a_picture_of_any_format_is_drawn_again(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+    chosen = ["--stop-after", "decoder", "--steps", "1", "--seed", 3]
+    for name in ("a.jpg", "a.webp"):
+        assert run(monkeypatch, "generate", "a cube", "--model", model, *chosen, "--out", tmp_path / name) == 0
+        assert run(monkeypatch, "generate", "--from", tmp_path / name, "--out", tmp_path / f"again-{name}") == 0
+        assert (tmp_path / name).read_bytes() == (tmp_path / f"again-{name}").read_bytes()
+
+
 def test_what_cannot_be_drawn_or_written_is_told_before_the_work(
     monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -248,13 +280,14 @@ def test_a_folder_named_like_the_picture_is_told_before_the_work(
         (["generate", "a red cube", "--num", "0"], 2, "Invalid value for '--num'"),
         (["generate", "a red cube", "--colour", "red"], 2, "No such option: --colour"),
         (["generate", "a red cube", "--out", "/proc/x.png"], 2, "cannot write to /proc"),
-        (["generate", "a red cube", "--out", "cube.jpg"], 2, ".png"),
+        (["generate", "a red cube", "--out", "cube.bmp"], 2, "must end in .png, .jpg"),
         (["generate", "a red cube", "--device", "gpu"], 2, "no device 'gpu'"),
         (["generate", "a \udcff cube"], 2, "not valid UTF-8"),
         (["generate", "a red cube", "--from", "x.png"], 2, "--from"),
         (["generate", "--from", "no-such.png"], 3, "no-such.png"),
         (["train", "no-such.yaml"], 2, "no-such.yaml"),
-        (["train", "configs/shapes/decodr.yaml"], 2, "did you mean 'configs/shapes/decoder.yaml'?"),
+        (["train", "configs/shapes/decodr.yaml"], 2, "did you mean 'configs/shapes/decoder.yaml'"),
+        (["train", "confgs/shapes/ddpm.yaml"], 2, "no such file, did you mean 'configs/shapes/ddpm.yaml'"),
         (["train", "configs/shapes/decoder.yaml", "train.step=3"], 2, "did you mean 'train.steps'"),
         (["train", "configs/shapes/decoder.yaml", "lr=1"], 2, "unknown key 'lr', did you mean 'optim.lr'?"),
         (["train", "configs/shapes/clip.yaml", "train.batch_size=1", "train.out=OUT"], 2, "batch_size is too small"),
@@ -448,7 +481,7 @@ def test_a_signal_is_exit_code_75_and_the_same_command_continues(
     monkeypatch.setattr(UpsamplerTask, "loss", signalled)
     command = ["train", "configs/shapes/up256.yaml", f"train.out={tmp_path}", "train.steps=2", "train.sample_every=0"]
     assert run(monkeypatch, *command, *SMALL) == 75
-    assert f"error: SIGTERM: saved step 1 in {tmp_path}" in capsys.readouterr().err
+    assert f"SIGTERM: saved step 1 in {tmp_path}" in capsys.readouterr().err
     monkeypatch.setattr(UpsamplerTask, "loss", loss)
     assert run(monkeypatch, *command, *SMALL) == 0
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000001", "step-000002"]

@@ -59,6 +59,8 @@ def test_variations_are_numbered_and_tell_their_seeds(
     assert Image.open("out.png").size == (2 * 34 - 2, 32)
     assert run(monkeypatch, "variations", "0.png", "--num", 2, "--out", "all.gif", "--model", model, *QUICK) == 0
     assert Image.open("all.gif").n_frames == 2
+    assert run(monkeypatch, "variations", "0.png", "--num", 2, "--out", "a.jpg", "--model", model, *QUICK) == 0
+    assert read_recipe("a-1.jpg")["arguments"] == read_recipe("out-1.png")["arguments"] | {"eta": [1.0, 1.0]}
     assert run(monkeypatch, "generate", "--from", "out-1.png") == 2
     assert "was made from another picture (variations)" in capsys.readouterr().err
 
@@ -106,17 +108,18 @@ def test_a_picture_is_drawn_larger_whole_or_in_tiles(
         (["variations", "tall.png"], 2, "must be square, got 30 × 40"),
         (["variations", "0.png", "--num", "0"], 2, "'--num'"),
         (["variations", "0.png", "--eta", "2"], 2, "'--eta'"),
-        (["variations", "0.png", "--out", "a.jpg"], 2, "--out must end in .png or .gif"),
+        (["variations", "0.png", "--out", "a.bmp"], 2, "must end in .png, .jpg, .jpeg, .webp, .gif, got"),
         (["variations", "0.png", "--out", "0.png/x.png"], 2, "0.png is a file, expected a folder"),
         (["variations", "0.png", "--stop-after", "prior"], 2, "unknown stage 'prior'; stages are decoder"),
         (["variations", "0.png", "--steps", "decodr=3"], 2, "did you mean 'decoder'"),
         (["variations", "0.png", "--guidance", "x"], 2, "--guidance"),
         (["interpolate", "0.png"], 2, "Missing argument"),
         (["interpolate", "0.png", "two.png"], 3, "two.png does not exist"),
+        (["interpolate", "0.png", "two.tif"], 3, "two.tif does not exist"),
         (["interpolate", "0.png", "", "--model", "nowhere"], 2, "the prompt is empty"),  # told before a model is opened
         (["interpolate", "0.png", "1.png", "--num", "1"], 2, "'--num'"),
         (["interpolate", "0.png", "1.png", "--noise", "some"], 2, "known are slerp and fixed"),
-        (["interpolate", "0.png", "1.png", "--out", "a.jpg"], 2, "--out must end in .png or .gif"),
+        (["interpolate", "0.png", "1.png", "--out", "a.bmp"], 2, ".jpg, .jpeg, .webp, .gif, got a.bmp"),
         (["text-diff", "0.png", "--to-text", "a cube"], 2, "Missing option '--from-text'"),
         (["text-diff", "0.png", "--from-text", "a", "--to-text", "", "--model", "nowhere"], 2, "the prompt is empty"),
         (["text-diff", "0.png", "--from-text", "a cube", "--to-text", "a cube"], 2, "embedded at the same place"),
@@ -125,7 +128,7 @@ def test_a_picture_is_drawn_larger_whole_or_in_tiles(
         (["upsample", "tall.png"], 2, "the sides must be multiples of"),
         (["upsample", "0.png", "--max-tile", "0"], 2, "'--max-tile'"),
         (["upsample", "0.png", "--max-tile", "1"], 2, "max_tile of up256: must be at least"),
-        (["upsample", "0.png", "--out", "a.gif"], 2, "--out must end in .png"),
+        (["upsample", "0.png", "--out", "a.gif"], 2, "--out must end in .png, .jpg, .jpeg, .webp, got a.gif"),
     ],
 )
 def test_mistakes_get_one_line_and_a_code(
@@ -152,12 +155,14 @@ def test_models_that_see_no_pictures_are_told(
 
 @pytest.fixture
 def masks(here: Path) -> Path:
-    """Beside the pictures a mask of their right half, one of another size, one in colour, and one that is cut off."""
+    """Beside the pictures a mask of their right half, one of another size, one that masks nothing, one that
+    is cut off, and a program that is named like a picture."""
     half = Image.new("L", (40, 40))
     half.paste(255, (20, 0, 40, 40))
     half.save("half.png")
     half.resize((20, 20)).save("small.png")
-    half.convert("RGB").save("colour.png")
+    Image.new("RGB", (40, 40)).save("black.png")
+    (here / "fake.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
     (here / "cut.png").write_bytes((here / "half.png").read_bytes()[:60])
     return here
 
@@ -175,6 +180,9 @@ def test_generate_draws_anew_what_is_masked_or_changes_the_whole(
     assert (inpainted[:, middle:] != same[:, middle:]).any()
     assert (edited != same).any()
     assert read_recipe(masks / "inpainted.png")["task"] == "inpaint"
+    Image.open("half.png").convert("RGB").save("colour.png")
+    assert run(monkeypatch, *asked, "--mask", "colour.png", "--out", "again.webp") == 0
+    assert read_recipe(masks / "again.webp")["arguments"] == read_recipe(masks / "inpainted.png")["arguments"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +191,8 @@ def test_generate_draws_anew_what_is_masked_or_changes_the_whole(
         (["--mask", "half.png"], 2, "--mask and --strength are for an --image"),
         (["--image", "0.png", "--mask", "half.png", "--strength", "0.5"], 2, "give --mask, to draw a part anew, or"),
         (["--image", "0.png", "--mask", "small.png"], 2, "mask"),
-        (["--image", "0.png", "--mask", "colour.png"], 2, "mode RGB"),
+        (["--image", "0.png", "--mask", "black.png"], 2, "the mask is empty"),
+        (["--image", "fake.jpg", "--mask", "half.png"], 3, "fake.jpg is EPS, not one of JPEG, PNG, WebP, GIF, BMP"),
         (["--image", "0.png", "--mask", "cut.png"], 3, "cut.png"),
         (["--image", "0.png", "--mask", "none.png"], 3, "none.png"),
         (["--image", "tall.png", "--mask", "half.png"], 2, "square"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_tools import fill_state_dict
+from flat_network import FACTS, SMALL, unpublished
 from manifests import manifests, shapes, state
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,7 +21,6 @@ from t2i.core.errors import DataError, UsageError
 from t2i.io.weights import stored_dtype
 from t2i.keymaps.flat import rekey
 from t2i.stages.decoder.convert import convert as convert_decoder
-from t2i.stages.decoder.convert import flat_entries
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.convert import join
 from t2i.stages.registry import load_stage, save_stage
@@ -133,22 +132,6 @@ def test_one_change_is_named(manifest: str) -> None:
         assert str(error.value) == f"my.pt: {message}"
 
 
-SMALL = {  # a network that nobody published
-    "unet": {"channels": 32, "multipliers": [1, 2], "num_blocks": 1, "attention": [2], "head_channels": 16},
-    "image_size": 16,
-    "ports": {"classes": {"num": 5}},
-}
-FACTS = ["head_channels=16", "image_size=16", "schedule=cosine", "num_steps=1000", "rescale_timesteps=false"]
-
-
-def unpublished() -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
-    """Its config, and weights by their foreign keys."""
-    config = DecoderConfig.model_validate(SMALL)
-    wanted = {key: tuple(value.shape) for key, value in Decoder(config).state_dict().items()}
-    keys = {k: s for e in flat_entries(config, "new") for ks, _, s in e.tensors(wanted) for k in ks}
-    return config, fill_state_dict(keys)
-
-
 @pytest.mark.parametrize("order", ["legacy", "new"])
 def test_a_network_of_unknown_size_asks_for_what_keys_do_not_show(tmp_path: Path, order: str) -> None:
     config, weights = unpublished()
@@ -227,6 +210,21 @@ def test_any_damage_is_one_line(tmp_path: Path) -> None:
         path.write_bytes(data)
         with suppress(DataError):  # any other error fails; a bent value may be read
             read_weights(path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize("reader", ["torch.load", "t2i.convert.convert.ZipFile"])
+def test_a_lack_of_memory_is_no_damage(
+    error: Exception, reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
+    monkeypatch.setattr(reader, full)
+    with pytest.raises(type(error)) as caught:
+        read_weights(tmp_path / "a.pt")
+    assert caught.value is error
 
 
 def test_what_is_no_dictionary_of_tensors_by_name(tmp_path: Path) -> None:

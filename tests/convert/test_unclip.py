@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from t2i import Pipeline, load_stage
-from t2i.convert.convert import _check_diffusers, convert_files, recognise
+from t2i.convert.convert import _check_diffusers, convert_files, read_weights, recognise
 from t2i.convert.diffusers import layout_of
 from t2i.core.errors import DataError, UsageError
 from t2i.core.types import TextFeatures
@@ -284,6 +285,20 @@ def test_the_two_networks_of_an_upsampler_are_told_apart_by_their_folders(tmp_pa
     first.rename(folder / "one")
     with pytest.raises(DataError, match=r"lacks 'super_res_first\."):
         convert_files([folder / "one", last], tmp_path / "c")
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_not_unpacked(tmp_path: Path) -> None:
+    """The same tensors, deflated: 4 MB of zeros in 4 KB."""
+    torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "whole.pt")
+    with ZipFile(tmp_path / "whole.pt") as whole, ZipFile(tmp_path / "bomb.pt", "w", ZIP_DEFLATED) as bomb:
+        for member in whole.infolist():
+            bomb.writestr(member.filename, whole.read(member))
+    assert read_weights(tmp_path / "whole.pt")["w"].shape == (1_000_000,)
+    with pytest.raises(DataError, match=r"bomb.pt: has [\d,]{5} bytes and unpacks to 4,0[\d,]+; torch never packs"):
+        read_weights(tmp_path / "bomb.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:100_000])
+    with pytest.raises(DataError, match=r"cut.pt: not a file of weights, or damaged or truncated"):
+        read_weights(tmp_path / "cut.pt")
 
 
 def test_a_program_is_not_run(tmp_path: Path) -> None:

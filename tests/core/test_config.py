@@ -1,5 +1,6 @@
 """YAML and overrides become one validated model, and mistakes are named."""
 
+import os
 from typing import Literal
 
 import pytest
@@ -8,6 +9,10 @@ from pydantic import Field
 from t2i.core import config
 from t2i.core.config import Config
 from t2i.core.errors import UsageError
+from t2i.data.config import DataConfig
+from t2i.run import load_run
+from t2i.train.optim import OptimConfig
+from t2i.train.settings import TrainConfig
 
 
 class Optim(Config):
@@ -104,11 +109,33 @@ def test_merge_keys_fill_in_and_own_keys_win(tmp_path):
 
 
 def test_missing_and_binary_files(tmp_path):
-    with pytest.raises(UsageError, match=r"none.yaml: No such file"):
+    with pytest.raises(UsageError, match=r"none.yaml does not exist"):
         config.load(tmp_path / "none.yaml", [], Run)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not a text file"):
         config.load(tmp_path / "binary", [], Run)
+
+
+def test_aliases_that_multiply_are_refused_before_anything_is_made_of_them(tmp_path):
+    """Ten lines that stand for ten billion values, and a value within itself; a config's own aliases are few."""
+    lines = ["a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    for name, last in zip("bcdefghij", "abcdefghi", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]")
+    for text in ("\n".join(lines), "steps: &a [1, *a]", "steps: &a {<<: *a}"):
+        with pytest.raises(UsageError, match=r"it holds [\d,]+ values .*, more than 100,000"):
+            config.load(write(tmp_path, text), [], Run)
+    assert config._yaml("[&a {x: 1}, *a]") == [{"x": 1}, {"x": 1}]
+
+
+def test_what_an_error_quotes_is_cut_and_a_config_is_a_file_of_bounded_size(tmp_path):
+    with pytest.raises(UsageError, match=r"got 'aaa.*a… \(200,002 characters\)$") as caught:
+        config.load(write(tmp_path, f"steps: {'a' * 200_000}"), [], Run)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(UsageError, match=r"has 1,100,007 bytes, more than 262,144"):
+        config.load(write(tmp_path, f"steps: {'a' * 1_100_000}"), [], Run)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UsageError, match=r"pipe.yaml is a pipe"):
+        config.load(tmp_path / "pipe.yaml", [], Run)
 
 
 def test_frozen():
@@ -118,3 +145,59 @@ def test_frozen():
 
 def test_flatten():
     assert dict(config.flatten({"a": {"b": 1, "c": {}}, "d": [1]})) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+@pytest.mark.parametrize(
+    "text", ["steps: !!timestamp 2020-01-01", "steps: !!binary aGk=", "steps: !!set {a, b}", "steps: !!omap [a: 1]",
+             "steps: !!python/tuple [1]", "steps: !!int x", "steps: !!float x", "steps: !!null x", "steps: !!bool x",
+             "1: 2", "? [1, 2]\n: 3", "steps: 1\nnull: 2", "steps: 1\noptim: {1: 2}", "steps: 1\nsources: {1: 2}",
+             "steps: 1\ntrue: 2", "steps: .inf", "steps: 1e400", "steps: 1\n2020-01-01: 3", "? {a: 1}\n: 3",
+             "steps: !!timestamp x"],
+)  # fmt: skip
+def test_other_types_of_yaml_are_one_line(tmp_path, text):
+    with pytest.raises(UsageError) as caught:
+        config.load(write(tmp_path, text), [], Run)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_what_a_validator_trips_over_is_one_line():
+    class Tripping(Config):
+        width: int
+
+        @classmethod
+        def migrate(cls, data):
+            return {"width": data["width"] + "x"} if isinstance(data["width"], str) else {"width": data["width"] % None}
+
+    with pytest.raises(UsageError, match=r"^config: unsupported operand"):
+        config.parse({"width": 3}, Tripping)
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "key"),
+    [
+        (TrainConfig, {"batch_size": 10**12}, "batch_size"),
+        (TrainConfig, {"num_threads": 10**9}, "num_threads"),
+        (TrainConfig, {"steps": 10**30}, "steps"),
+        (TrainConfig, {"seed": 2**70}, "seed"),
+        (TrainConfig, {"max_minutes": 1e308}, "max_minutes"),
+        (TrainConfig, {"num_samples": 10**6}, "num_samples"),
+        (OptimConfig, {"lr": 1e308}, "lr"),
+        (OptimConfig, {"weight_decay": 1e308}, "weight_decay"),
+        (DataConfig, {"size": 10**6}, "size"),
+        (DataConfig, {"num_workers": 10**5}, "num_workers"),
+        (DataConfig, {"captions": {"short": 1e308, "alt": 1e308}}, "captions.short"),
+        (DataConfig, {"num_things": {1: 1e308}}, "num_things.1"),
+        (DataConfig, {"source": [{"src": "a", "weight": 1e308}]}, "source.0.weight"),
+    ],
+)
+def test_sizes_that_no_machine_has_are_refused_by_name(section, given, key):
+    needed = {"steps": 1, "batch_size": 1, "out": "x"} if section is TrainConfig else {}
+    with pytest.raises(UsageError, match=rf"^config: {key}: input should be less than"):
+        config.parse(needed | given, section)
+
+
+def test_a_section_that_is_text_is_one_line_also_where_a_preset_fills_it():
+    with pytest.raises(UsageError, match=r"model: input should be a valid dictionary.*got 'x'") as caught:
+        load_run("configs/dalle2/decoder.yaml", ["model=x"])
+    assert "\n" not in str(caught.value)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from pydantic import BaseModel, Field
 
+from t2i.convert.convert import converted_weights
+from t2i.core.config import parse
 from t2i.core.devices import memory_explained
 from t2i.core.errors import (
     DataError,
@@ -13,10 +15,17 @@ from t2i.core.errors import (
     Stopped,
     T2IError,
     UsageError,
+    did_you_mean,
     explain,
+    quoted,
 )
+from t2i.hub.index import checkpoint
+from t2i.pipeline.base import Pipeline
 from t2i.pipelines.dalle2 import DALLE2
+from t2i.run import Run
+from t2i.stages.registry import load_stage
 
+HUGE = 10**5000
 KINDS = (UsageError, DataError, FullDiskError, NonFiniteError, OutOfMemoryError, Stopped)
 
 
@@ -99,3 +108,49 @@ def test_a_picture_that_does_not_fit_names_what_needs_less(pipe: DALLE2, monkeyp
     monkeypatch.setattr(pipe.parts["decoder"], "forward", full)
     with pytest.raises(OutOfMemoryError, match=r"stage 'decoder'.*512.00 MiB.*max_batch.*offload=True.*dtype"):
         pipe("a red cube", seed=0, progress=False)
+
+
+def test_an_error_of_a_device_of_any_class_is_no_lack_of_memory() -> None:
+    with pytest.raises(RecursionError, match=r"^too deep$"), memory_explained("a", "b"):
+        raise RecursionError("too deep")
+    with pytest.raises(NotImplementedError), memory_explained("a", "b"):
+        raise NotImplementedError("no such kernel")
+
+
+def test_what_was_given_is_quoted_in_one_line_whatever_it_is() -> None:
+    class Rude:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    assert quoted("a\0\x1b[31m\n") == r"'a\x00\x1b[31m\n'"
+    assert quoted("x" * 500) == f"'{'x' * 99}… (502 characters)"
+    assert quoted(10**5000) == "a value of type int that cannot be shown"
+    assert quoted(Rude()) == "a value of type Rude that cannot be shown"
+    assert "\n" not in quoted(torch.zeros(3, 3))
+
+
+def test_there_is_no_hint_for_what_is_no_text() -> None:
+    assert did_you_mean("cub", ["cube", "cone"]) == ", did you mean 'cube'?"
+    for name in (HUGE, None, b"cub", ["cub"]):
+        assert did_you_mean(name, ["cube", "cone", "None"]) == ""
+
+
+def test_whatever_names_something_is_quoted_where_it_is_refused(pipe: DALLE2) -> None:
+    for call in (
+        lambda: pipe.use_preset(HUGE),
+        lambda: DALLE2({HUGE: 1}),
+        lambda: checkpoint(HUGE),
+        lambda: converted_weights([], network=HUGE),
+        lambda: converted_weights([], weights=HUGE),
+        lambda: pipe.reconstruct([], sampler=HUGE),
+        lambda: parse({"stage": "decoder", "preset": HUGE}, Run),
+    ):
+        with pytest.raises(UsageError, match="a value of type int that cannot be shown"):
+            call()
+
+
+def test_a_stage_or_a_model_without_a_name_is_refused() -> None:
+    for call in (load_stage, Pipeline.from_pretrained):
+        for name in ("", b""):
+            with pytest.raises(UsageError, match=r"^a (stage|model) has no name: b?''$"):
+                call(name)

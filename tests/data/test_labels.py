@@ -1,11 +1,14 @@
 """Classes: of the shapes world, of folders, of shards; and what a network over classes is told of them."""
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from t2i import run as recipe
 from t2i.core.errors import UsageError
 from t2i.data import shapes
 from t2i.data.config import DataConfig
@@ -15,7 +18,7 @@ from t2i.data.shapes.write import write_shards
 from t2i.data.source import Needs
 from t2i.run import train
 from t2i.stages.decoder.model import Decoder
-from t2i.stages.registry import load_stage
+from t2i.stages.registry import load_stage, stage
 
 
 @pytest.fixture
@@ -63,35 +66,58 @@ SMALL = ["train.steps=1", "train.batch_size=2", "train.sample_every=0", "train.v
 
 def test_a_network_knows_what_its_classes_are_called(pets: Path, tmp_path: Path) -> None:
     data = [f"data.source={pets}", f"train.out={tmp_path / 'out'}", *SMALL]
-    with pytest.raises(UsageError, match=r"model\.ports\.classes\.num=60, but .*pets has 2 classes"):
-        train("configs/shapes/adm.yaml", data)
+    wrong = r"model\.ports\.classes\.num=60, but .*pets has 2 classes \(cat, dog\); model\.ports\.classes\.num=0 takes"
+    with pytest.raises(UsageError, match=wrong):
+        train("configs/shapes/adm.yaml", [*data, "model.ports.classes.num=60"])
     train("configs/shapes/adm.yaml", [*data, "model.ports.classes.num=2"])
     model = load_stage(tmp_path / "out")
     assert isinstance(model, Decoder)
     assert model.config.ports.classes.names == ("cat", "dog")
 
 
+def test_the_folders_tell_how_many_classes_there_are(
+    pets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = [f"data.source={pets}", *SMALL]
+    with caplog.at_level(logging.INFO):
+        train("configs/shapes/adm.yaml", [*data, f"train.out={tmp_path / 'adm'}"])
+    assert "model.ports.classes.num=2: cat, dog" in caplog.text
+    classes = load_stage(tmp_path / "adm").config.ports.classes  # type: ignore[union-attr]
+    assert (classes.num, classes.names, classes.null_class) == (2, ("cat", "dog"), True)
+    wrong = r"model\.num_classes=7, but .*pets has 2 classes \(cat, dog\)"
+    with pytest.raises(UsageError, match=wrong):
+        train("configs/shapes/adm-classifier.yaml", [*data, "model.num_classes=7", f"train.out={tmp_path / 'x'}"])
+    config = recipe.load_run("configs/shapes/adm-classifier.yaml", data)
+    completed: Any = recipe.complete(config, stage("classifier"), {})
+    assert (completed.num_classes, completed.class_names) == (2, ("cat", "dog"))
+    shapes_run = recipe.load_run("configs/shapes/adm-classifier.yaml", [])
+    completed = recipe.complete(shapes_run, stage("classifier"), {})
+    assert (completed.num_classes, completed.class_names) == (60, shapes.CLASSES)
+
+
 def test_sources_must_mean_the_same_classes(pets: Path, tmp_path: Path) -> None:
     mixed = f"data.source=[{{src: shapes}}, {{src: {pets}}}]"
-    with pytest.raises(UsageError, match="have different classes"):
+    with pytest.raises(UsageError, match=r"classes: shapes 60 \(red cube, .* …\), .*pets 2 \(cat, dog\)"):
         train("configs/shapes/adm.yaml", [mixed, f"train.out={tmp_path / 'out'}", *SMALL])
 
 
 def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "flat" / "a.png")
+    data = [f"data.source={tmp_path / 'flat'}", "data.val_fraction=0", f"train.out={tmp_path / 'out'}", *SMALL]
+    with pytest.raises(UsageError, match=r"model\.ports\.classes\.num is not known, and .*flat has no folders"):
+        train("configs/shapes/adm.yaml", data)
     with pytest.raises(UsageError, match=r"the task needs \['label'\]"):
-        train(
-            "configs/shapes/adm.yaml",
-            [f"data.source={tmp_path / 'flat'}", "data.val_fraction=0", f"train.out={tmp_path / 'out'}", *SMALL],
-        )
+        train("configs/shapes/adm.yaml", [*data, "model.ports.classes.num=2"])
 
 
-def test_labels_out_of_range_are_bad_samples(pets: Path) -> None:
-    config = DataConfig(source=str(pets), size=16, num_workers=0, val_fraction=0, max_bad_fraction=1.0)
+@pytest.mark.parametrize("val_fraction", [0, 0.3])
+def test_labels_out_of_range_are_bad_samples(pets: Path, val_fraction: float, caplog: pytest.LogCaptureFixture) -> None:
+    config = DataConfig(source=str(pets), size=16, num_workers=0, val_fraction=val_fraction, max_bad_fraction=1.0)
     loader = Loader(config, seed=0, batch_size=16, needs=Needs(("image",), 1))
     assert set(next(iter(loader))["label"].tolist()) == {0}
     assert loader.bad["label out of range"] > 0
+    assert "label out of range (1 (dog), of 1 classes)" in caplog.text
 
 
 def test_pictures_may_be_mirrored(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import json
 import logging
 import os
 import pickle
-import tarfile
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from files_of_data import make_folder, make_shard, make_tar, picture
 from PIL import Image
 
 from t2i.core.config import load
@@ -26,37 +26,7 @@ from t2i.data.order import Mixture, permute
 from t2i.data.shapes.write import write_shards
 from t2i.data.shards import ShardSource, expand
 from t2i.data.source import BadSample, decode, pick_caption
-
-
-def picture(value, size=(12, 10), kind="PNG"):
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def make_folder(path, count=20, start=0):
-    path.mkdir(parents=True, exist_ok=True)
-    for i in range(start, start + count):
-        (path / f"{i:03d}.png").write_bytes(picture(i))
-        (path / f"{i:03d}.txt").write_text(f"picture {i}\n")
-    return path
-
-
-def make_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def make_shard(path, start, count, **extra):
-    members = []
-    for i in range(start, start + count):
-        members += [(f"{i:04d}.png", picture(i)), (f"{i:04d}.txt", f"picture {i}".encode())]
-        members += [(f"{i:04d}.{kind}", data(i)) for kind, data in extra.items()]
-    return make_tar(path, members)
+from t2i.io.decode import _say
 
 
 def config(source, **changes):
@@ -390,6 +360,7 @@ def test_pickles_in_a_tar_are_never_opened(tmp_path):
         b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4', ",
         b"\x93NUMPY\x01\x00\x05\x00{'a' \n",
         b"\x93NUMPY\x01\x00\x0a\x00{'a': (((\n",
+        b"\x93NUMPY\x01\x00\x28\x23" + b"-" * 8999 + b"\n",
         b"PK\x03\x04 and no zip",
         b"",
     ],
@@ -397,6 +368,20 @@ def test_pickles_in_a_tar_are_never_opened(tmp_path):
 def test_any_damage_to_an_array_costs_one_sample(tmp_path, data):
     path = make_shard(tmp_path / "a.tar", 0, 1, npy=lambda _: data)
     with pytest.raises(BadSample, match="unreadable npy"):
+        ShardSource(str(path), 8).load(0, Streams([0]))
+
+
+@pytest.mark.parametrize("reader", ["_json_captions", "_array"])
+def test_a_lack_of_memory_costs_no_sample(tmp_path, monkeypatch, reader):
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    path = make_shard(tmp_path / "a.tar", 0, 1, npy=lambda _: buffer.getvalue(), json=lambda _: b"{}")
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(f"t2i.data.shards.{reader}", full)
+    with pytest.raises(MemoryError):
         ShardSource(str(path), 8).load(0, Streams([0]))
 
 
@@ -545,6 +530,32 @@ def test_a_bad_file_among_a_few_held_out_ones_is_skipped_and_alone_means_none(tm
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_few_bad_samples_do_not_stop_a_small_folder(tmp_path, workers):
     assert len(take(loader(spoiled(tmp_path, 2, 18), 10, num_workers=workers), 40)) == 40
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_said_once_is_said_once_of_all_processes_and_loaders(tmp_path, caplog, workers):
+    _say.cache_clear()
+    folder = make_folder(tmp_path / "a", 4)
+    for path in folder.glob("*.png"):
+        Image.new("RGBA", (9, 9)).save(path)
+    batches = loader(str(folder), 2, num_workers=workers)
+    assert set(take(batches, 4)[0]) == {"image", "caption", "key", "seed"}
+    take(loader(str(folder), 2, num_workers=workers), 4)
+    assert caplog.messages == ["what is transparent in a picture is laid on white (said once)"]
+    _say.cache_clear()
+    caplog.clear()
+    take(loader(str(folder), 2, num_workers=workers, rank=1, world=2), 4)
+    assert caplog.messages == []
+
+
+def test_the_announcement_tells_what_is_held_out(tmp_path, caplog):
+    folder = make_folder(tmp_path / "a", 40)
+    data, held = loader(str(folder), val_fraction=0.3), loader(str(folder), val_fraction=0.3, split="val")
+    num = [len(opened.data.sources[0]) for opened in (data, held)]
+    with caplog.at_level(logging.INFO):
+        data.announce()
+    assert sum(num) == 40
+    assert f"{folder}: {num[0]} to train on, {num[1]} held out" in caplog.messages
 
 
 def test_enlarged_pictures_are_told_once_and_counted(tmp_path, caplog):

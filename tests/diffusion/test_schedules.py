@@ -129,9 +129,17 @@ def test_impossible_specs_are_explained(spec: object, says: str) -> None:
         respaced_steps(spec, 1000)  # type: ignore[arg-type]
 
 
-def test_fast27_needs_its_process() -> None:
-    with pytest.raises(ValueError, match=r"1000 steps, this one has 4000"):
-        respaced_steps("fast27", 4000)
+@pytest.mark.parametrize("num_steps", [50, 500, 1000, 4000])
+def test_fast27_of_any_process_is_its_sections_but_for_the_last_step(num_steps: int) -> None:
+    """As GLIDE's code has it: T - 1 is taken out of "10,10,3,2,2", and T - 3 put in."""
+    sections = respaced_steps("10,10,3,2,2", num_steps)
+    assert respaced_steps("fast27", num_steps) == [*sections[:-1], num_steps - 3]
+    assert sections[-1] == num_steps - 1
+
+
+def test_fast27_of_too_short_a_process_is_explained() -> None:
+    with pytest.raises(ValueError, match="asks for 10 steps, but there are at most 9"):
+        respaced_steps("fast27", 45)
 
 
 def test_schedules_of_any_length() -> None:

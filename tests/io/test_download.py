@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from file_server import FileServer, serving
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.io.download import ATTEMPTS, download
 
 BODY = random.Random(0).randbytes(5_000_000)  # several blocks
@@ -173,10 +173,10 @@ def test_a_full_disk_is_told_before_and_while(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "full.pt.part").symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"no space left to write .*full\.pt\.part"):
+    with pytest.raises(FullDiskError, match=r"no space left to write .*full\.pt\.part"):
         download(f"{server.url}/net.pt", tmp_path / "full.pt")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(DataError, match=r"no space left .* needs 5,000,000 bytes, 10 are free"):
+    with pytest.raises(FullDiskError, match=r"no space left .* needs 5,000,000 bytes, 10 are free"):
         download(f"{server.url}/net.pt", tmp_path / "net.pt")
     assert not names(tmp_path) & {"net.pt", "net.pt.part"}
 

@@ -105,6 +105,11 @@ def test_the_recipe_in_a_png_repeats_the_picture_to_the_byte(pipe: DALLE2, tmp_p
     assert read_recipe(paths[5])["arguments"]["negative_prompt"] == [negatives[2]] * 2
     assert recipe["arguments"]["max_batch"] == 4
     assert [p.name for p in out.save(tmp_path / "one.png", [4])] == ["one.png"]
+    assert [p.name for p in out.save(tmp_path / "some.png", [0, -1])] == ["some-0.png", f"some-{len(out) - 1}.png"]
+    for which in (["x"], [5000], [1.5], 3, "0", [None]):
+        with pytest.raises(UsageError, match=r"which must be a list of numbers from 0 to \d+, got "):
+            out.save(tmp_path / "none.png", which)
+    assert not list(tmp_path.glob("none*"))
     assert read_recipe(tmp_path / "one.png")["arguments"]["seed"] == [7, 8]
     with pytest.raises(IndexError):
         out.recipe_of(6)
@@ -336,7 +341,7 @@ def test_presets_that_cannot_be_are_one_clear_line(pipe: DALLE2, monkeypatch: py
         ({"prompt": []}, "no prompt"),
         ({"prompt": "a cube " * 2000}, "14,000 characters"),
         ({"prompt": 3}, "int"),
-        ({"prompt": b"a cube"}, "must be a string, got int"),
+        ({"prompt": b"a cube"}, "must be a string or a list of them, got bytes"),
         ({"prompt": "a \udcff cube"}, "not valid UTF-8"),
         ({"negative_prompt": 3}, "negative prompt must be a string or a list of them, got int"),
         ({"negative_prompt": ["a", None], "prompt": ["a", "a"]}, "got NoneType"),
@@ -425,7 +430,7 @@ def test_broken_folders_are_one_clear_line(pipe: DALLE2, tmp_path: Path) -> None
         ({"settings": {"step": {}}}, "did you mean 'steps'"),
         ({"settings": {"sampler": {"decoder": "dppm"}}}, "did you mean 'ddpm'"),
         ({"settings": {"steps": {"decoder": None}}}, "steps of decoder.*None"),
-        ({"decoder": None}, "lacks decoder"),
+        ({"decoder": None}, r"decoder must be \[library, kind\] .*, got None"),
         ({"decodre": ["t2i", "decoder"]}, "did you mean 'decoder'"),
     ],
 )

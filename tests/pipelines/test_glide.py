@@ -192,14 +192,29 @@ def test_recipes_of_changed_pictures_say_so(pipe: GLIDE) -> None:
     assert pipe.inpaint(picture(), mask(), "a cube", seed=1, progress=False).recipe["task"] == "inpaint"
 
 
+def test_a_picture_is_its_own_mask_where_it_is_transparent_and_files_do_as_well(pipe: GLIDE, tmp_path: Path) -> None:
+    few = {"seed": 3, "progress": False, "stop_after": "inpaint_upsampler"}
+    wanted = pixels(pipe.inpaint(picture(), mask(), "a cube", **few)[0])
+    clear = picture().convert("RGBA")
+    clear.putalpha(mask().point(lambda v: 255 - v))
+    clear.save(tmp_path / "clear.png")
+    path = tmp_path / "clear.png"
+    for given in ((clear, None), (path, None), (picture(), str(path)), (str(path), path), (picture(), clear)):
+        out = pixels(pipe.inpaint(*given, "a cube", **few)[0])
+        assert np.array_equal(out[np.asarray(mask()) == 0], wanted[np.asarray(mask()) == 0])
+        assert (out[np.asarray(mask()) > 0] != pixels(picture())[np.asarray(mask()) > 0]).any()
+    assert pixels(pipe.edit(str(path), "a cube", 0.5, seed=1, progress=False)[0]).shape == (32, 32, 3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"mask": mask(16)}, "the mask has 16 × 16 pixels, the picture 32 × 32"),
-        ({"mask": mask().convert("RGB")}, "one channel, mode 1 or L, got mode RGB"),
-        ({"mask": np.zeros((32, 32))}, "one channel, mode 1 or L, got ndarray"),
+        ({"mask": Image.new("L", (32, 32), 127)}, "the mask is empty: nothing in it is white"),
+        ({"mask": np.zeros((32, 32))}, "a mask is a PIL picture or the path of one, got ndarray"),
+        ({"mask": None}, "no mask, and nothing in the picture is transparent"),
         ({"image": picture().crop((0, 0, 32, 20)), "mask": mask().crop((0, 0, 32, 20))}, "must be square, got 32 × 20"),
-        ({"image": "cat.png"}, "expected a PIL picture, got str"),
+        ({"image": 7}, "expected a PIL picture or the path of one, got int"),
         ({"method": "magic"}, "unknown method 'magic'"),
         ({"blend": -1}, "blend must be a number of pixels from 0 to 32, got -1"),
         ({"prompt": ""}, "the prompt is empty"),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import small_clip
 from PIL import Image
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import DataError, UsageError
 from t2i.pipeline.inputs import Latent
 from t2i.pipeline.output import recipe_in
 from t2i.pipelines.dalle2 import DALLE2
@@ -149,6 +149,22 @@ def test_a_sentence_is_an_end_too(exact: DALLE2, latent: Latent) -> None:
     assert drawn.recipe["arguments"]["b"] == ["a red cube"] * 3
 
 
+def test_the_path_of_a_picture_is_no_sentence(
+    exact: DALLE2, latent: Latent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    how = QUICK | {"seed": 4, "noise": "fixed"}
+    wanted = exact.interpolate(picture(0), picture(1), 2, **how)
+    for name, kind in (("b.PNG", "PNG"), ("a blue cube", "PNG"), ("b.tif", "TIFF")):
+        picture(1).save(name, kind)
+        drawn = exact.interpolate(picture(0), name, 2, **how)
+        assert torch.equal(drawn.embeddings, wanted.embeddings)
+        assert "b" not in drawn.recipe["arguments"]
+    for name in ("none.png", "none.avif", "none.Tiff"):
+        with pytest.raises(DataError, match=f"{name} does not exist"):
+            exact.interpolate(picture(0), name, 2, **how)
+
+
 def test_a_text_diff_begins_with_the_picture_and_turns_towards_the_text(exact: DALLE2, latent: Latent) -> None:
     drawn = exact.text_diff(latent[:1], "a red cube", "a blue cube", theta=0.4, n=3, guidance=1.0, **QUICK)
     back = exact.reconstruct(latent[:1], **QUICK)[0]
@@ -221,13 +237,13 @@ UNIT = torch.eye(16)[:1]
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: p.encode("a.png"), "the text 'a.png'; name a file as pathlib.Path"),
-        (lambda p: p.encode(3), "PIL picture or the Path of one, got int"),
+        (lambda p: p.variations(Image.new("RGB", (0, 0))), "the picture has no pixels: 0 × 0"),
+        (lambda p: p.encode(3), "PIL picture or the path of one, got int"),
         (lambda p: p.encode([]), "no picture given"),
         (lambda p: p.encode(Image.new("RGB", (30, 40))), "must be square, got 30 × 40"),
         (lambda p: p.encode(picture(), steps=0), "steps of decoder"),
         (lambda p: p.encode(picture(), steps=1), "at least 2 to invert a picture, got 1"),
-        (lambda p: p.encode(picture(), corrections=-1), "corrections must be a whole number from 0, got -1"),
+        (lambda p: p.encode(picture(), corrections=-1), "corrections must be a whole number from 0 to 100, got -1"),
         (lambda p: p.encode(picture(), max_batch=0), "max_batch must be a whole number of at least 1"),
         (lambda p: p.reconstruct(latent_of(torch.eye(8)[:1])), r"z_i \(1, 8\)"),
         (lambda p: p.reconstruct(latent_of(UNIT, 16)), r"x_T \(1, 3, 16, 16\) are not this model's"),

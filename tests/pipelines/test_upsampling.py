@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import DataError, UsageError
+from t2i.io.images import on_white
 from t2i.pipeline.arguments import Sentences
 from t2i.pipeline.output import check_repeatable, recipe_in
 from t2i.pipelines.dalle2 import DALLE2
@@ -69,8 +70,7 @@ def test_tiles_are_in_the_recipe_and_bound_what_a_network_sees(
     ("arguments", "message"),
     [
         ({"image": picture(46, 32)}, "sides must be multiples of 4, got 46 × 32"),
-        ({"image": [picture()]}, "expected a PIL picture or the Path of one, got list"),
-        ({"image": "small.png"}, "got the text 'small.png'; name a file as"),
+        ({"image": [picture()]}, "expected a PIL picture or the path of one, got list"),
         ({"start_at": "decoder"}, "no upsampler 'decoder'; this model has up256, up1024"),
         ({"stop_after": "up256", "start_at": "up1024"}, "unknown stage 'up256'"),
         ({"steps": {"decoder": 3}}, "unknown stage 'decoder'"),
@@ -81,6 +81,24 @@ def test_tiles_are_in_the_recipe_and_bound_what_a_network_sees(
 def test_bad_arguments_are_one_clear_line(pipe: DALLE2, arguments: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         pipe.upsample(**({"image": picture(), "progress": False} | arguments))
+
+
+def test_what_is_transparent_stays_so_and_looks_the_same_on_white(pipe: DALLE2, tmp_path: Path) -> None:
+    """A path as text, too; JPEG holds no transparency."""
+    clear = picture()
+    clear.putalpha(Image.fromarray(np.linspace(0, 255, 48 * 32).reshape(32, 48).astype(np.uint8)))
+    clear.save(tmp_path / "clear.png")
+    out = pipe.upsample(str(tmp_path / "clear.png"), seed=4, progress=False)[0]
+    assert (out.mode, out.size) == ("RGBA", (192, 128))
+    alpha = np.asarray(clear.getchannel("A").resize((192, 128), Image.Resampling.BICUBIC))
+    assert np.array_equal(np.asarray(out.getchannel("A")), alpha)
+    plain = pipe.upsample(on_white(clear), seed=4, progress=False)[0]
+    error = np.abs(np.asarray(on_white(out)).astype(int) - np.asarray(plain))
+    most = 255 - alpha.astype(int)[..., None]  # what is transparent can be no darker than white seen through it
+    assert (error <= np.maximum(1, most - np.asarray(plain))).all()
+    assert pipe.upsample(clear.convert("RGB"), seed=4, progress=False)[0].mode == "RGB"
+    with pytest.raises(DataError, match=r"none.png does not exist"):
+        pipe.upsample("none.png")
 
 
 def test_a_model_without_upsamplers_says_so(pipe: DALLE2) -> None:

@@ -35,7 +35,9 @@ def published(config: ClassifierConfig, weights: dict[str, Tensor]) -> Classifie
 def test_adm_classifier_and_its_gradient(layout: torch.memory_format) -> None:
     case = load_case(FILE, "T3")
     x, t, y = (make_input(case["inputs"][name]) for name in "xty")
-    model = published(ClassifierConfig(encoder=ENCODER, image_size=32), fill_state_dict(case["weights"][0]["keys"]))
+    model = published(
+        ClassifierConfig(encoder=ENCODER, num_classes=1000, image_size=32), fill_state_dict(case["weights"][0]["keys"])
+    )
     model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
     with torch.inference_mode():  # where samplers may run
         check(case["outputs"]["logits"], model(x, t))
@@ -79,7 +81,7 @@ def test_what_does_not_fit_is_named() -> None:
 
 
 def test_trunk_and_pool_have_rows_in_another_order() -> None:
-    config = ClassifierConfig(encoder=ENCODER, image_size=32)
+    config = ClassifierConfig(encoder=ENCODER, num_classes=1000, image_size=32)
     weights = fill_state_dict(load_case(FILE, "T3")["weights"][0]["keys"])
     out = convert(weights, config)
     trunk, pool = weights["middle_block.1.qkv.bias"], weights["out.2.qkv_proj.bias"]
@@ -207,5 +209,5 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         ClassifierConfig(encoder=ENCODER, image_size=34)
     with pytest.raises(ValueError, match=r"told nothing beside x_t and t: encoder\.image_channels=3"):
         ClassifierConfig(encoder=ENCODER.model_copy(update={"image_channels": 3}))
-    with pytest.raises(ValueError, match="64 channels cannot be split into 3 heads"):
+    with pytest.raises(ValueError, match="64 channels of a level cannot be split into heads by num_heads=3"):
         ClassifierConfig(encoder=ENCODER.model_copy(update={"num_heads": 3, "head_channels": None}))

@@ -157,7 +157,7 @@ def test_published_weights_are_fetched_once_and_towers_unlike_clips_are_refused(
 
     asked, tower = [], small_clip().clip
 
-    def create_model(name: str, pretrained: str | None) -> torch.nn.Module:
+    def create_model(name: str, pretrained: str | None, device: torch.device) -> torch.nn.Module:
         asked.append(pretrained)
         return tower
 

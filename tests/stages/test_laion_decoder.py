@@ -14,8 +14,8 @@ from t2i.convert.convert import convert_files, recognise
 from t2i.core.errors import DataError, UsageError
 from t2i.core.types import Condition, Prediction, TextFeatures
 from t2i.diffusion.sampling import Sampling
-from t2i.stages.dalle2_pytorch.decoder.convert import read
-from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder
+from t2i.stages.dalle2_pytorch.decoder.convert import layout, read
+from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.dalle2_pytorch.decoder.sample import sample
 from t2i.stages.dalle2_pytorch.grid import grid
 from t2i.stages.registry import load_stage
@@ -110,6 +110,43 @@ def test_the_published_key_list_loads_strictly() -> None:
         model = layout.model(layout.config)
     model.load_state_dict(layout.convert(state(keys)), assign=True)
     assert sum(p.numel() for p in model.parameters()) == manifests(UNCLIP)[name]["n_params"] == 982_610_118
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channels": 24},
+        {"num_blocks": (1, 2, 1)},
+        {"memory_efficient": False},
+        {"memory_efficient": False, "num_blocks": (2, 1, 3), "channels": 8, "image_size": 4},
+    ],
+)
+@torch.no_grad()
+def test_other_shapes_of_its_unet_are_read(changes: dict[str, Any], fold: bool, tmp_path: Path) -> None:
+    """Channels that are no multiple of 16, other numbers of blocks in each level, levels that halve when they leave."""
+    sizes = {"era": "D", "channels": 16, "multipliers": (1, 2, 3), "num_blocks": 1, "attention": (1,), "heads": 2}
+    sizes |= {"head_width": 8, "context_dim": 16, "clip_dim": 8, "clip_text_width": 8, "context": 6, "image_size": 16}
+    config = LaionDecoderConfig.model_validate(sizes | {"fold": fold} | changes)
+    there = layout("small", config, wrapped=not fold)
+    torch.save(fill_state_dict(there.shapes), tmp_path / "x.pth")
+    given = ["era=D", f"image_size={config.image_size}"]
+    convert_files([tmp_path / "x.pth"], tmp_path / "out", given=given)
+    model: Any = load_stage(tmp_path / "out", expect="laion_decoder")
+    assert model.config == config
+    down = [key for key in there.shapes if ".downs." in key and there.shapes[key][-2:] == (4, 4)]
+    assert len(down) == (0 if fold else 3 if config.memory_efficient else 2)
+    assert ("unets.0.init_resnet_block.block1.project.weight" in there.shapes) == config.memory_efficient
+    sides: list[int] = []
+    model.mid_attention.register_forward_hook(lambda module, args, out: sides.append(args[0].shape[-1]))
+    x = torch.randn(1, 3, config.image_size, config.image_size)
+    out = model(x, torch.tensor([5]), model.null_condition(1))
+    assert out.shape == (1, 6, config.image_size, config.image_size)
+    assert sides == [config.image_size // (8 if config.memory_efficient else 4)]
+    with torch.enable_grad():
+        model(x, torch.tensor([5]), model.condition(torch.randn(1, 8))).mean().backward()
+    unused = {key for key, p in model.named_parameters() if p.grad is None}
+    assert unused == {"null_vector", "null_tokens", "clip_text.weight", "clip_text.bias"}
 
 
 def test_the_era_is_asked_for_where_keys_cannot_tell(tmp_path: Path) -> None:

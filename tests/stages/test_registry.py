@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from t2i.stages.dalle2_pytorch.prior.model import LaionPrior, LaionPriorConfig
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.prior.model import Prior
 from t2i.stages.reader.model import Reader, ReaderConfig
-from t2i.stages.registry import STAGES, load_stage, save_stage, stage
+from t2i.stages.registry import STAGES, load_stage, outline, save_stage, stage
 
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "clip": small_clip,
@@ -82,6 +83,10 @@ def test_contract_of_a_task(name: str) -> None:
     assert silent == []
     grid = task.sample(data)
     assert grid is None or (grid.ndim == 4 and grid.shape[1] == 3 and torch.isfinite(grid).all())
+    assert grid is None or (len(grid) == 4 * len(task.groups) and torch.equal(grid[:4], data["image"]))
+    if task.takes_prompts:
+        own = task.draw_prompts({**data, "caption": ["a cube", "a red cube", "a sphere"], "seed": [5, 6, 5]})
+        assert (own.shape[:2], torch.isfinite(own).all()) == ((3, 3), True)
     assert all(isinstance(v, float) for v in task.metrics(data).values())
 
 
@@ -95,6 +100,20 @@ def test_save_and_load_give_the_same_stage(name: str, tmp_path: Path) -> None:
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
     assert not loaded.training
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_outline_is_that_of_the_stage_and_draws_no_random_number(name: str) -> None:
+    model: Any = SMALL[name]()
+    torch.manual_seed(0)
+    weights = outline(stage(name), model.config)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+    assert {k: (v.shape, v.dtype) for k, v in weights.items()} == {
+        k: (v.shape, v.dtype) for k, v in model.state_dict().items()
+    }
+    assert all(weight.is_meta for weight in weights.values())
 
 
 def test_half_precision_on_disk_is_float32_in_memory(tmp_path: Path) -> None:
@@ -187,6 +206,8 @@ def test_a_missing_stage_is_not_taken_from_a_bundled_model_of_the_same_name(
     Path("shapes/prior").rename("gone")
     with pytest.raises(DataError, match=r"shapes/prior/config.json does not exist"):
         Pipeline.from_pretrained("shapes")
+    with pytest.raises(DataError, match="shapes is a pipeline, expected one of its stages"):
+        load_stage("shapes")
 
 
 def test_an_upsampler_that_would_ignore_a_setting_refuses_it() -> None:
@@ -235,3 +256,13 @@ def test_random_numbers_go_to_the_device_unchanged() -> None:
     x = torch.rand(3)
     assert torch.equal(upload(x, "cpu"), x)
     assert upload(x, torch.device("cpu")).device.type == "cpu"
+
+
+def test_a_broken_import_in_a_stage_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_stage").mkdir()
+    (tmp_path / "broken_stage" / "__init__.py").write_text("from broken_stage.presets import PRESETS\n")
+    (tmp_path / "broken_stage" / "presets.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(STAGES, "broken", "broken_stage")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        stage("broken")

@@ -9,6 +9,7 @@ from conftest import small_upsampler
 from torch import Tensor
 
 from t2i.core.assets import asset
+from t2i.core.errors import UsageError
 from t2i.core.seed import Streams
 from t2i.core.types import Batch
 from t2i.data import shapes
@@ -72,9 +73,30 @@ def test_small_pictures_become_8_bits_as_the_network_wants_it() -> None:
     for how in ("rounded", "truncated", "exact"):
         x = quantised(upsampler(levels=how), levels / 127.5 - 1)
         found[how] = [round(value, 3) for value in ((x + 1) * 127.5)[0, 0, 0].tolist()]
+    beyond = torch.full((1, 3, 1, 1), 1.5), torch.full((1, 3, 1, 1), -1.5)
+    high, low = (torch.stack([quantised(upsampler(levels=how), x) for how in found]).amax((1, 2, 3, 4)) for x in beyond)
+    assert [round(value, 3) for value in ((high + 1) * 127.5).tolist()] == [319, 255, 318.75]
+    assert [round(value, 3) for value in ((low + 1) * 127.5).tolist()] == [-64, 0, -63.75]
     assert found["rounded"] == [0, 0, 1, 128, 200, 255]
     assert found["truncated"] == [0, 0, 0, 127, 200, 254]
     assert found["exact"] == [0.0, 0.4, 0.6, 127.5, 200.0, 254.7]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 8, 8), r"low_res has the shape \(1, 1, 8, 8\), expected \(B, 3, h, w\)"),
+        ((3, 8, 8), r"low_res has the shape \(3, 8, 8\)"),
+        ((1, 3, 8, 0), "low_res is 8 × 0"),
+        ((1, 3, 9, 8), "low_res is 9 × 8, but its sides must be multiples of 4"),
+    ],
+)
+def test_small_pictures_of_a_wrong_shape_are_named(shape: tuple[int, ...], message: str) -> None:
+    model = upsampler(low_size=16)  # twice as large, and folded by 8
+    assert (model.config.magnification, model.config.unet.factor) == (2, 8)
+    with pytest.raises(UsageError, match=message):
+        model.condition(torch.zeros(shape))
+    assert model.condition(torch.zeros(1, 3, 12, 8)).image.shape == (1, 3, 24, 16)
 
 
 def test_an_untrained_residual_upsampler_draws_the_enlarged_picture() -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +20,8 @@ from tiny_run import Against, Pictures, TinyTask, child, curve, export, run
 from t2i.core.errors import DataError, NonFiniteError, Stopped, UsageError
 from t2i.core.types import Task
 from t2i.data.config import DataConfig
-from t2i.data.loader import Loader
+from t2i.data.loader import Loader, _Positions
+from t2i.io.lock import sole_writer
 from t2i.io.weights import load_folder, load_tensors
 from t2i.text.words import WordTokenizer
 from t2i.train import OptimConfig, TrainConfig, checkpoint, fit
@@ -52,13 +54,36 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path, caplog):
     assert weights(tmp_path / "run").keys() == TinyTask().model.state_dict().keys()
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["step-000050", "step-000060"]
     assert sorted(os.listdir(tmp_path / "run" / "samples")) == ["inputs.png", "step-000000.png", "step-000060.png"]
-    assert Image.open(tmp_path / "run" / "samples" / "step-000060.png").size == (38, 38)
+    with Image.open(tmp_path / "run" / "samples" / "step-000060.png") as grid:
+        assert min(grid.size) > 2 * 96
     assert json.loads((tmp_path / "run" / "run.json").read_text())["train"]["steps"] == 60
     text = caplog.text
     for part in ("0.00M trainable parameters on cpu", "batch 8 = 8 × accumulate 1 × processes 1", "image: (8, 3, 8, 8)",
-                 "caption: picture", "step 60 | 480 img |", "| data 0%", "held out | count 8"):  # fmt: skip
+                 "caption: picture", "step 60/60 | 0 s left | 480 img |",
+                 "| data 0%", "held out | count 8"):  # fmt: skip
         assert part in text
     assert text.count("caption: ") == 2
+
+
+def test_the_first_step_and_long_ones_have_a_status_line_of_their_own(tmp_path, caplog, monkeypatch):
+    """`metrics.jsonl` has only the rows that it would have had."""
+    with caplog.at_level(logging.INFO):
+        run(tmp_path / "quick", log_every=5, val_every=6)
+    assert [line.split()[1] for line in caplog.messages if line.startswith("step ")] == [
+        "1/12",
+        "5/12",
+        "10/12",
+        "12/12",
+    ]
+    for what in ("step", "grid", "evaluation", "save"):
+        assert sum(line.startswith(f"the first {what} took ") for line in caplog.messages) == 1
+    caplog.clear()
+    monkeypatch.setattr("t2i.train.report.EVERY", 0.0)
+    with caplog.at_level(logging.INFO):
+        run(tmp_path / "slow", log_every=5, val_every=6)
+    assert sum(line.startswith("step ") for line in caplog.messages) == 12
+    for name in ("step", "loss", "grad_norm", "val_loss"):
+        assert curve(tmp_path / "slow", name) == curve(tmp_path / "quick", name)
 
 
 def test_the_export_is_the_average_and_not_the_last_weights(tmp_path):
@@ -109,8 +134,9 @@ class Interrupted(TinyTask):
         return losses
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_signals_finish_the_step_and_save(tmp_path, number):
+    ours = signal.signal(number, signal.SIG_DFL) if number == signal.SIGHUP else None  # ignored where it was ignored
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match=rf"{number.name}: saved step 3 in {tmp_path}") as caught:
         run(tmp_path, Interrupted(3, number))
@@ -118,6 +144,85 @@ def test_signals_finish_the_step_and_save(tmp_path, number):
     assert os.listdir(tmp_path / "checkpoints") == ["step-000003"]
     assert weights(tmp_path)
     assert signal.getsignal(number) is before
+    if ours is not None:
+        signal.signal(number, ours)
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(tmp_path, Interrupted(3, signal.SIGHUP)).step == 12
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Hanging(Pictures):
+    """Waits for ever in the batch of some step, as for a pipe that nobody writes to, and a signal comes then."""
+
+    at = 3
+
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__()):
+            if number == self.at:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                time.sleep(60)
+            yield batch
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_signal_ends_a_run_that_waits_for_data_with_its_last_step_saved(tmp_path, accumulate):
+    how = {"accumulate": accumulate, "sample_every": 0}
+    run(tmp_path / "whole", **how)
+    began = time.perf_counter()
+    with pytest.raises(Stopped, match=f"SIGTERM: saved step {3 // accumulate} in "):
+        run(tmp_path / "parts", loader=Hanging, **how)
+    assert time.perf_counter() - began < 20
+    run(tmp_path / "parts", **how)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_a_signal_before_the_first_batch_saves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Hanging, "at", 0)
+    with pytest.raises(Stopped, match="SIGTERM: before the first step; the same command"):
+        run(tmp_path, loader=Hanging)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def from_folder(folder):
+    (folder / "pictures").mkdir()
+    for i in range(3):
+        Image.new("RGB", (9, 9), (i, i, i)).save(folder / "pictures" / f"{i}.png")
+        (folder / "pictures" / f"{i}.txt").write_text("grey")
+    return partial(Loader, DataConfig(source=str(folder / "pictures"), size=8, num_workers=1))
+
+
+def in_a_loader(monkeypatch, what):
+    """Do something in the process that loads pictures, in its third batch."""
+    real = _Positions.__getitem__
+
+    def item(positions, start):
+        if start == 16:
+            what()
+        return real(positions, start)
+
+    monkeypatch.setattr(_Positions, "__getitem__", item)
+
+
+def test_a_loader_that_is_killed_is_one_line_about_its_number(tmp_path, monkeypatch):
+    in_a_loader(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match=r"loads pictures was killed, .* memory .*: fewer data.num_workers") as caught:
+        run(tmp_path / "run", loader=from_folder(tmp_path), sample_every=0)
+    assert caught.value.exit_code == 3
+
+
+def test_a_loader_that_hangs_is_ended_with_its_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+    in_a_loader(monkeypatch, lambda: time.sleep(600))
+    threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Stopped, match="SIGTERM: saved step 2 in "):
+        run(tmp_path / "run", loader=from_folder(tmp_path), sample_every=0)
+    assert not [child for child in multiprocessing.active_children() if child.join(5) is None and child.is_alive()]
 
 
 def test_the_time_limit_saves_and_returns(tmp_path):
@@ -155,6 +260,41 @@ def test_a_finished_run_has_nothing_to_do(tmp_path):
     assert task.calls == 0
 
 
+class Undrawn(TinyTask):
+    sample = Task.sample
+
+
+@pytest.mark.parametrize(
+    ("task", "held_out", "missing"),
+    [(TinyTask, True, False), (TinyTask, False, False), (Undrawn, False, False), (TinyTask, True, True)],
+)
+def test_a_finished_run_needs_its_data_for_what_is_missing_only_and_ends_well_without(
+    tmp_path, caplog, task, held_out, missing
+):
+    folder, out = tmp_path / "pictures", tmp_path / "run"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (9, 9), (i, i, i)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("grey")
+    config = DataConfig(source=str(folder), size=8, num_workers=0, val_fraction=0.5 if held_out else 0.0)
+    opened = []
+
+    def loader(**how):
+        opened.append(how["split"])
+        return Loader(config, **how)
+
+    run(out, task(), loader=loader, steps=2, val_every=2)
+    assert len(curve(out, "val_loss")) == held_out
+    shutil.rmtree(folder)
+    if missing:
+        (out / "samples" / "step-000002.png").unlink()
+    opened.clear()
+    caplog.clear()
+    assert run(out, task(), loader=loader, steps=2, val_every=2).reason == "done"
+    assert opened == (["val"] if missing else [])
+    assert ("a grid or held-out numbers are missing, and so are their data: " in caplog.text) == missing
+
+
 def test_a_finished_run_repairs_an_export_that_was_cut_off(tmp_path):
     run(tmp_path, steps=3)
     exported = weights(tmp_path)
@@ -171,7 +311,7 @@ def test_a_checkpoint_without_averaged_buffers_still_resumes(tmp_path):
     run(tmp_path / "old", max_minutes=1e-9)
     folder = tmp_path / "old" / "checkpoints" / "step-000001"
     tensors, state = checkpoint.load(folder)
-    assert set(state) == {"step", "images", "minutes", "config"}
+    assert set(state) == {"step", "images", "minutes", "config", "seconds"}
     del tensors["ema-0.999"]["scale"]
     checkpoint.save(folder.parent, 1, tensors, state, keep=2)
     run(tmp_path / "old")
@@ -180,13 +320,14 @@ def test_a_checkpoint_without_averaged_buffers_still_resumes(tmp_path):
 
 def test_words_that_the_vocabulary_lacks_are_told(tmp_path, caplog):
     class Reading(TinyTask):
+        keys = ("image", "caption", "seed")
         tokenizer = WordTokenizer(["picture"])
 
     run(tmp_path / "a", Reading(), steps=1)
     assert (
         "50% of the words of the first captions are not in the vocabulary and all read alike, such as '" in caplog.text
     )
-    assert "model.tokenizer.kind=clip model.tokenizer.context=77" in caplog.text
+    assert "model.tokenizer.kind=clip reads any word" in caplog.text
     caplog.clear()
     Reading.tokenizer = WordTokenizer(["picture", *(caption.split()[1] for caption in first_captions())])
     run(tmp_path / "b", Reading(), steps=1)
@@ -239,6 +380,50 @@ def test_kill_9_loses_nothing_that_was_saved(tmp_path):
     run(tmp_path / "parts")
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+class CutOff(TinyTask):
+    """Ends its run, without a save, while it looks for the n-th time."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.left = at
+
+    def sample(self, batch):
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("cut off")
+        return super().sample(batch)
+
+
+@pytest.mark.parametrize("at", [2, 4], ids=["at a save", "at the end"])
+def test_what_was_due_when_a_run_was_cut_off_after_saving_is_made_up_for(tmp_path, at):
+    how = {"save_every": 5, "val_every": 5, "sample_every": 5}
+    run(tmp_path / "whole", **how)
+    with pytest.raises(RuntimeError, match="cut off"):
+        run(tmp_path / "parts", CutOff(at), **how)
+    assert len(curve(tmp_path / "parts", "val_loss")) == at - 2
+    task = TinyTask()
+    run(tmp_path / "parts", task, **how)
+    assert (task.calls == 0) == (at == 4)
+    run(tmp_path / "parts", **how)  # nothing twice
+    for name in ("loss", "val_loss", "step"):
+        assert curve(tmp_path / "parts", name) == curve(tmp_path / "whole", name)
+    grids = sorted(os.listdir(tmp_path / "whole" / "samples"))
+    assert grids == ["inputs.png", *(f"step-0000{step}.png" for step in ("00", "05", "10", "12"))]
+    for name in grids[1:]:
+        assert (tmp_path / "parts/samples" / name).read_bytes() == (tmp_path / "whole/samples" / name).read_bytes()
+    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_a_signal_at_a_step_that_is_looked_at_loses_no_look(tmp_path):
+    run(tmp_path / "whole", val_every=3, sample_every=3)
+    with pytest.raises(Stopped, match="saved step 3"):
+        run(tmp_path / "parts", Interrupted(3), val_every=3, sample_every=3)
+    assert curve(tmp_path / "parts", "val_loss") == []
+    run(tmp_path / "parts", val_every=3, sample_every=3)
+    assert curve(tmp_path / "parts", "val_loss") == curve(tmp_path / "whole", "val_loss")
+    assert {*os.listdir(tmp_path / "parts/samples")} == {*os.listdir(tmp_path / "whole/samples")}
 
 
 def memory_of(out, step=12):
@@ -307,6 +492,36 @@ def test_kill_9_at_any_moment_leaves_a_run_that_continues(tmp_path):
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
+def test_a_second_training_in_one_folder_is_refused_and_touches_nothing(tmp_path):
+    run(tmp_path / "run", steps=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    task = TinyTask()
+    with sole_writer(tmp_path / "run", "trained"), pytest.raises(UsageError, match="is being trained by process") as e:
+        run(tmp_path / "run", task, steps=9)
+    assert str(e.value).endswith("; stop it or choose another train.out")
+    assert task.calls == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    with sole_writer(tmp_path / "run", "trained"):
+        assert finish(launch(tmp_path / "run", world=2, steps=9)) == [1, 1]
+    assert (tmp_path / "run.txt").read_text().count("is being trained by process") == 2
+
+
+def test_what_killed_runs_left_goes_with_the_next_one(tmp_path):
+    run(tmp_path, steps=5)
+    dead = finish(processes := launch(tmp_path / "other", kill_at=1)) and processes[0].pid
+    os.rename(tmp_path / "checkpoints" / "step-000005", tmp_path / "checkpoints" / "step-000005.old")
+    for name in ("checkpoints/step-000005.tmp", "checkpoints/step-000009.tmp"):
+        (tmp_path / name).mkdir()
+    left = [
+        tmp_path / f"{name}.{dead}.tmp" for name in (".model.safetensors", "samples/.t2i-a.png", "checkpoints/.t2i-a")
+    ]
+    for path in left:
+        path.write_text("x")
+    assert run(tmp_path, steps=5).step == 5
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
+    assert not any(path.exists() for path in left)
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     out = tmp_path_factory.mktemp("two") / "run"
@@ -325,7 +540,7 @@ def test_two_processes_follow_the_curve_of_one(two_processes, tmp_path):
     for name, tensor in weights(tmp_path).items():
         assert torch.allclose(weights(out)[name], tensor, atol=2e-4), name
     assert "batch 8 = 4 × accumulate 1 × processes 2" in printed
-    assert printed.count("step 12 |") == 1
+    assert printed.count("step 12/12 |") == 1
 
 
 def test_a_run_of_two_processes_continues_on_one(two_processes, tmp_path):
@@ -384,6 +599,27 @@ def test_nan_stops_the_run_and_is_never_saved(tmp_path, log_every):
     assert all(t.isfinite().all() for t in resume_state(tmp_path, 5)["model"].values())
 
 
+class Diverging(TinyTask):
+    """Its loss is finite, and so are its gradients; its weights are not from some step on."""
+
+    def after_step(self, step):
+        if step >= 7:
+            with torch.no_grad():
+                self.model.first.weight.fill_(float("inf"))
+
+
+def test_weights_that_are_not_finite_are_never_saved_and_the_good_checkpoint_is_named(tmp_path):
+    with pytest.raises(
+        NonFiniteError, match=r"^model became NaN or infinite by step 7 .*: step-000005 is the last good"
+    ):
+        run(tmp_path, Diverging(), save_every=5, log_every=100, steps=7)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000005"]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+    assert run(tmp_path, steps=7).step == 7
+    with pytest.raises(NonFiniteError, match=r"at step 0 .*nothing was saved yet"):
+        run(tmp_path / "other", TinyTask(nan_at=1))
+
+
 def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
     run(tmp_path, steps=5)
     exported = weights(tmp_path)
@@ -415,6 +651,50 @@ def test_changes_of_the_configuration_are_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         run(tmp_path, optim=OptimConfig(lr=1e-3), steps=6)
     assert "optim.lr: 0.01 → 0.001" in caplog.text
+
+
+@pytest.mark.parametrize(("before", "now"), [("muon", "adamw"), ("adamw", "muon")])
+def test_another_optimiser_starts_anew_with_a_warning(tmp_path, caplog, before, now):
+    run(tmp_path, optim=OptimConfig(kind=before), steps=3)
+    run(tmp_path, optim=OptimConfig(kind=now), steps=6)
+    assert "optimiser state of 2 of 6 parameters starts anew: optim.kind or optim.only is another" in caplog.text
+    kept = {name.rpartition("/")[2] for name in resume_state(tmp_path, 6)["optimizer"] if name.startswith("first.wei")}
+    assert kept == ({"momentum"} if now == "muon" else {"step", "exp_avg", "exp_avg_sq"})
+
+
+def test_parts_that_are_frozen_later_lose_their_state_with_a_warning_and_those_that_are_freed_start_anew(
+    tmp_path, caplog
+):
+    run(tmp_path, optim=OptimConfig(), steps=3)
+    run(tmp_path, optim=OptimConfig(only=["last"]), steps=5)
+    assert "optimiser state of 4 of 6 parameters starts anew" in caplog.text
+    assert {name.split(".")[0] for name in resume_state(tmp_path, 5)["optimizer"]} == {"last"}
+    caplog.clear()
+    assert run(tmp_path, optim=OptimConfig(), steps=7).step == 7
+    assert "starts anew" not in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"accumulate": 2}, {"seed": 5}, {"ema": [0.9]}, {"batch_size": 4}], ids=str)
+def test_what_else_of_a_run_is_changed_is_said_before_it_goes_on(tmp_path, caplog, change):
+    run(tmp_path, steps=3)
+    with caplog.at_level(logging.INFO):
+        assert run(tmp_path, **{"steps": 6} | change).step == 6
+    assert re.search(rf"resumed .* with .*train.{next(iter(change))}", caplog.text)
+
+
+def test_other_data_of_a_finished_run_are_opened(tmp_path):
+    def absent(**_):
+        raise DataError("photos is not there")
+
+    def go(source, loader):
+        config = TrainConfig(steps=2, batch_size=4, out=tmp_path, device="cpu", sample_every=0)
+        return fit(TinyTask(), loader, config, OptimConfig(), export=export, resolved={"data": {"source": source}})
+
+    go("shapes", Pictures)
+    assert go("shapes", absent).reason == "done"
+    with pytest.raises(DataError, match="photos is not there"):
+        go("photos", absent)
+    assert go("photos", Pictures).reason == "done"
 
 
 def test_another_model_is_refused(tmp_path):

@@ -2,19 +2,25 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from tiny_run import Net
 from torch import nn
 
+from t2i.core import progress
 from t2i.core.config import load
 from t2i.core.errors import DataError, FullDiskError, UsageError
+from t2i.core.progress import Alive
 from t2i.io import weights
-from t2i.train import OptimConfig, TrainConfig, checkpoint
+from t2i.train import OptimConfig, TrainConfig, checkpoint, log
 from t2i.train.ema import Ema
+from t2i.train.forecast import Forecast
 from t2i.train.log import Meter, MetricsFile, status_line
 from t2i.train.optim import Muon, freeze, learning_rate, make_optimizer, orthogonal
+from t2i.train.settings import is_sample_step, num_times
 from t2i.train.stop import StopRequest
 
 # Averages
@@ -231,7 +237,11 @@ def test_impossible_averages_are_wrong_settings(betas):
 
 
 def saved(folder, step, keep=2):
-    return checkpoint.save(folder, step, {"model": {"w": torch.full((3,), step)}}, {"step": step}, keep)
+    return checkpoint.save(folder, step, {"model": {"w": torch.full((3,), step)}}, numbers(step), keep)
+
+
+def numbers(step):
+    return {"step": step, "images": 8 * step, "minutes": 0.5, "config": {}}
 
 
 def test_rotation_keeps_the_newest(tmp_path):
@@ -241,7 +251,7 @@ def test_rotation_keeps_the_newest(tmp_path):
     path = checkpoint.find(tmp_path, "auto")
     tensors, state = checkpoint.load(path)
     assert path.name == "step-1000000"
-    assert state == {"step": 1000000}
+    assert state == numbers(1000000)
     assert tensors["model"]["w"].tolist() == [1000000] * 3
 
 
@@ -303,6 +313,46 @@ def test_damage_is_found(tmp_path, damage):
         checkpoint.find(tmp_path, "auto")
     saved(tmp_path, 4)
     assert checkpoint.find(tmp_path, "auto").name == "step-000004"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "5"},
+        {"step": True},
+        {"images": -1},
+        {"images": 10**30},
+        {"images": 0.5},
+        {"minutes": float("nan")},
+        {"minutes": None},
+        {"config": [1]},
+    ],
+    ids=str,
+)
+def test_numbers_that_no_run_has_are_damage(tmp_path, change):
+    saved(tmp_path, 4)
+    damaged = checkpoint.save(tmp_path, 5, {"model": {"w": torch.ones(3)}}, numbers(5) | change, keep=2)
+    assert checkpoint.verify(damaged).startswith("state.json: ")
+    assert checkpoint.find(tmp_path, "auto").name == "step-000004"
+
+
+def test_a_checkpoint_of_weights_that_are_not_finite_is_passed_over(tmp_path, caplog):
+    good = {"w": torch.ones(3), "table": torch.full((2,), torch.nan)}  # the second is not trained
+    moments = {"w/exp_avg": torch.ones(3), "w/step": torch.tensor(4.0)}
+    state = {"model": good, "ema-0.9": good, "optimizer": moments}
+    checkpoint.save(tmp_path, 4, state, numbers(4), keep=9)
+    assert checkpoint.verify(tmp_path / "step-000004") is None
+    bad = torch.tensor([1.0, torch.inf, 1.0])
+    for name, key in (("model", "w"), ("ema-0.9", "w"), ("optimizer", "w/exp_avg")):
+        broken = state | {name: state[name] | {key: bad}}
+        assert checkpoint.non_finite(broken) == [name]
+        checkpoint.save(tmp_path, 5, broken, numbers(5), keep=9)
+        assert checkpoint.find(tmp_path, "auto").name == "step-000004"
+        assert f"skipped checkpoint {tmp_path}/step-000005: {name} hold NaN or infinity" in caplog.text
+    critic = {"phase-critic": {"w": bad}, "optimizer-critic": moments}
+    assert checkpoint.non_finite(critic) == ["phase-critic"]
+    with pytest.raises(DataError, match="step-000005 is damaged: optimizer hold NaN or infinity"):
+        checkpoint.find(tmp_path, str(tmp_path / "step-000005"))
 
 
 def test_resume_choices(tmp_path):
@@ -391,9 +441,85 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
 def test_status_line():
     row = {"step": 12000, "images": 3_070_000, "img_per_s": 412.3, "loss": 0.0421, "lr": 1e-4}
     row |= {"grad_norm": 0.31, "memory_gb": 31.2, "data_fraction": 0.04}
-    assert status_line(row) == (
-        "step 12000 | 3.07M img | 412.3 img/s | loss 0.0421 | lr 1.0e-04 | gnorm 0.31 | mem 31.2G | data 4%"
+    assert status_line(row, 20_000, 8640) == (
+        "step 12000/20000 | 2.4 h left | 3.07M img | 412.3 img/s | loss 0.0421 | lr 1.0e-04 | gnorm 0.31 | mem 31.2G | "
+        "data 4%"
     )
+
+
+@pytest.mark.parametrize("step", [0, 1, 99, 100, 450, 1000, 1234])
+@pytest.mark.parametrize("every", [None, 0, 1, 100, 300, 5000])
+def test_what_is_to_come_is_counted_as_the_loop_does_it(step, every):
+    end = 1234
+    times = [at for at in range(step + 1, end + 1) if at == end or is_sample_step(at, every)]
+    assert num_times(step, end, every) == (0 if every == 0 else len(times))
+
+
+def test_a_forecast_counts_steps_grids_evaluations_and_saves(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("t2i.train.forecast.time.perf_counter", lambda: now[0])
+    config = TrainConfig(steps=1000, batch_size=1, out="x", sample_every=500, val_every=250, save_every=100)
+    forecast = Forecast(config, speaks=False, alive=Alive("training"))
+
+    def goes_by(seconds):
+        now[0] += seconds
+        forecast.step()
+
+    goes_by(60)  # the first step is slow, and is all that is known
+    assert forecast.left(1, 0) == 999 * 60
+    goes_by(2)
+    assert forecast.left(2, 0) == 998 * 2
+    for seconds in (2, 2, 30, 2):  # one that waited for a disk
+        goes_by(seconds)
+    assert forecast.left(6, 0) == 994 * 2
+    for what, seconds in (("grid", 50), ("evaluation", 7), ("save", 3)):
+        with forecast.measured(what):
+            now[0] += seconds
+    goes_by(2)  # what was beside it is no part of a step
+    assert forecast.left(7, 0) == 993 * 2 + 2 * 50 + 4 * 7 + 10 * 3
+    assert forecast.left(1000, 0) == 0
+    limited = Forecast(config.model_copy(update={"max_minutes": 2.0}), speaks=False, alive=Alive("training"))
+    limited.took = forecast.took
+    assert limited.left(7, minutes=0.5) == 90
+    assert limited.left(7, minutes=3) == 0
+
+
+@pytest.mark.parametrize("at", range(2, 12))
+def test_one_step_that_waited_changes_no_forecast(monkeypatch, at):
+    now = [0.0]
+    monkeypatch.setattr("t2i.train.forecast.time.perf_counter", lambda: now[0])
+    config = TrainConfig(steps=100, batch_size=1, out="x", sample_every=0, val_every=0, save_every=100)
+    forecast = Forecast(config, speaks=False, alive=Alive("training"))
+    for step in range(1, 12):
+        now[0] += {1: 60, at: 30}.get(step, 2)
+        forecast.step()
+    assert len(forecast.took["step"]) == 10  # all but the first
+    assert forecast.left(11, 0) == 89 * 2
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("comes", [True, False])
+def test_one_of_several_processes_that_hangs_is_ended_when_asked_to(before, comes):
+    """Data that come in time change nothing; a signal may be there before the wait begins."""
+    kill = "os.kill(os.getpid(), 15)"
+    code = f"""
+import os, sys, time
+from t2i.core.progress import to_stderr
+from t2i.train import stop
+to_stderr()
+stop.PATIENCE = 0.2
+with stop.StopRequest() as request:
+    {kill if before else ""}
+    with request.patiently():
+        {"" if before else kill}
+        time.sleep({0 if comes else 60})
+    time.sleep(0.4)
+sys.exit(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert ended.returncode == (3 if comes else 75)
+    lost = "SIGTERM: no data came for 0.2 s: ended, and what follows the last checkpoint is lost"
+    assert (lost in ended.stderr) != comes
 
 
 def test_a_second_interrupt_interrupts():
@@ -405,3 +531,15 @@ def test_a_second_interrupt_interrupts():
 
     with pytest.raises(KeyboardInterrupt):
         interrupt_twice()
+
+
+def test_a_line_of_the_log_is_one_line_without_control_characters(capsys, monkeypatch):
+    monkeypatch.setattr(log.log, "hasHandlers", lambda: False)
+    monkeypatch.setattr(log.log, "handlers", [])
+    monkeypatch.setattr(log.log, "level", log.log.level)
+    progress.to_stderr()
+    log.log.info("caption: %s", "\x1b[31mred\ncube" + "a" * 5_000)
+    told = capsys.readouterr().err
+    assert "caption: \\x1b[31mred\\ncubeaaa" in told
+    assert told.endswith("a… (5,032 characters)\n")
+    assert len(told) < 2100

@@ -90,7 +90,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
-    """Encode and decode each of (B, 3, H, W) in [-1, 1] as JPEG of its `quality` (B,), 1 … 100; 0 leaves it alone.
+    """Encode and decode each of (B, C, H, W) in [-1, 1] as JPEG of its `quality` (B,), 1 … 100; 0 leaves it alone.
 
     JPEG is made on the CPU: on a GPU this waits for the chosen pictures, which are fetched together, once a call.
     """
@@ -102,6 +102,7 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     for image, level in zip(to_pil(x[index]), quality[rows].tolist(), strict=True):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=level)
-        decoded.append(torch.from_numpy(np.array(Image.open(buffer))))  # (H, W, 3) uint8
-    pixels = torch.stack(decoded).permute(0, 3, 1, 2).float() / 127.5 - 1  # (R, 3, H, W)
+        again = np.array(Image.open(buffer, formats=["JPEG"])).reshape(image.height, image.width, -1)
+        decoded.append(torch.from_numpy(again))  # (H, W, C) uint8
+    pixels = torch.stack(decoded).permute(0, 3, 1, 2).float() / 127.5 - 1  # (R, C, H, W)
     return x.index_copy(0, index, upload(pixels.contiguous(), x.device).to(x))

@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import UsageError, quoted
 from t2i.data.shapes.scene import (
     COLOURS,
     FLAT_TOPPED,
@@ -82,14 +82,14 @@ def compose(kinds: Sequence[Kind], relation: str | None = None, rng: random.Rand
         raise ValueError(f"a scene holds 1 to 4 things, got {len(kinds)}")
     things = [_checked(k if isinstance(k, Thing) else Thing(shape=k[1], colour=k[0])) for k in kinds]
     if relation is not None and (relation not in RELATIONS or len(things) < 2):
-        raise ValueError(f"relation {relation!r} needs two things and must be one of {', '.join(RELATIONS)}")
+        raise ValueError(f"relation {quoted(relation)} needs two things and must be one of {', '.join(RELATIONS)}")
     if relation == "on top of" and not _can_carry(things[1], things[0]):
         raise ValueError(f"a {things[0].size} {things[0].shape} cannot stand on a {things[1].size} {things[1].shape}")
     for _ in range(20):
         placed = arrange(things, relation, rng)
         if placed is not None:
             return placed
-    raise ValueError(f"found no clear view of {len(things)} things with relation {relation!r}")
+    raise ValueError(f"found no clear view of {len(things)} things with relation {quoted(relation)}")
 
 
 def arrange(things: Sequence[Thing], wanted: str | None, rng: random.Random) -> Scene | None:

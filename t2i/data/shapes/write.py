@@ -11,12 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from t2i.core import progress
 from t2i.core.errors import UsageError
 from t2i.data.shapes import NUM_THINGS, draw
 from t2i.data.shapes.captions import VERSION
 from t2i.data.shapes.layout import check_num_things
-from t2i.io.files import clear_errors, output_folder
+from t2i.io.files import clear_errors, output_folder, temporary_name
 from t2i.io.images import to_pil
+from t2i.io.lock import sole_writer
 
 _SETTINGS, _LENGTH = "t2i.settings", "t2i.length"  # global pax headers of a shard
 
@@ -55,9 +57,9 @@ def write_shards(
         settings += f", num_things {dict(sorted(num_things.items()))}"
     drawn, at_once = partial(draw, size=size, crop=crop, num_things=num_things), _at_once(crop or size)
     paths = [Path(out) / f"{index:05d}.tar" for index in range(-(-count // shard_size))]
-    with output_folder(out) as folder:
+    with output_folder(out) as folder, sole_writer(folder):
         lengths = _lengths(folder, settings)
-        with tqdm(total=count, unit="img", desc=str(folder)) as bar:
+        with progress.bar(count, unit="img", desc=str(folder)) as bar:
             for index, path in enumerate(paths):
                 seeds = range(seed + index * shard_size, seed + min(count, (index + 1) * shard_size))
                 if lengths.get(path, 0) < len(seeds):
@@ -95,7 +97,7 @@ def _write(
     path: Path, settings: str, seeds: range, drawn: Callable[[range], dict[str, Any]], at_once: int, bar: tqdm
 ) -> None:
     """One shard, under its name only when it is whole."""
-    temporary = path.with_suffix(".tar.tmp")
+    temporary = temporary_name(path)
     header = {_SETTINGS: settings, _LENGTH: str(len(seeds))}
     with clear_errors(path):
         try:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config, renamed
+from t2i.core.sizes import Heads, Layers, Length, Width
 from t2i.core.types import Condition, TextFeatures
 from t2i.diffusion.sphere import PrincipalComponents
 from t2i.nn.layers import timestep_embedding
@@ -31,19 +32,19 @@ class ArPriorConfig(Config):
     of width 2048 and a decoder of width 1664, both 24 layers deep.
     """
 
-    clip_dim: int = Field(256, ge=1)
+    clip_dim: Width = 256
     clip_fingerprint: tuple[float, ...] = ()
     unit_norm: bool = True
-    text_width: int = Field(256, ge=1)
-    context: int = Field(64, ge=1)
-    num_components: int = Field(64, ge=1)
-    num_buckets: int = Field(256, ge=2)
-    encoder_width: int = Field(256, ge=1)
-    encoder_layers: int = Field(2, ge=0)
-    encoder_heads: int = Field(4, ge=1)
-    width: int = Field(256, ge=1)
-    layers: int = Field(6, ge=1)
-    heads: int = Field(4, ge=1)
+    text_width: Width = 256
+    context: Length = 64
+    num_components: Length = 64
+    num_buckets: int = Field(256, ge=2, le=2**16)
+    encoder_width: Width = 256
+    encoder_layers: int = Field(2, ge=0, le=256)
+    encoder_heads: Heads = 4
+    width: Width = 256
+    layers: Layers = 6
+    heads: Heads = 4
 
     @classmethod
     def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class ArPriorTask(Task):
 
     needs: ClassVar = {"clip": Encoder}
     keys = ("image", "caption")
+    groups = ("held-out picture", "the one nearest to what its caption becomes")
+    takes_prompts = True
     model: ArPrior
 
     def __init__(
@@ -76,10 +78,15 @@ class ArPriorTask(Task):
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        """Each picture, and below it the one whose embedding is nearest to what the prior makes of its caption."""
-        z_i = self._draw(batch, self.clip.encode_text(batch["caption"]))
-        nearest = (z_i @ self.clip.encode_image(batch["image"]).T).argmax(dim=1)
-        return torch.cat([batch["image"], batch["image"][nearest]])
+        """Each picture, and the one whose embedding is nearest to what the prior makes of its caption."""
+        return torch.cat([batch["image"], self.draw_prompts(batch)])
+
+    @torch.no_grad()
+    def draw_prompts(self, asked: Batch) -> Tensor:
+        """The held-out pictures whose embeddings are nearest to what the prior makes of sentences."""
+        z_i = self._draw(asked, self.clip.encode_text(asked["caption"]))
+        nearest = (z_i @ self.clip.encode_image(asked["image"]).T).argmax(dim=1)
+        return torch.as_tensor(asked["image"][nearest])
 
     def _draw(self, batch: Batch, text: TextFeatures) -> Tensor:
         return sample(self.model, text, Streams(batch["seed"], "sample"))

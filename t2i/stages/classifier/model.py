@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.sizes import Side
 from t2i.diffusion.config import Noise, diffusion_section
 from t2i.diffusion.guidance import input_gradient
 from t2i.nn.attention import attend
@@ -23,9 +24,9 @@ class ClassifierConfig(Config):
     """Everything about a classifier."""
 
     encoder: EncoderConfig = Field(description="the network below the pool; it sees x_t and t alone")
-    num_classes: int = Field(1000, ge=2, description="K")
+    num_classes: int = Field(0, ge=0, le=10**7, description="K; 0 for as many as the data has folders")
     class_names: tuple[str, ...] = Field((), description="what users call the classes, empty if they have no names")
-    image_size: int = Field(64, ge=1, description="of x_t; the pool has a row for every place of the coarsest level")
+    image_size: Side = Field(64, description="of x_t; the pool has a row for every place of the coarsest level")
     diffusion: Noise = Field(
         Noise(), description="the noise it was trained on, which must be that of the diffusion model it guides"
     )
@@ -37,6 +38,8 @@ class ClassifierConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         encoder, width = self.encoder, self.encoder.widths[-1]
+        if self.num_classes == 1:
+            raise ValueError("there is nothing to tell apart where num_classes=1")
         if self.image_size % encoder.factor:
             raise ValueError(f"image_size={self.image_size} is not a multiple of the encoder's {encoder.factor}")
         if width % encoder.heads(width):
@@ -76,6 +79,8 @@ class Classifier(nn.Module):
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
+        if not config.num_classes:
+            raise ValueError("num_classes is not known; it follows from the folders of the data")
         self.config = config
         c, width = config.encoder, config.encoder.widths[-1]
         self.encoder = Encoder(c)

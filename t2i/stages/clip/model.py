@@ -4,7 +4,7 @@ B batch · C channels · H W pixels · L tokens · W text width · D embedding w
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from t2i.core.config import Config
 from t2i.core.errors import UsageError, did_you_mean, reason
 from t2i.core.seed import upload
+from t2i.core.sizes import Heads, Layers, Side, Width
 from t2i.core.types import TextFeatures
 from t2i.text.tokenizers import TokenizerConfig
 
+_Count = Annotated[int, Field(ge=0, le=256)]  # of layers, or of blocks of a level
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels in [0, 1], as published with CLIP
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -27,19 +29,30 @@ class VisionConfig(Config):
     """Square pictures of `image_size` pixels. One number of `layers` makes a vision transformer over patches of
     `patch_size` pixels, four make CLIP's ResNet with that many blocks per level, first level `width` channels."""
 
-    image_size: int = Field(64, ge=1)
-    patch_size: int = Field(8, ge=1)
-    width: int = Field(256, ge=1)
-    layers: int | tuple[int, int, int, int] = 6
-    head_width: int = Field(64, ge=1)
+    image_size: Side = 64
+    patch_size: Side = 8
+    width: Width = 256
+    layers: _Count | tuple[_Count, _Count, _Count, _Count] = 6
+    head_width: Width = 64
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        resnet = isinstance(self.layers, tuple)
+        if (least := 32 if resnet else self.patch_size) > self.image_size:
+            what = "the 32 pixels that a ResNet folds" if resnet else f"patch_size={least}"
+            raise ValueError(f"image_size={self.image_size} is smaller than {what}")
+        width = self.width * (32 if resnet else 1)
+        if not (heads := width // self.head_width) or width % heads:
+            raise ValueError(f"{width} channels cannot be split into heads of head_width={self.head_width}")
+        return self
 
 
 class TextConfig(Config):
     """A causal text transformer; its context and vocabulary come from the tokeniser."""
 
-    width: int = Field(256, ge=1)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
+    width: Width = 256
+    layers: Layers = 4
+    heads: Heads = 4
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -59,7 +72,7 @@ class ClipConfig(Config):
 
     architecture: str | None = None
     pretrained: str | None = None
-    embed_dim: int = Field(256, ge=1)
+    embed_dim: Width = 256
     vision: VisionConfig | None = VisionConfig()
     text: TextConfig = TextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -111,7 +124,7 @@ def _published(architecture: str, pretrained: str | None, tokenizer: TokenizerCo
         hint = did_you_mean(architecture, choices) or "; see open_clip.list_models()"
         raise ValueError(f"open_clip knows no architecture {architecture!r}{hint}")
     try:
-        model = open_clip.create_model(architecture, pretrained=pretrained)
+        model = open_clip.create_model(architecture, pretrained=pretrained, device=torch.get_default_device())
     except (OSError, RuntimeError) as error:  # an unknown tag, a file that is none, or no network
         raise ValueError(f"pretrained={pretrained!r} of {architecture!r}: {reason(error)}") from error
     if not isinstance(model, CLIP) or model.vocab_size != tokenizer.vocab_size or model.attn_mask is None:

@@ -30,6 +30,8 @@ class ClipTask(Task):
     """
 
     keys = ("image", "caption")
+    groups = ("held-out picture", "the one that fits its caption best")
+    takes_prompts = True
     model: ClipEncoder
 
     def __init__(self, model: ClipEncoder, options: ClipOptions = ClipOptions()) -> None:
@@ -51,9 +53,14 @@ class ClipTask(Task):
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        """CLIP draws nothing: each picture, and below it the one of the batch that fits its caption best."""
-        similarity = self.model.encode_text(batch["caption"]).pooled @ self.model.encode_image(batch["image"]).T
-        return torch.cat([batch["image"], batch["image"][similarity.argmax(dim=1)]])
+        """CLIP draws nothing: each picture, and the one of the batch that fits its caption best."""
+        return torch.cat([batch["image"], self.draw_prompts(batch)])
+
+    @torch.no_grad()
+    def draw_prompts(self, asked: Batch) -> Tensor:
+        """The held-out pictures that fit sentences best."""
+        similarity = self.model.encode_text(asked["caption"]).pooled @ self.model.encode_image(asked["image"]).T
+        return torch.as_tensor(asked["image"][similarity.argmax(dim=1)])
 
     @torch.inference_mode()
     def metrics(self, batch: Batch) -> dict[str, float]:

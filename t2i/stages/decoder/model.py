@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.sizes import Side
 from t2i.core.types import Condition
 from t2i.diffusion.config import Diffusion, diffusion_section
 from t2i.nn.older import ports_section
@@ -25,7 +26,7 @@ class DecoderConfig(Config):
     )
     diffusion: Diffusion = Field(Diffusion(), description="what it was trained on")
     ports: PortsConfig = Field(PortsConfig(), description="what it is conditioned on, beside x_t and t")
-    image_size: int = Field(64, ge=1, description="side of the pictures it was trained on, in pixels")
+    image_size: Side = Field(64, description="side of the pictures it was trained on, in pixels")
 
     @classmethod
     def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, context_dim = config, config.unet.context_dim
+        if context_dim is not None and not {"clip_image", "text", "clip_text", "states"} & {*config.ports.names}:
+            raise ValueError(f"unet.context_dim={context_dim}, but no port gives tokens to attend to")
         self.unet = UNet(config.unet)
         self.ports = config.ports.build(config.unet.time_dim, config.unet.context_dim)
 

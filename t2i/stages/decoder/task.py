@@ -79,6 +79,9 @@ class DecoderTask(Task):
         spelled = ports.text.tokenizer if ports.text is not None else None
         self.tokenizer = spelled.build() if spelled is not None else None
         self.reads_padding = ports.text is None or ports.text.attend_padding
+        shown = ["what it is shown"] if ports.masked is not None else []
+        self.groups = ("held-out picture", *shown, "drawn" if ports.names else "drawn from noise alone")
+        self.takes_prompts = "caption" in self.keys and ports.classes is None
 
     def condition(self, batch: Batch, drops: Streams | None = None, *, trim: bool = False) -> Condition:
         """The decoder's condition for a batch.
@@ -127,14 +130,29 @@ class DecoderTask(Task):
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        """Real pictures above what the decoder draws from what is said of them, (2B, 3, S, S); where it inpaints, in
+        """Real pictures, and what the decoder draws from what is said of them, (2B, 3, S, S); where it inpaints, in
         between what it is shown of them, (3B, 3, S, S)."""
-        condition, ports, null = self.condition(batch), self.model.config.ports, None
+        condition = self.condition(batch)
+        shown = [condition.image[:, :3]] if condition.image is not None else []
+        return torch.cat([batch["image"], *shown, self._draw(condition, batch)])
+
+    @torch.no_grad()
+    def draw_prompts(self, asked: Batch) -> Tensor:
+        """What the decoder draws from sentences alone, (N, 3, S, S)."""
+        captions, text, states = asked["caption"], None, None
+        if self.tokenizer is not None:
+            tokens, mask = (upload(x, asked["image"].device) for x in tokenize(self.tokenizer, captions))
+            text = tokens, mask
+        if self.clip is not None and self.model.config.ports.clip_text is not None:
+            states = self.clip.encode_text(captions)
+        return self._draw(self.model.condition(Given(len(captions), text=text, clip_text=states)), asked)
+
+    def _draw(self, condition: Condition, batch: Batch) -> Tensor:
+        """Pictures as grids show them, guided away from the empty sentence."""
+        ports, null = self.model.config.ports, None
         if self.clip is not None and condition.sequence is not None and ports.clip_text is not None:
             assert ports.clip_image is not None
-            empty = self.clip.encode_text([""] * len(batch["image"]))
+            num = len(batch["caption"])
             length = condition.sequence.shape[1] - ports.clip_image.num_tokens
-            null = self.model.condition(Given(len(batch["image"]), clip_text=empty.padded(length)))
-        drawn = sample(self.model, condition, Streams(batch["seed"], "sample"), self.options.sampling, null=null)
-        shown = [condition.image[:, :3]] if condition.image is not None else []
-        return torch.cat([batch["image"], *shown, drawn])
+            null = self.model.condition(Given(num, clip_text=self.clip.encode_text([""] * num).padded(length)))
+        return sample(self.model, condition, Streams(batch["seed"], "sample"), self.options.sampling, null=null)

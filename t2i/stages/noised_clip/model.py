@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from t2i.core.config import Config
 from t2i.core.seed import upload
+from t2i.core.sizes import Entries, Heads, Layers, Side, Width
 from t2i.diffusion.config import Noise, diffusion_section
 from t2i.diffusion.guidance import input_gradient
 from t2i.nn.layers import timestep_embedding
@@ -26,9 +27,9 @@ STD = (68.50053285, 66.63215831, 70.32316309)
 class TowerConfig(Config):
     """Shape of one of the two transformers, whose MLPs are four times as wide and whose keys have no bias."""
 
-    width: int = Field(default=512, ge=1)
-    layers: int = Field(default=12, ge=1)
-    heads: int = Field(default=8, ge=1)
+    width: Width = 512
+    layers: Layers = 12
+    heads: Heads = 8
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -45,13 +46,13 @@ class TowerConfig(Config):
 class NoisedClipConfig(Config):
     """Everything about a noised CLIP."""
 
-    embed_dim: int = Field(512, ge=1, description="D")
-    image_size: int = Field(64, ge=1, description="side of the picture, in pixels")
-    patch_size: int = Field(4, ge=1, description="side of a patch, in pixels")
+    embed_dim: Width = Field(512, description="D")
+    image_size: Side = Field(64, description="side of the picture, in pixels")
+    patch_size: Side = Field(4, description="side of a patch, in pixels")
     vision: TowerConfig = TowerConfig(width=768, heads=12)
     text: TowerConfig = TowerConfig()
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="context and vocabulary of the text tower")
-    table_size: int | None = Field(
+    table_size: Entries | None = Field(
         None, description="rows of the table of tokens; null for as many as there are tokens"
     )
     scale: float = Field(

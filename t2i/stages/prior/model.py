@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from t2i.core.config import Config, renamed
 from t2i.core.errors import UsageError
+from t2i.core.sizes import Heads, Layers, Length, Width
 from t2i.core.types import Condition, TextFeatures
 from t2i.diffusion.config import Diffusion, diffusion_section
 from t2i.nn.layers import timestep_embedding
@@ -22,14 +23,14 @@ PriorVariance = Literal["fixed_small", "fixed_large", "analytic"]
 class PriorConfig(Config):
     """Everything about a diffusion prior."""
 
-    clip_dim: int = Field(256, ge=1, description="width of CLIP's embeddings")
+    clip_dim: Width = Field(256, description="width of CLIP's embeddings")
     clip_fingerprint: tuple[float, ...] = Field((), description="`ClipEncoder.fingerprint`, empty if unknown")
     unit_norm: bool = Field(True, description="as in `ClipConfig`")
-    text_width: int = Field(256, ge=1, description="width of CLIP's text states")
-    context: int = Field(64, ge=1, description="tokens of a caption, at most")
-    width: int = Field(256, ge=1, description="of the transformer")
-    layers: int = Field(6, ge=1)
-    heads: int = Field(4, ge=1)
+    text_width: Width = Field(256, description="width of CLIP's text states")
+    context: Length = Field(64, description="tokens of a caption, at most")
+    width: Width = Field(256, description="of the transformer")
+    layers: Layers = Field(6, description="of the transformer")
+    heads: Heads = Field(4, description="of every attention")
     diffusion: Diffusion = Field(
         Diffusion(target="x0", variance="fixed_small", space="vector"),
         description="what it was trained on; an analytic variance is that which `t2i calibrate` measured",

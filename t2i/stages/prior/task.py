@@ -44,6 +44,8 @@ class PriorTask(Task):
 
     needs: ClassVar = {"clip": Encoder}
     keys = ("image", "caption")
+    groups = ("held-out picture", "the one nearest to what its caption becomes")
+    takes_prompts = True
     model: Prior
 
     def __init__(self, model: Prior, options: PriorOptions = PriorOptions(), *, clip: Encoder | None = None) -> None:
@@ -96,10 +98,15 @@ class PriorTask(Task):
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        """Each picture, and below it the one whose embedding is nearest to what the prior makes of its caption."""
-        z_i = self._draw(batch)
-        nearest = (z_i @ nn.functional.normalize(self.clip.encode_image(batch["image"]), dim=1).T).argmax(dim=1)
-        return torch.cat([batch["image"], batch["image"][nearest]])
+        """Each picture, and the one whose embedding is nearest to what the prior makes of its caption."""
+        return torch.cat([batch["image"], self.draw_prompts(batch)])
+
+    @torch.no_grad()
+    def draw_prompts(self, asked: Batch) -> Tensor:
+        """The held-out pictures whose embeddings are nearest to what the prior makes of sentences."""
+        z_i = self._draw(asked)
+        nearest = (z_i @ nn.functional.normalize(self.clip.encode_image(asked["image"]), dim=1).T).argmax(dim=1)
+        return torch.as_tensor(asked["image"][nearest])
 
     def _draw(self, batch: Batch) -> Tensor:
         text, streams = self.clip.encode_text(batch["caption"]), Streams(batch["seed"], "sample")

@@ -16,8 +16,8 @@ from t2i.core.config import Config
 from t2i.data.shapes.scene import COLOURS, SHAPES, Box
 
 THRESHOLD = 0.5  # of a peak that counts as an object
-_Width = Annotated[int, Field(ge=1)]
-_Count = Annotated[int, Field(ge=0)]
+_Width = Annotated[int, Field(ge=1, le=2**13)]
+_Count = Annotated[int, Field(ge=0, le=64)]
 _FIXED = {"heat": 1, "offset": 2, "extent": 2, "raised": 1}
 
 
@@ -45,12 +45,12 @@ class Detection(NamedTuple):
 class ReaderConfig(Config):
     """`widths` and `blocks` are those of the levels at 1/2, 1/4 and 1/8 of `image_size`; the grid is at 1/2."""
 
-    image_size: int = Field(default=64, ge=8, multiple_of=8)
+    image_size: int = Field(default=64, ge=8, le=2**14, multiple_of=8)
     widths: tuple[_Width, _Width, _Width] = (32, 48, 96)
     blocks: tuple[_Count, _Count, _Count] = (1, 1, 1)
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = COLOURS
-    groups: int = Field(default=8, ge=1, description="of every GroupNorm")
+    groups: _Width = Field(default=8, description="of every GroupNorm")
 
     @property
     def maps(self) -> dict[str, int]:

@@ -4,6 +4,7 @@ B batch · H W pixels, large · h w pixels, small
 """
 
 from dataclasses import replace
+from math import gcd
 from typing import Any, Literal, Self
 
 import torch
@@ -12,6 +13,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.errors import UsageError
+from t2i.core.sizes import Side
 from t2i.core.types import Condition
 from t2i.diffusion.config import Diffusion, diffusion_section
 from t2i.nn.older import ports_section
@@ -30,8 +33,8 @@ class UpsamplerConfig(Config):
     ports: PortsConfig = Field(
         PortsConfig(), description="text, classes, masked: what it sees beside the small picture"
     )
-    low_size: int = Field(64, ge=1, description="side of whole small pictures")
-    image_size: int = Field(256, ge=1, description="of large ones; their ratio is the magnification")
+    low_size: Side = Field(64, description="side of whole small pictures")
+    image_size: Side = Field(256, description="of large ones; their ratio is the magnification")
     levels: Literal["rounded", "truncated", "exact"] = Field(
         "rounded",
         description="how small pictures become 8 bits in sampling: rounded as in GLIDE, truncated as ADM writes its "
@@ -125,13 +128,22 @@ class Upsampler(nn.Module):
         Returns:
             `image` (B, 3 or 7, H, W), the masked picture before the small one, with what the other ports give.
 
-        Raises ValueError for what has no port here, and for labels or captions that are missing.
+        Raises ValueError for what has no port here, for labels or captions that are missing, and UsageError for
+        pictures of another shape, or of sides that the network cannot fold.
         """
+        c, channels = self.config, self.config.unet.in_channels
+        if low_res.ndim != 4 or low_res.shape[1] != channels:
+            raise UsageError(f"low_res has the shape {tuple(low_res.shape)}, expected (B, {channels}, h, w)")
+        if min(sides := low_res.shape[2:]) < 1 or any(side * c.magnification % c.unet.factor for side in sides):
+            step = c.unet.factor // gcd(c.unet.factor, c.magnification)
+            raise UsageError(f"low_res is {sides[0]} × {sides[1]}, but its sides must be multiples of {step}")
         image = self.enlarge(low_res)
         given = given if given is not None else Given(len(low_res))
         if self.config.ports.text is not None and given.text is None:
             raise ValueError("text missing: this upsampler reads the caption")
         cond = self.ports.read(given, (image.shape[2], image.shape[3]), image.device)
+        if cond.image is not None and cond.image.shape[2:] != image.shape[2:]:
+            raise UsageError(f"the masked picture is {tuple(cond.image.shape[2:])}, the large {tuple(image.shape[2:])}")
         return replace(cond, image=image if cond.image is None else torch.cat([cond.image, image], dim=1))
 
     def project(self, condition: Condition) -> Condition:

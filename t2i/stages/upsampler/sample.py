@@ -17,12 +17,16 @@ from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 
 
 def quantised(model: Upsampler, low_res: Tensor) -> Tensor:
-    """Small pictures (B, 3, h, w) in [-1, 1] at the `UpsamplerConfig.levels` that `model` takes, float32."""
+    """Small pictures (B, 3, h, w) in [-1, 1] at the `UpsamplerConfig.levels` that `model` takes, float32.
+
+    Values beyond stay beyond where levels are rounded, as between GLIDE's networks; ADM's go through a file.
+    """
     if model.config.levels == "exact":
         return low_res.float()
     levels = (low_res.float() + 1) * 127.5
-    levels = levels.round() if model.config.levels == "rounded" else (levels + 1e-3).floor()  # 3 may be 2.9999
-    return levels.clamp(0, 255) / 127.5 - 1
+    if model.config.levels == "rounded":
+        return levels.round() / 127.5 - 1
+    return (levels + 1e-3).floor().clamp(0, 255) / 127.5 - 1  # 3 may be 2.9999
 
 
 @torch.no_grad()

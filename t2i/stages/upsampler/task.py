@@ -36,6 +36,7 @@ class UpsamplerOptions(Objective):
 class UpsamplerTask(Task):
     """Trains an `Upsampler` on the batch's own pictures, crops of the large ones."""
 
+    groups = ("large picture", "its small one, enlarged", "drawn")
     model: Upsampler
 
     def __init__(self, model: Upsampler, options: UpsamplerOptions = UpsamplerOptions()) -> None:
@@ -90,15 +91,15 @@ class UpsamplerTask(Task):
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        """Enlarged small pictures, what the upsampler makes of them, and the truth, (3B, 3, H, W)."""
+        """Large pictures, their small ones enlarged, and what the upsampler makes of these, (3B, 3, H, W)."""
         low_res = self.low_res(batch["image"])
         condition = self.condition(batch, low_res)
         drawn = sample(self.model, condition, Streams(batch["seed"], "sample"), self.options.sampling)
-        return torch.cat([self.model.enlarge(low_res), drawn, batch["image"]])
+        return torch.cat([batch["image"], self.model.enlarge(low_res), drawn])
 
     def metrics(self, batch: Batch) -> dict[str, float]:
         """Peak signal-to-noise ratio in dB of what is drawn, and for comparison of mere enlargement."""
-        enlarged, drawn, truth = self.sample(batch).chunk(3)
+        truth, enlarged, drawn = self.sample(batch).chunk(3)
         return {"psnr": psnr(drawn, truth), "psnr_enlarged": psnr(enlarged, truth)}
 
 

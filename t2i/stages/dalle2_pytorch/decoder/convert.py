@@ -35,7 +35,8 @@ def is_decoder(keys: Mapping[str, object]) -> bool:
 def eras_of(keys: Mapping[str, object]) -> tuple[Era, ...]:
     """The eras that a file with these keys may be of: those of August 2022 and later fold pixels, those of April 2023
     wrap nothing."""
-    later = f"{_UNET}downs.0.0.1.weight" in keys or f"{_UNET}mid_block1.cross_attn.null_kv" in keys
+    folds = any(f"{_UNET}downs.0.{place}.1.weight" in keys for place in (0, 4))
+    later = folds or f"{_UNET}mid_block1.cross_attn.null_kv" in keys
     return ("D",) if later else ("C", "D")
 
 
@@ -50,11 +51,11 @@ def read(name: str, shapes: Mapping[str, Shape], era: Era, image_size: int) -> L
     kernels = tuple(shape[-1] for key, shape in s.items() if key.startswith("init_conv.") and len(shape) > 1)
     if kernels != KERNELS or s["init_conv.convs.0.weight"][1] != 3 or "unets.1.init_conv.convs.0.weight" in shapes:
         raise ValueError("a U-Net that enlarges pictures, or several in one file, or one with other first convolutions")
-    if "downs.0.0.bias" not in s and "downs.0.0.1.bias" not in s:
-        raise ValueError("a U-Net that is not memory efficient, whose levels go down in another order")
     time_dim, channels = s["to_time_hiddens.1.weight"]
     levels = 1 + max(int(key.split(".")[1]) for key in s if key.startswith("downs."))
-    widths = [s[f"downs.{level}.1.block1.norm.weight"][0] for level in range(levels)]
+    widths = [s[f"ups.{levels - 1 - level}.0.block1.norm.weight"][0] for level in range(levels)]
+    blocks = [len({k.split(".")[3] for k in s if k.startswith(f"downs.{level}.2.")}) for level in range(levels)]
+    efficient = "downs.0.0.bias" in s or "downs.0.0.1.bias" in s
     heads_by_width, head_width = s["mid_attn.fn.fn.to_q.weight"][0], s["mid_attn.fn.fn.null_kv"][1]
     context_dim = s["norm_cond.weight"][0]
     wrapped = any(".cross_attn.fn." in key for key in s)
@@ -65,7 +66,7 @@ def read(name: str, shapes: Mapping[str, Shape], era: Era, image_size: int) -> L
         era=era,
         channels=channels,
         multipliers=tuple(width // channels for width in widths),
-        num_blocks=len({key.split(".")[3] for key in s if key.startswith("downs.0.2.")}),
+        num_blocks=blocks[0] if len({*blocks}) == 1 else tuple(blocks),
         attention=tuple(level for level in range(levels) if f"downs.{level}.3.fn.fn.null_kv" in s),
         heads=heads_by_width // head_width,
         head_width=head_width,
@@ -75,7 +76,8 @@ def read(name: str, shapes: Mapping[str, Shape], era: Era, image_size: int) -> L
         context=s.get("null_text_embed", (1, 256))[1],
         num_clip_tokens=s["null_image_embed"][1],
         num_time_tokens=s["to_time_tokens.0.weight"][0] // context_dim,
-        fold="downs.0.0.1.weight" in s,
+        memory_efficient=efficient,
+        fold="downs.0.0.1.weight" in s or "downs.0.4.1.weight" in s,
         image_size=image_size,
         diffusion=Diffusion(
             variance="learned_range" if s["to_out.weight"][0] == 6 else "fixed_small",
@@ -113,17 +115,28 @@ def _entries(config: LaionDecoderConfig, wrapped: str) -> Iterator[Entry]:
     levels = len(config.multipliers)
     for level in range(levels):
         down, up = f"downs.{level}", f"ups.{levels - 1 - level}"
-        yield Entry(f"{down}.0.1" if config.fold else f"{down}.0", f"down.{level}.enter.conv")
-        yield Entry(f"{down}.4", f"down.{level}.leave")
+        yield from _way_down(config, level)
         yield Entry(f"{up}.3.net.0", f"up.{level}.leave.conv")
         for theirs, first, ours in ((down, 1, "down"), (up, 0, "up")):
             yield from _block(f"{theirs}.{first}", f"{ours}.{level}.blocks.0", wrapped)
-            for i in range(config.num_blocks):
+            for i in range(config.blocks[level]):
                 yield from _block(f"{theirs}.{first + 1}.{i}", f"{ours}.{level}.blocks.{i + 1}", wrapped)
             if level in config.attention:
                 yield from _attention(f"{theirs}.{first + 2}.fn.fn", f"{ours}.{level}.attention")
             else:
                 yield from _linear_attention(f"{theirs}.{first + 2}.fn", f"{ours}.{level}.attention")
+
+
+def _way_down(config: LaionDecoderConfig, level: int) -> Iterator[Entry]:
+    """What leads into a level and out of it; of the two one halves the resolution, but in the last of those that do so
+    when they leave."""
+    down, folds = f"downs.{level}", ".1" if config.fold else ""
+    if config.memory_efficient:
+        yield Entry(f"{down}.0{folds}", f"down.{level}.enter.conv")
+    if config.memory_efficient or level == len(config.multipliers) - 1:
+        yield Entry(f"{down}.4", f"down.{level}.leave")
+    else:
+        yield Entry(f"{down}.4{folds}", f"down.{level}.leave.conv")
 
 
 def _block(theirs: str, ours: str, wrapped: str) -> Iterator[Entry]:

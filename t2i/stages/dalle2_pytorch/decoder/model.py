@@ -1,4 +1,4 @@
-"""The U-Net of DALLE2-pytorch in its "memory efficient" shape, and what turns embeddings into its condition.
+"""The U-Net of DALLE2-pytorch, and what turns embeddings into its condition.
 
 B batch · H W pixels · L tokens · D width of CLIP embeddings · W of CLIP's text states · S of the tokens · V of time
 """
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config, renamed
+from t2i.core.sizes import MAX_LEVELS, Blocks, Channels, Heads, Length, Side, Width
 from t2i.core.types import Condition, TextFeatures
 from t2i.diffusion.config import Diffusion, diffusion_section
 from t2i.nn.layers import timestep_embedding
@@ -23,27 +24,30 @@ class LaionDecoderConfig(Config):
     """Everything about such a decoder."""
 
     era: Era = Field(description="of its attention, which no key shows")
-    channels: int = Field(320, ge=1)
-    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 2, 3, 4), min_length=1, description="level L has channels · multipliers[L] channels"
+    channels: Channels = 320
+    multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
+        (1, 2, 3, 4), min_length=1, max_length=MAX_LEVELS, description="level L has channels · multipliers[L] channels"
     )
-    num_blocks: int = Field(4, ge=1, description="residual blocks per level, beside the first")
-    attention: tuple[int, ...] = Field(
+    num_blocks: Blocks | tuple[Blocks, ...] = Field(
+        4, description="residual blocks per level, beside the first; one number for all, or one for each"
+    )
+    attention: tuple[Annotated[int, Field(ge=0, lt=MAX_LEVELS)], ...] = Field(
         (1, 2, 3), description="levels that attend pixel to pixel; the others have a linear attention"
     )
-    heads: int = Field(8, ge=1, description="of both attentions")
-    head_width: int = Field(64, ge=1)
-    context_dim: int = Field(512, ge=1, description="width S of the tokens")
-    clip_dim: int = Field(768, ge=1, description="width D of CLIP's embeddings")
+    heads: Heads = Field(8, description="of both attentions")
+    head_width: Width = 64
+    context_dim: Width = Field(512, description="width S of the tokens")
+    clip_dim: Width = Field(768, description="width D of CLIP's embeddings")
     clip_fingerprint: tuple[float, ...] = Field((), description="`ClipEncoder.fingerprint`, empty if unknown")
-    clip_text_width: int | None = Field(
-        768, ge=1, description="width W of CLIP's text states, which are read at the bottom alone; null for none"
+    clip_text_width: Width | None = Field(
+        768, description="width W of CLIP's text states, which are read at the bottom alone; null for none"
     )
-    context: int = Field(256, ge=1, description="how many of them")
-    num_clip_tokens: int = Field(4, ge=1, description="made of an image embedding")
-    num_time_tokens: int = Field(2, ge=1, description="made of time")
+    context: Length = Field(256, description="how many of them")
+    num_clip_tokens: Length = Field(4, description="made of an image embedding")
+    num_time_tokens: Length = Field(2, description="made of time")
+    memory_efficient: bool = Field(True, description="levels going down halve the resolution first, and not last")
     fold: bool = Field(False, description="how levels going down halve the resolution, see `Down`")
-    image_size: int = Field(64, ge=1)
+    image_size: Side = 64
     diffusion: Diffusion = Field(Diffusion(), description="what it was trained on; the target is eps")
 
     @classmethod
@@ -52,11 +56,15 @@ class LaionDecoderConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.channels % (4 * GROUPS // 2) or self.image_size % 2 ** len(self.multipliers):
+        factor = 2 ** (len(self.multipliers) - (not self.memory_efficient))
+        if self.channels % GROUPS or self.image_size % factor:
             raise ValueError(
-                f"channels={self.channels} must be a multiple of {2 * GROUPS}, image_size={self.image_size} of "
-                f"{2 ** len(self.multipliers)}"
+                f"channels={self.channels} must be a multiple of {GROUPS}, image_size={self.image_size} of {factor}"
             )
+        if len(self.blocks) != len(self.multipliers):
+            raise ValueError(f"num_blocks={self.num_blocks} for {len(self.multipliers)} levels")
+        if unknown := set(self.attention) - set(range(len(self.multipliers))):
+            raise ValueError(f"attention at levels {sorted(unknown)}, but there are {len(self.multipliers)}, from 0")
         self.diffusion.num_outputs(3)
         return self
 
@@ -64,6 +72,12 @@ class LaionDecoderConfig(Config):
     def widths(self) -> tuple[int, ...]:
         """Channels of every level, finest first."""
         return tuple(self.channels * m for m in self.multipliers)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Residual blocks of every level, finest first, beside the first of each."""
+        given = self.num_blocks
+        return given if isinstance(given, tuple) else (given,) * len(self.multipliers)
 
 
 class Level(nn.Module):
@@ -96,14 +110,20 @@ class LaionDecoder(nn.Module):
             self.padding = nn.Parameter(torch.randn(1, c.context, c.context_dim))
         self.norm = nn.LayerNorm(c.context_dim)
         self.norm_mid = nn.LayerNorm(c.context_dim)
-        self.block_in = Block(c.channels, c.channels, time_dim)
+        self.block_in = Block(c.channels, c.channels, time_dim) if c.memory_efficient else None
         down, up, width = [], [], c.channels
         for level, w in enumerate(widths):
             context = c.context_dim if level > 0 else None
-            falls = [Block(w, w, time_dim, context if i else None) for i in range(c.num_blocks + 1)]
-            rises = [Block(2 * w, w, time_dim, context) for _ in range(c.num_blocks + 1)]
-            down.append(Level(Down(width, w, c.fold), falls, self._attention(level), nn.Conv2d(w, w, 1)))
-            up.append(Level(nn.Identity(), rises, self._attention(level), Up(w, width)))
+            inside = w if c.memory_efficient else width  # going down
+            falls = [Block(inside, inside, time_dim, context if i else None) for i in range(c.blocks[level] + 1)]
+            rises = [Block(inside + w, w, time_dim, context) for _ in range(c.blocks[level] + 1)]
+            plain = c.memory_efficient or level == len(widths) - 1  # it leaves at its resolution
+            enter = Down(width, w, c.fold) if c.memory_efficient else nn.Identity()
+            attend = self._attention(level, inside)
+            down.append(Level(enter, falls, attend, nn.Conv2d(inside, w, 1) if plain else Down(width, w, c.fold)))
+            attend = self._attention(level, w)
+            twice = Up(w, width) if c.memory_efficient or level else nn.Identity()
+            up.append(Level(nn.Identity(), rises, attend, twice))
             width = w
         self.down: Any = nn.ModuleList(down)
         self.up: Any = nn.ModuleList(up)  # by level, finest first, like `down`
@@ -113,10 +133,10 @@ class LaionDecoder(nn.Module):
         self.block_out = Block(2 * c.channels, c.channels, time_dim)
         self.conv_out = nn.Conv2d(c.channels, c.diffusion.num_outputs(3), 1)
 
-    def _attention(self, level: int) -> nn.Module:
+    def _attention(self, level: int, width: int) -> nn.Module:
         c = self.config
         kind = Attention if level in c.attention else LinearAttention
-        return kind(c.widths[level], c.heads, c.head_width, c.era)
+        return kind(width, c.heads, c.head_width, c.era)
 
     def condition(self, image_embedding: Tensor, text: TextFeatures | None = None) -> Condition:
         """What the network is told: image embeddings (B, D), and what CLIP says of sentences; None for nothing.
@@ -159,7 +179,7 @@ class LaionDecoder(nn.Module):
         whole = torch.cat([tokens, condition.sequence], dim=1)  # the text is seen in the middle alone
         context, mid = self.norm(whole[:, : c.num_time_tokens + c.num_clip_tokens]), self.norm_mid(whole)
         x = first = torch.cat([conv(x_t.to(dtype)) for conv in self.conv_in], dim=1)
-        x, skips = self.block_in(x, time, context), []
+        x, skips = x if self.block_in is None else self.block_in(x, time, context), []
         for level in self.down:
             x = level.enter(x)
             for i, block in enumerate(level.blocks):

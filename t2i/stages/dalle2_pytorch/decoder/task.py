@@ -29,6 +29,7 @@ class LaionDecoderTask(Task):
     """Trains a `LaionDecoder` on the embeddings of a frozen `clip`."""
 
     needs: ClassVar = {"clip": Encoder}
+    groups = ("held-out picture", "drawn")
     model: LaionDecoder
 
     def __init__(
@@ -70,7 +71,7 @@ class LaionDecoderTask(Task):
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        """Real pictures above what the decoder draws from what is said of them, (2B, 3, S, S)."""
+        """Real pictures, and what the decoder draws from what is said of them, (2B, 3, S, S)."""
         condition, null = self.condition(batch), self.model.null_condition(len(batch["image"]))
         drawn = sample(self.model, condition, null, Streams(batch["seed"], "sample"), self.options.sampling)
         return torch.cat([batch["image"], drawn])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from t2i.core.config import Config, renamed
 from t2i.core.errors import UsageError
+from t2i.core.sizes import Heads, Layers, Length, Width
 from t2i.core.types import Condition, TextFeatures
 from t2i.diffusion.config import Diffusion, diffusion_section
 
@@ -47,13 +48,13 @@ class LaionPriorConfig(Config):
     null_mode: NullMode = Field(
         "learned", description="what stands where nothing is said; follows from the era unless given"
     )
-    clip_dim: int = Field(768, ge=1, description="width of CLIP's embeddings, and of its text states")
+    clip_dim: Width = Field(768, description="width of CLIP's embeddings, and of its text states")
     clip_fingerprint: tuple[float, ...] = Field((), description="`ClipEncoder.fingerprint`, empty if unknown")
-    context: int = Field(77, ge=1)
-    layers: int = Field(12, ge=1)
-    heads: int = Field(12, ge=1)
-    head_width: int = Field(64, ge=2)
-    mlp_ratio: int = Field(4, ge=1, description="hidden width of the MLP over clip_dim")
+    context: Length = 77
+    layers: Layers = 12
+    heads: Heads = 12
+    head_width: int = Field(64, ge=2, le=2**16)
+    mlp_ratio: int = Field(4, ge=1, le=64, description="hidden width of the MLP over clip_dim")
     mlp_norm: bool = Field(True, description="a norm in the middle of the MLP")
     diffusion: Diffusion = Field(
         Diffusion(target="x0", variance="fixed_small", space="vector"), description="what it was trained on"

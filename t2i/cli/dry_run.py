@@ -1,0 +1,86 @@
+"""What a training would see, need and take: `t2i train CONFIG --dry-run`. Nothing is written."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from t2i.core.devices import memory_explained
+from t2i.core.progress import duration, to_stderr
+from t2i.core.types import Task
+from t2i.run import build, load_run
+from t2i.stages.registry import stage
+from t2i.train.ema import Ema
+from t2i.train.learner import Learner
+from t2i.train.log import announce, memory_gb
+from t2i.train.loop import LESS_MEMORY
+from t2i.train.objective import to_device
+from t2i.train.optim import learning_rate
+from t2i.train.parallel import Parallel
+from t2i.train.settings import choose_dtype, num_times
+
+_STEPS = 3  # that are measured
+
+
+def dry_run(path: str | Path, overrides: Sequence[str]) -> Iterator[str]:
+    """Lines about the data, the network, memory and time, after a few steps in memory alone.
+
+    Raises what the training itself would before its first steps.
+    """
+    to_stderr()
+    run = load_run(path, list(overrides))
+    train = run.train
+    task, make_loader, _ = build(str(path), run, stage(run.stage))
+    parallel = Parallel(train.device)
+    task.to(parallel.device)
+    model: nn.Module = task.model.to(parallel.device, memory_format=torch.channels_last)
+    loader = make_loader(seed=train.seed, batch_size=train.batch_size, accumulate=train.accumulate)
+    stream = iter(loader)
+    first = next(stream)
+    batches = chain([first], stream)
+    announce(task, first, parallel.device, choose_dtype(train.precision, parallel.device), train.prompts)
+    for source, opened in zip(run.data.sources, loader.data.sources, strict=True):
+        yield f"data: {source.src}, {len(opened) if hasattr(opened, '__len__') else 'endless'} samples to train on"
+    dtype, phases = choose_dtype(train.precision, parallel.device), enumerate(task.phases())
+    learners = [Learner(phase, run.optim, parallel, dtype, first=number == 0) for number, phase in phases]
+    ema = Ema(model, train.ema)
+    seconds = []
+    for step in range(_STEPS):
+        before = time.perf_counter()
+        with memory_explained("a training step", LESS_MEMORY):
+            micro = [to_device(next(batches), parallel.device) for _ in range(train.accumulate)]
+            lr = learning_rate(run.optim, step, train.steps)
+            finite = [learner.step(micro, train.accumulate, lr, train.max_grad_norm)[1] for learner in learners]
+            ema.update(step)
+            all(map(bool, finite))  # which waits for the device
+        seconds.append(time.perf_counter() - before)
+    stream.close()
+    yield from _cost(task, learners, ema, parallel.device)
+    grids, looks = (num_times(0, train.steps, every) for every in (train.sample_every, train.val_every))
+    spent, beside = min(seconds[1:]), f"and beside them {grids} grids and {looks} evaluations"
+    yield (
+        f"time: {spent:.3g} s a step of {train.batch_size} pictures, {duration(spent * train.steps)} for {train.steps} "
+        f"steps, {beside}"
+    )
+    yield f"nothing was written; without --dry-run the run goes to {train.out}"
+
+
+def _cost(task: Task, learners: list[Learner], ema: Ema, device: torch.device) -> Iterator[str]:
+    """Parameters and memory."""
+    trained = [p for learner in learners for p in learner.phase.module.parameters()]
+    moving = [p for p in trained if p.requires_grad]
+    states = [state for learner in learners for state in learner.optimizer.state.values()]
+    parts: dict[str, Iterable[Tensor]] = {
+        "weights": task.parameters(),
+        "gradients": moving,
+        "optimiser": (x for state in states for x in state.values() if isinstance(x, Tensor)),
+        "averages": (x for average in ema.averages for x in average),
+    }
+    every, own, free = (sum(p.numel() for p in some) / 1e6 for some in (task.parameters(), trained, moving))
+    beside = f", beside {every - own:.2f} M of frozen neighbours" if every > own else ""
+    yield f"network: {own:.2f} M parameters, of which {free:.2f} M are trained{beside}"
+    listed = ", ".join(f"{name} {sum(x.nbytes for x in some) / 1e9:.2g}" for name, some in parts.items())
+    yield f"memory: at most {memory_gb(device):.2g} GB in these steps on {device}; of it {listed}"
