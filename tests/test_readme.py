@@ -179,13 +179,18 @@ def test_code_runs(page: Path, pipe: DALLE2, monkeypatch: pytest.MonkeyPatch, tm
             exec(compile(ast.parse(body), page.name, "exec"), names)
 
 
+def take_photos(size: tuple[int, int], what: str) -> None:
+    """A folder `photos` of four captioned pictures, here."""
+    Path("photos").mkdir()
+    for i in range(4):
+        Image.new("RGB", size, (60 * i, 90, 30)).save(f"photos/{i}.jpg")
+        Path(f"photos/{i}.txt").write_text(f"my {i + 2} {what}")
+
+
 @pytest.mark.filterwarnings("ignore:the model does not know")
 def test_train_each_stage_on_your_own_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    for i in range(4):
-        Image.new("RGB", (300, 280), (60 * i, 90, 30)).save(f"photos/{i}.jpg")
-        Path(f"photos/{i}.txt").write_text(f"my {i + 2} cats\nand a dog")
+    take_photos((300, 280), "cats\nand a dog")
     page = (ROOT / "docs" / "training.md").read_text()
     trainings = re.findall(r"^t2i train configs/.*$", page.partition("## Your own pictures")[0], re.M)
     assert len(trainings) == 5
@@ -201,10 +206,7 @@ def test_train_each_stage_on_your_own_pictures(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.slow
 def test_bundled_networks_are_fine_tuned_on_your_own_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    for i in range(4):
-        Image.new("RGB", (90, 80), (60 * i, 90, 30)).save(f"photos/{i}.jpg")
-        Path(f"photos/{i}.txt").write_text(f"my {i + 2} sleepy penguins")
+    take_photos((90, 80), "sleepy penguins")
     page = (ROOT / "docs" / "training.md").read_text().partition("## Your own pictures")[2].partition("\n## ")[0]
     lines = re.findall(r"^t2i .*$", page, re.M)
     assert len(lines) == 7

@@ -25,7 +25,7 @@ from t2i.convert.folder import weight_files
 from t2i.core.devices import stored_as
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain, lacks_memory, quoted
 from t2i.io.files import output_folder, read_json
-from t2i.io.kinds import kind_of
+from t2i.io.kinds import weights_format
 from t2i.io.lock import sole_writer
 from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
@@ -239,7 +239,7 @@ def _joined(states: Sequence[dict[str, Tensor]], paths: Sequence[Path]) -> dict[
 
 def _read(path: Path) -> Any:
     """What is in a file of weights, whatever it is called."""
-    kind = kind_of(path)
+    kind = weights_format(path)
     if kind == "safetensors":
         try:
             return load_file(path)

@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from t2i.core.errors import DataError, UsageError, shown
+from t2i.core.reading import clear_errors
 from t2i.core.seed import Streams, mix
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
@@ -31,7 +32,7 @@ from t2i.data.order import Mixture, permute
 from t2i.data.scenes import ShapesSource
 from t2i.data.source import HEAD, BadSample, Needs, Sample, collate
 from t2i.io.decode import noticed, once
-from t2i.io.files import clear_errors, json_lines
+from t2i.io.files import json_lines
 
 log = logging.getLogger(__name__)
 

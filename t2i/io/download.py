@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from t2i.core.errors import DataError, FullDiskError
 from t2i.core.progress import bar
-from t2i.io.files import clear_errors, writable
+from t2i.core.reading import clear_errors
+from t2i.io.files import writable
 from t2i.version import __version__
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from t2i.core.errors import DataError, FullDiskError, NonFiniteError, UsageError
+from t2i.core.reading import clear_errors
 from t2i.io.colour import to_srgb
 from t2i.io.decode import MAX_PIXELS, damage_of, decoded, once, unreadable
-from t2i.io.files import clear_errors, temporary_name
+from t2i.io.files import temporary_name
 from t2i.io.provenance import metadata, saved_as
 
 

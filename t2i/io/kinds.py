@@ -20,7 +20,7 @@ _PACKED = {
 _OTHERS = {b"\x89HDF": "HDF5", b"\x93NUMPY": "NumPy", b"GGUF": "GGUF", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG"}
 
 
-def kind_of(path: Path) -> Kind:
+def weights_format(path: Path) -> Kind:
     """The format of a file of weights.
 
     Raises DataError for anything else, saying what it is and what to do: a pointer of git-lfs, a web page, an archive,

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from t2i.core.errors import UsageError
-from t2i.io.files import clear_errors
+from t2i.core.reading import clear_errors
 
 log = logging.getLogger(__name__)
 

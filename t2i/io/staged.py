@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from t2i.core.errors import T2IError
-from t2i.io.files import clear_errors, temporary_name, writable
+from t2i.core.reading import clear_errors
+from t2i.io.files import temporary_name, writable
 
 
 @contextmanager

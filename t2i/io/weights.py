@@ -24,7 +24,7 @@ from t2i.core.errors import DataError, quoted
 from t2i.core.reading import open_regular, read_bytes
 from t2i.io.files import read_json, writable, write
 from t2i.io.int8 import HEADER, Int8, Stored, loaded, pack, unpack
-from t2i.io.kinds import kind_of
+from t2i.io.kinds import weights_format
 from t2i.io.staged import remove_outdated, staged
 
 MAX_SHARD_SIZE = 15 * 2**20
@@ -259,7 +259,7 @@ def _shape(file: Any, key: str) -> Tensor:
 
 @contextmanager
 def _opened(path: Path, device: str | torch.device) -> Iterator[Any]:
-    if (kind := kind_of(path)) != "safetensors":
+    if (kind := weights_format(path)) != "safetensors":
         raise DataError(f"{path} is a {kind} file of torch, which may hold code: t2i convert reads such files")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from t2i.core.errors import quoted, shown
 from t2i.core.progress import duration
+from t2i.core.reading import clear_errors
 from t2i.core.types import Batch, Task, Tokenizer
 from t2i.io import files
 from t2i.text.words import split
@@ -185,5 +186,5 @@ class MetricsFile:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one line."""
-        with files.clear_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
+        with clear_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

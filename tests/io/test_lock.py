@@ -40,7 +40,7 @@ def test_a_second_writer_is_told_who_was_first(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_does_no_harm_even_while_its_children_live(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     ready = context.Event()
     process = context.Process(target=hold, args=(tmp_path, ready))
     process.start()

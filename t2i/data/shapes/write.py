@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from t2i.core import progress
 from t2i.core.errors import UsageError
+from t2i.core.reading import clear_errors
 from t2i.data.shapes import NUM_THINGS, draw
 from t2i.data.shapes.captions import VERSION
 from t2i.data.shapes.layout import check_num_things
-from t2i.io.files import clear_errors, output_folder, temporary_name
+from t2i.io.files import output_folder, temporary_name
 from t2i.io.images import to_pil
 from t2i.io.lock import sole_writer
 
