@@ -163,7 +163,7 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
     check_prompts(task, run.train.prompts)
     warn_enlarged(run.data, neighbours)
     loader = partial(Loader, run.data, needs=Needs(task.keys, count_classes(config), count_channels(config)))
-    saved = find(run.train.out / "checkpoints", run.train.resume)
+    saved = find(run.train.out / "checkpoints", run.train.resume, whole=False)
     if saved is not None and (held := read_json(saved / "state.json")["config"].get("stage", run.stage)) != run.stage:
         raise UsageError(f"{saved} is of a run of stage {held}, and this is {run.stage}: choose another train.out")
     if saved is None:

@@ -139,6 +139,32 @@ def load_tensors(folder: str | Path, name: str = "model", device: str | torch.de
     return loaded(_stored_tensors(Path(folder), name, device))
 
 
+def lazy_tensors(folder: str | Path, name: str = "model") -> Mapping[str, Tensor]:
+    """What `load_tensors` gives of numbers without scales, each read from its file when it is asked for."""
+    return _Lazy(Path(folder), name)
+
+
+class _Lazy(Mapping[str, Tensor]):
+    """Tensors by name, in files."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.where: dict[str, Path] = {}
+        for path in _files(folder, name)[0]:
+            with _opened(path, "cpu") as file:
+                self.where |= dict.fromkeys(file.keys(), path)
+
+    def __getitem__(self, key: str) -> Tensor:
+        with _opened(self.where[key], "cpu") as file:
+            tensor: Tensor = file.get_tensor(key)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.where)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+
 def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """How given weights differ from those that a model expects, such as `lacks 'out.bias'`; None if they fit."""
     missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,13 +90,14 @@ def tidy(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def find(folder: Path, resume: str) -> Path | None:
+def find(folder: Path, resume: str, whole: bool = True) -> Path | None:
     """The checkpoint to continue from, or None to start anew.
 
     Args:
         folder: the `checkpoints` of this run.
         resume: `auto` for the newest that verifies, `none`, or the path of a checkpoint or of another run, from which
             a run starts; once it has checkpoints of its own it continues from those, unless the path is one of them.
+        whole: False for one that is there and says what it is, its tensors unread.
 
     Raises:
         UsageError: the path does not exist, or `none` in a run that already has checkpoints.
@@ -112,7 +113,7 @@ def find(folder: Path, resume: str) -> Path | None:
     is_own = folder.resolve() in (path.resolve(), *path.resolve().parents)
     if resume != "auto" and (is_own or not _steps(folder)):
         if (path / "manifest.json").exists():
-            if problem := verify(path):
+            if problem := verify(path, whole):
                 raise DataError(f"{path} is damaged: {problem}")
             return path
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -120,7 +121,7 @@ def find(folder: Path, resume: str) -> Path | None:
             raise UsageError(f"resume: {resume} holds no checkpoint")
     problems = []
     for path in _steps(folder):
-        problem = verify(path)
+        problem = verify(path, whole)
         if problem is None:
             return path
         log.warning("skipped checkpoint %s: %s", path, problem)
@@ -130,30 +131,34 @@ def find(folder: Path, resume: str) -> Path | None:
     return None
 
 
-def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def verify(path: Path, whole: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None; without `whole` only what its small files say. Tensors are read one by
+    one: a checkpoint may be larger than memory."""
     try:
         digests = dict(files.read_json(path / "manifest.json")["files"])
         for name, digest in digests.items():
-            if not (path / name).is_file() or _digest(path / name) != digest:
+            same = _digest(path / name) == digest if whole else (path / name).stat().st_size == digest["bytes"]
+            if not same:
                 return f"{name} differs from the manifest"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} differs from the manifest: it is gone"
     except (DataError, OSError) as error:
         return str(error)
     except (KeyError, TypeError, ValueError):
         return "manifest.json is not a manifest"
     try:
-        tensors, numbers = load(path)
-        Numbers.model_validate(numbers)
+        Numbers.model_validate(files.read_json(path / "state.json"))
+        bad = non_finite({name: weights.lazy_tensors(path, name) for name in _groups(path)}) if whole else []
     except DataError as error:
         return str(error)
     except ValueError as error:
         return f"state.json: {shown(reason(error))}"
-    if bad := non_finite(tensors):  # earlier versions saved these
+    if bad:  # earlier versions saved these
         return f"{' and '.join(bad)} hold NaN or infinity"
     return None
 
 
-def non_finite(tensors: State) -> list[str]:
+def non_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
     """Names of the files with trained weights, their averages or optimiser state that are NaN or infinite.
 
     What no optimiser moves may be: a table that is not measured yet is NaN.
@@ -162,8 +167,8 @@ def non_finite(tensors: State) -> list[str]:
     for name, group in tensors.items():
         phase = name.removeprefix("phase") if name.startswith("phase-") else ""
         trained = {key.rpartition("/")[0] for key in tensors.get(f"optimizer{phase}", {})}
-        values = (x for key, x in group.items() if key in trained or name.startswith("optimizer"))
-        if not all(x.isfinite().all() for x in values):
+        checked = (key for key in group if key in trained or name.startswith("optimizer"))
+        if not all(group[key].isfinite().all() for key in checked):
             found.append(name)
     return found
 
@@ -177,10 +182,7 @@ def last_good(folder: Path) -> str:
 
 def load(path: Path, renamed: Callable[[str], str] = str) -> tuple[State, dict[str, Any]]:
     """What `save` was given: (tensors, state), tensors of models under the names that they have today."""
-    names = {
-        re.sub(r"(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?\.safetensors$", "", file.name) for file in path.glob("*.safetensors")
-    }
-    tensors = {name: weights.load_tensors(path, name) for name in names}
+    tensors = {name: weights.load_tensors(path, name) for name in _groups(path)}
     for name, group in tensors.items():
         if name in ("model", "optimizer") or name.startswith("ema-"):
             tensors[name] = {renamed(key): value for key, value in group.items()}
@@ -232,6 +234,13 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, values: d
         log.warning(
             "optimiser state of %d of %d parameters starts anew: optim.kind or optim.only is another", left, len(found)
         )
+
+
+def _groups(path: Path) -> set[str]:
+    """Names of what a checkpoint holds, such as model, whether in one file or in shards."""
+    return {
+        re.sub(r"(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?\.safetensors$", "", file.name) for file in path.glob("*.safetensors")
+    }
 
 
 def _steps(folder: Path) -> list[Path]:

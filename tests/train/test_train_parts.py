@@ -315,6 +315,26 @@ def test_damage_is_found(tmp_path, damage):
     assert checkpoint.find(tmp_path, "auto").name == "step-000004"
 
 
+def test_a_look_at_what_is_there_reads_no_weights(tmp_path):
+    saved(tmp_path, 4)
+    weights = saved(tmp_path, 5) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    assert checkpoint.find(tmp_path, "auto", whole=False).name == "step-000005"
+    assert checkpoint.find(tmp_path, "auto").name == "step-000004"
+    weights.write_bytes(b"")
+    assert checkpoint.find(tmp_path, "auto", whole=False).name == "step-000004"
+    weights.unlink()
+    assert checkpoint.find(tmp_path, "auto", whole=False).name == "step-000004"
+
+
+def test_checking_takes_the_memory_of_one_tensor(tmp_path, monkeypatch):
+    state = {f"layer{i}": torch.ones(1000) for i in range(20)}
+    path = checkpoint.save(tmp_path, 5, {"model": state, "optimizer": {f"{k}/exp_avg": state[k] for k in state}},
+                           numbers(5), keep=9)  # fmt: skip
+    monkeypatch.setattr(checkpoint.weights, "load_tensors", None)
+    assert checkpoint.verify(path) is None
+
+
 @pytest.mark.parametrize(
     "change",
     [
