@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +16,17 @@ from t2i.core.types import Task
 from t2i.run import build, load_run
 from t2i.stages.registry import stage
 from t2i.train.ema import Ema
+from t2i.train.held_out import HeldOut
 from t2i.train.learner import Learner
+from t2i.train.limit import SPEED, num_bytes
+from t2i.train.loaders import Loaders
 from t2i.train.log import announce, memory_gb
 from t2i.train.loop import LESS_MEMORY
-from t2i.train.objective import to_device
+from t2i.train.objective import Batches, LoaderFactory, to_device
 from t2i.train.optim import learning_rate
 from t2i.train.parallel import Parallel
-from t2i.train.settings import choose_dtype, num_times
+from t2i.train.settings import TrainConfig, choose_dtype, num_times
+from t2i.train.stop import StopRequest
 
 _STEPS = 3  # that are measured
 
@@ -59,13 +65,39 @@ def dry_run(path: str | Path, overrides: Sequence[str]) -> Iterator[str]:
         seconds.append(time.perf_counter() - before)
     stream.close()
     yield from _cost(task, learners, ema, parallel.device)
-    grids, looks = (num_times(0, train.steps, every) for every in (train.sample_every, train.val_every))
-    spent, beside = min(seconds[1:]), f"and beside them {grids} grids and {looks} evaluations"
-    yield (
-        f"time: {spent:.3g} s a step of {train.batch_size} pictures, {duration(spent * train.steps)} for {train.steps} "
-        f"steps, {beside}"
-    )
+    loaders = Loaders(partial(_without_log, make_loader), train, parallel, StopRequest())
+    held_out = HeldOut(task, learners[0].objective, ema, parallel.device, loaders.one, loaders.held_out, train.prompts)
+    yield _time(train, min(seconds[1:]), held_out, num_bytes(model, train))
     yield f"nothing was written; without --dry-run the run goes to {train.out}"
+
+
+def _time(train: TrainConfig, step: float, held_out: HeldOut, size: int) -> str:
+    """What the run will take, after one grid and one evaluation in memory; a save is guessed from its bytes."""
+    counts = {
+        "grid": num_times(0, train.steps, train.sample_every) if held_out.draws else 0,
+        "evaluation": num_times(0, train.steps, train.val_every),
+        "save": num_times(0, train.steps, train.save_every),
+    }
+    took = {"grid": 0.0, "evaluation": 0.0, "save": size / SPEED}
+    with memory_explained("a grid or an evaluation", LESS_MEMORY):
+        for what, do in (("grid", lambda: held_out.draw("")), ("evaluation", lambda: held_out.measure()[0])):
+            before = time.perf_counter()
+            if counts[what] and not do():
+                counts[what] = 0  # nothing is held out
+            took[what] = time.perf_counter() - before
+    whole = step * train.steps + sum(counts[what] * took[what] for what in counts)
+    beside = ", ".join(f"{num} {what}s of {took[what]:.2g} s" for what, num in counts.items() if num)
+    cut = train.max_minutes is not None and whole > 60 * train.max_minutes
+    limit = f"; train.max_minutes={train.max_minutes:g} ends it before" if cut else ""
+    return (
+        f"time: {step:.3g} s a step of {train.batch_size} pictures, {duration(step * train.steps)} for {train.steps} "
+        f"steps, and {beside or 'nothing beside them'}: {duration(whole)} in all{limit}"
+    )
+
+
+def _without_log(make: LoaderFactory, *, bad_log: Path, **given: Any) -> Batches:
+    """A loader that keeps no list of what it passes over."""
+    return make(**given)
 
 
 def _cost(task: Task, learners: list[Learner], ema: Ema, device: torch.device) -> Iterator[str]:

@@ -27,7 +27,7 @@ class HeldOut:
     """What a run is judged by.
 
     Args:
-        one: gives the batch that grids are drawn from; called once, when first needed.
+        one: gives the batch that grids are drawn from, and whether it is held out; called once, when first needed.
         many: gives this process's held-out batches; called once, when first needed.
         prompts: further sentences that grids show.
 
@@ -40,13 +40,13 @@ class HeldOut:
         objective: Objective,
         ema: Ema,
         device: torch.device,
-        one: Callable[[], Batch],
+        one: Callable[[], tuple[Batch, bool]],
         many: Callable[[], list[Batch]],
         prompts: Sequence[str] = (),
     ) -> None:
         self.task, self.objective, self.ema, self.device, self.prompts = task, objective, ema, device, prompts
         self._one, self._many = one, many
-        self._batch: Batch | None = None
+        self._batch: tuple[Batch, bool] | None = None
         self._batches: list[Batch] | None = None
         check_prompts(task, prompts)
 
@@ -65,22 +65,29 @@ class HeldOut:
 
     def sample(self, path: Path, title: str) -> None:
         """Draw the grid of the first held-out samples, and of `prompts`, if the task draws any."""
+        if sections := self.draw(title):
+            save_sheet(sections, path)
+
+    def draw(self, title: str) -> list[Section]:
+        """What `sample` saves; nothing if the task draws nothing."""
         self._batch = self._batch or self._one()
-        batch, asked = to_device(self._batch, self.device), None
+        (first, is_held_out), asked = self._batch, None
+        batch = to_device(first, self.device)
         with self._averaged():
             pictures = self.task.sample(batch)
             if self.prompts:
                 seeds = [mix("prompt", number) for number in range(len(self.prompts))]
                 asked = self.task.draw_prompts({**batch, "caption": list(self.prompts), "seed": seeds})
         if pictures is None:
-            return
+            return []
         names = self.task.groups
         rows = list(zip(*(to_pil(group.float()) for group in pictures.chunk(len(names))), strict=True))
-        sections = [Section(f"{title} · {legend(names)}", rows, said_of(self.task, batch))]
+        known = legend(names) if is_held_out else legend(names).replace("held-out picture", "picture trained on")
+        sections = [Section(f"{title} · {known}", rows, said_of(self.task, batch))]
         if asked is not None:
             own = [[picture] for picture in to_pil(asked.float())]
             sections.append(Section(f"train.prompts: {names[-1]}", own, self.prompts))
-        save_sheet(sections, path)
+        return sections
 
     def measure(self) -> tuple[list[str], Tensor]:
         """Names and means, over this process, of losses and task metrics; neither if nothing is held out."""

@@ -5,14 +5,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from torch import nn
+
 from t2i.train.forecast import Forecast
 from t2i.train.optim import OptimConfig, progress
 from t2i.train.settings import TrainConfig
 
 log = logging.getLogger(__name__)
 
-_SPEED = 1e8  # bytes of state saved a second, until a save was measured
+SPEED = 1e8
+"""Bytes of state saved a second, until a save was measured."""
 _SURE = (5, 0.05)  # steps, and part of the time, after which it is told whether the steps fit
+
+
+def num_bytes(model: nn.Module, config: TrainConfig) -> int:
+    """What a save writes: weights, two moments and the averages."""
+    return 4 * (3 + len(config.ema)) * sum(p.numel() for p in model.parameters())
 
 
 class TimeLimit:
@@ -31,7 +39,7 @@ class TimeLimit:
         began: float, world: int = 1,
     ) -> None:  # fmt: skip
         self.config, self.optim, self.forecast, self.together = config, optim, forecast, 1 if world == 1 else 5
-        self.guess, self.began, self.beside = {"save": size / _SPEED}, began, 0.0
+        self.guess, self.began, self.beside = {"save": size / SPEED}, began, 0.0
         self.seconds = {what: took for what, took in seconds.items() if took}  # earlier versions: 0 for not yet
         self.limit = 60 * (config.max_minutes or float("inf"))
         self.first: tuple[int, float, float] | None = None  # step, time, time beside, after the first and slow step

@@ -31,14 +31,14 @@ class Loaders:
         """Where a signal interrupts at once; several processes end between the same two steps, if data still come."""
         return self.stop.waiting() if self.parallel.world == 1 else self.stop.patiently()
 
-    def one(self) -> Batch:
-        """What grids show: held-out samples, or where there are none, others."""
+    def one(self) -> tuple[Batch, bool]:
+        """What grids show: held-out samples and True, or where there are none, others and False."""
         alone = {"rank": 0, "world": 1, "accumulate": 1}
         with self.waiting():
             try:
-                return next(iter(self.open("val", self.config.num_samples, **alone)))
+                return next(iter(self.open("val", self.config.num_samples, **alone))), True
             except NothingHeldOutError:
-                return next(iter(self.open("train", self.config.num_samples, **alone)))
+                return next(iter(self.open("train", self.config.num_samples, **alone))), False
 
     def held_out(self) -> list[Batch]:
         """What is measured; nothing where nothing is held out."""

@@ -33,7 +33,7 @@ from t2i.train.ema import Ema
 from t2i.train.grids import Section, save_sheet
 from t2i.train.held_out import HeldOut, said_of
 from t2i.train.learner import Learner
-from t2i.train.limit import TimeLimit
+from t2i.train.limit import TimeLimit, num_bytes
 from t2i.train.loaders import Loaders
 from t2i.train.log import announce
 from t2i.train.objective import Batches, LoaderFactory, to_device
@@ -134,7 +134,7 @@ class _Run:
         for learner in self.learners:
             learner.wrapped = self.parallel.wrap(learner.objective)
         self.report = Report(self.parallel, config, self.step, minutes, began)
-        size = 4 * (3 + len(config.ema)) * sum(p.numel() for p in self.model.parameters())
+        size = num_bytes(self.model, config)
         self.limit = TimeLimit(config, optim, size, seconds, self.report.forecast, began, parallel.world)
         self.ahead = 0.0  # of the decay, by the clock
         objective, loaders = self.learners[0].objective, self.loaders

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from PIL import Image
 from tiny_run import TinyTask, run
 
 from t2i.core.errors import UsageError
+from t2i.train.ema import Ema
 from t2i.train.grids import Section, legend, save_sheet
+from t2i.train.held_out import HeldOut
+from t2i.train.objective import Objective
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -92,6 +96,18 @@ def test_every_grid_shows_prompts_with_the_same_seeds(tmp_path: Path) -> None:
         with Image.open(tmp_path / "own" / name) as own, Image.open(plain / name) as others:
             assert own.height > others.height
             assert own.crop((0, 30, *others.size)).tobytes() == others.crop((0, 30, *others.size)).tobytes()
+
+
+@pytest.mark.parametrize("is_held_out", [True, False])
+def test_what_is_not_held_out_is_not_called_so(is_held_out: bool) -> None:
+    task = TinyTask()
+    task.groups = ("held-out picture",)
+    batch = {"image": torch.zeros(2, 3, 8, 8), "seed": [1, 2]}
+    objective: Any = Objective(task.model, task.loss, torch.float32, torch.device("cpu"))
+    held_out = HeldOut(task, objective, Ema(task.model, ()), torch.device("cpu"), lambda: (batch, is_held_out), list)
+    assert (
+        held_out.draw("step 3")[0].legend == f"step 3 · {'held-out picture' if is_held_out else 'picture trained on'}"
+    )
 
 
 def test_prompts_are_refused_where_nothing_is_drawn_from_sentences(tmp_path: Path) -> None:
