@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from t2i.core.assets import bundled_configs, find_config
 from t2i.core.config import AtHome, Config, agreed, load, over, parse
-from t2i.core.errors import UsageError, did_you_mean, explain, quoted
+from t2i.core.errors import UsageError, did_you_mean, explain, named, quoted
 from t2i.core.progress import Alive, to_stderr
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
@@ -183,7 +183,8 @@ def load_neighbours(run: Run, spec: Stage) -> dict[str, nn.Module]:
             choices = spec.task.needs
             knows = f"; it learns from {', '.join(choices)}{did_you_mean(name, choices)}" if choices else ""
             raise UsageError(f"{name}={folder}: this {run.stage} learns nothing from a {name}{knows}; leave it out")
-        found[name] = load_stage(folder).requires_grad_(False)
+        with named(f"{name}={folder}"):
+            found[name] = load_stage(folder).requires_grad_(False)
         if not isinstance(found[name], kind := spec.task.needs[name]):
             held = stage_of(found[name]).name
             raise UsageError(f"{name}={folder} holds a {held}, which is no {kind.__name__} for a {run.stage}")
@@ -225,7 +226,8 @@ def start_from(folder: str, run: Run, spec: Stage, model: Any) -> bool:
 
     Raises UsageError where nothing fits, or less than the whole model and `init_missing` is `error`.
     """
-    before: Any = load_stage(folder)
+    with named(f"init={folder}"):
+        before: Any = load_stage(folder)
     if (held := stage_of(before).name) != run.stage:
         raise UsageError(f"init={folder} is a {held}{made_by(before)}; this config makes a {run.stage}")
     state = before.state_dict()

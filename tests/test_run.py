@@ -94,6 +94,13 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
         train("configs/shapes/up256.yaml", ["data.source=no/such/folder", f"train.out={tmp_path}"])
 
 
+@pytest.mark.parametrize("key", ["clip", "init"])
+def test_a_stage_that_is_not_there_is_named_by_its_key(key: str, tmp_path: Path) -> None:
+    given = {"clip": "weights/shapes/clip"} | {key: "no/such/stage"}
+    with pytest.raises(DataError, match=f"^{key}=no/such/stage: "):
+        train("configs/shapes/decoder.yaml", [f"train.out={tmp_path}", *(f"{k}={v}" for k, v in given.items())])
+
+
 def test_a_start_is_not_looked_for_again(tmp_path: Path) -> None:
     start, out = tmp_path / "start", tmp_path / "out"
     small = ["configs/shapes/up256.yaml", "model.unet.channels=32", "data.size=256", "data.crop=16"]

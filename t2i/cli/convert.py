@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from t2i.cli.options import never_silent
+from t2i.cli.options import check_files, never_silent
+from t2i.core.choices import dtype_name
 
 
 def convert(
@@ -24,6 +25,9 @@ def convert(
     ] = None,
 ) -> None:
     """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run."""
+    check_files(*(path for path in files if not path.is_dir()))
+    if dtype is not None:
+        dtype_name(dtype, stored=True)
     from t2i.convert.convert import convert_files
 
     with never_silent("converting"):

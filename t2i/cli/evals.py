@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, Model, draw_options, int_or_text, never_silent, read_num_things
+from t2i.cli.options import Device, Model, draw_options, never_silent, read_num_things, steps_option
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
 
@@ -48,10 +48,9 @@ def bpd(
 ) -> None:
     """Bits per dimension of pictures under a model's decoder: an upper bound of what they cost to store."""
     _writable(out)
+    things, chosen = read_num_things(num_things), None if steps is None else steps_option(steps)
     from t2i.evals.bpd import bpd as run
 
-    chosen = None if steps is None else int_or_text(steps)
-    things = read_num_things(num_things)
     report = run(
         model, data=data, num=num, batch=batch, steps=chosen, num_things=things, whole=whole, seed=seed, device=device
     )
@@ -70,10 +69,11 @@ def prior(
 ) -> None:
     """Embeddings that a prior draws with fixed and with analytic variances, beside the true ones."""
     _writable(out)
+    chosen = steps_option(steps)
     from t2i.evals.prior import prior as run
 
     with never_silent("measuring embeddings"):
-        report = run(model, data=data, num=num, steps=int_or_text(steps), seed=seed, device=device)
+        report = run(model, data=data, num=num, steps=chosen, seed=seed, device=device)
     _tell(report, out)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.cli.options import FirstSeed, MaxTile, Offload, Steps, StopAfter, check_model, draw_options
+from t2i.cli.options import FirstSeed, MaxTile, Offload, Steps, StopAfter, check_files, check_opening, draw_options
 from t2i.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def generate(
         model, device, dtype = model or recipe["model"], device or recipe["device"], dtype or recipe["dtype"]
         preset = recipe.get("preset")
     _check(out, subjects, negative)
-    if check_model(model or "shapes") in SENTENCES and not subjects and recipe is None:
+    check_files(image, mask)
+    if check_opening(model or "shapes", draw, dtype, preset) in SENTENCES and not subjects and recipe is None:
         raise UsageError('no prompt given; try: t2i generate "a red cube"')
     task, pictures = _task(image, mask, strength)
     pipe = _opened(model, device, dtype, offload, preset)

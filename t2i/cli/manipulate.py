@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, FirstSeed, MaxTile, Model, Offload, Steps, StopAfter, check_model, draw_options
+from t2i.cli.options import (
+    Device,
+    FirstSeed,
+    MaxTile,
+    Model,
+    Offload,
+    Steps,
+    StopAfter,
+    check_files,
+    check_opening,
+    draw_options,
+)
 from t2i.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +48,7 @@ def variations(
     offload: Offload = False,
 ) -> None:
     """Draw pictures in which CLIP sees the same as in this one."""
-    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(model, dtype, out, True, seed, steps, guidance, None, stop_after)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     result = pipe.variations(source, num, eta=eta, **chosen)
@@ -67,7 +78,7 @@ def interpolate(
 
     if not is_picture(b):
         _check(b)
-    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(model, dtype, out, True, seed, steps, guidance, None, stop_after)
     ends = _opened(a), _opened(b) if is_picture(b) else b
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
@@ -93,7 +104,7 @@ def text_diff(
 ) -> None:
     """Change a picture by what one sentence says and another does not."""
     _check(*([from_text] if from_text != "" else []), to_text)
-    chosen = _chosen(model, out, True, seed, steps, guidance, None, stop_after)
+    chosen = _chosen(model, dtype, out, True, seed, steps, guidance, None, stop_after)
     source = _opened(image)
     pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
     _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
@@ -116,7 +127,7 @@ def upsample(
     offload: Offload = False,
 ) -> None:
     """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
-    chosen = _chosen(model, out, False, seed, steps, None, sampler, stop_after, max_tile)
+    chosen = _chosen(model, dtype, out, False, seed, steps, None, sampler, stop_after, max_tile)
     source = _opened(image)
     pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
     result = pipe.upsample(source, start_at=start_at, **chosen)
@@ -124,7 +135,7 @@ def upsample(
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 
 
-def _chosen(model: str, out: Path, moving: bool, *given: Any) -> "Draw":
+def _chosen(model: str, dtype: str, out: Path, moving: bool, *given: Any) -> "Draw":
     """Settings of a call that were given; UsageError for a file that cannot be written, or that is no picture, nor,
     where that may be `moving`, a GIF, and for a model that nobody knows."""
     from t2i.io.files import writable_file
@@ -132,8 +143,9 @@ def _chosen(model: str, out: Path, moving: bool, *given: Any) -> "Draw":
 
     check_extension(out, (*SAVED, ".gif") if moving else SAVED, "--out")
     writable_file(out, "--out")
-    check_model(model)
-    return draw_options(*given)
+    draw = draw_options(*given)
+    check_opening(model, draw, dtype)
+    return draw
 
 
 def _check(*texts: str) -> None:
@@ -145,6 +157,7 @@ def _check(*texts: str) -> None:
 
 
 def _opened(path: str | Path) -> Any:
+    check_files(Path(path))
     from t2i.io.images import open_image
 
     return open_image(path, keep_alpha=True)

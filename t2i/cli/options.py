@@ -4,11 +4,12 @@ import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.core.errors import UsageError, quoted
+from t2i.core.errors import UsageError, did_you_mean, quoted
 from t2i.core.progress import Alive
 
 if TYPE_CHECKING:
@@ -46,6 +47,44 @@ def check_model(model: str) -> str | None:
     return index.get("_class_name") if isinstance(index, dict) else None
 
 
+def check_opening(model: str, draw: "Draw", dtype: str | None = None, preset: str | None = None) -> str | None:
+    """`check_model`, and UsageError for stages that it does not have, and for a dtype or a preset that nobody knows."""
+    from t2i.core.choices import dtype_name
+    from t2i.hub.hub import find
+    from t2i.hub.index import models, presets
+    from t2i.io.files import read_json
+
+    kind = check_model(model)
+    if dtype is not None:
+        dtype_name(dtype)
+    if preset is not None and preset not in presets():
+        known = f"known: {', '.join(presets())}{did_you_mean(preset, presets())}"
+        raise UsageError(f"unknown preset {quoted(preset)}; {known}")
+    if (folder := find(model)) is None:
+        places = list(models()[model].parts)
+    else:
+        index = read_json(folder / "model_index.json")
+        ours = isinstance(index, dict) and "_t2i_version" in index
+        places = [name for name, entry in index.items() if isinstance(entry, list)] if ours else []
+    named = [("stop_after", draw["stop_after"])] if draw.get("stop_after") else []
+    named += [(what, name) for what, given in draw.items() if isinstance(given, dict) for name in given]
+    for what, name in named if places else ():
+        if name not in places:
+            has = f"this model has {', '.join(places)}{did_you_mean(name, places)}"
+            raise UsageError(f"{what}: unknown stage {quoted(name)}; {has}")
+    return kind
+
+
+def check_files(*paths: Path | None) -> None:
+    """UsageError or DataError for files that cannot be read."""
+    from t2i.core.reading import open_regular
+
+    for path in paths:
+        if path is not None:
+            with open_regular(path):
+                pass
+
+
 def is_stage(folder: str) -> bool:
     """Whether a folder, or one below the bundled `weights/`, holds a stage."""
     from t2i.core.assets import asset
@@ -68,6 +107,13 @@ def by_stage(what: str, text: str | None, convert: Any) -> Any:
         raise UsageError(f"--{what}: expected a number or stage=number,stage=number, got {quoted(text)}") from None
 
 
+def steps_option(text: str) -> int | str:
+    """One value of --steps."""
+    from t2i.pipeline.arguments import check_steps
+
+    return check_steps("--steps", int_or_text(text))
+
+
 def int_or_text(text: str) -> int | str:
     """A whole number, or the text itself."""
     text = text.strip()
@@ -83,6 +129,7 @@ def draw_options(
     max_tile: int | None = None,
 ) -> "Draw":
     """What was given of what every call takes, see `Draw`."""
+    from t2i.core.choices import sampler_name
     from t2i.pipeline.arguments import check_draw, check_steps, seeds_of
 
     if seed is not None:
@@ -97,6 +144,9 @@ def draw_options(
     }
     draw: Draw = {key: value for key, value in given.items() if value is not None}  # type: ignore[assignment]
     check_draw(draw)
+    chosen = draw.get("sampler", {})
+    for stage, name in chosen.items() if isinstance(chosen, dict) else [("", chosen)]:
+        sampler_name(f"sampler of {stage}" if stage else "--sampler", name)
     if "steps" in draw and not isinstance(draw["steps"], dict):
         check_steps("--steps", draw["steps"])
     return draw

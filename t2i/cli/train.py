@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, draw_options, never_silent
+from t2i.cli.options import Device, draw_options, is_stage, never_silent
 from t2i.core.assets import bundled_configs, find_config
-from t2i.core.errors import UsageError
+from t2i.core.errors import DataError, UsageError
 
 
 def train(
@@ -90,12 +90,17 @@ def assemble(
     for what, value in settings.items():
         if not isinstance(value, dict):
             raise UsageError(f"--{what}: say of which stage, such as decoder={value}")
-    from t2i.core.devices import stored_as
+    from t2i.core.choices import dtype_name
+    from t2i.hub.index import kind_name
     from t2i.io.files import output_folder
 
-    stored = stored_as(dtype)
+    kind_name(kind)
+    dtype_name(dtype, stored=True)
+    for name, folder in pairs.items():
+        if not is_stage(folder):
+            raise DataError(f"{name}={folder} is no stage: a folder with config.json, of t2i train or t2i convert")
     with never_silent("assembling"), output_folder(out):
         from t2i.pipeline.loading import pipeline_class
 
-        pipeline_class(kind).assemble(pairs, settings).save_pretrained(out, stored)
+        pipeline_class(kind).assemble(pairs, settings).save_pretrained(out, dtype)
     typer.echo(f"{out}: {', '.join(pairs)}")

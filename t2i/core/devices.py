@@ -7,12 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from t2i.core.errors import OutOfMemoryError, UsageError, did_you_mean, lacks_memory, quoted
-
-DTYPES = ("float32", "bfloat16", "float16")
-"""What networks calculate in."""
-STORED = (*DTYPES, "int8")
-"""What weights are stored as; see `t2i.io.int8` for the last."""
+from t2i.core.choices import dtype_name
+from t2i.core.errors import OutOfMemoryError, UsageError, lacks_memory, quoted
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -44,20 +40,13 @@ def device_of(device: str | torch.device) -> torch.device:
 
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype by name; "auto" is float32. Raises UsageError."""
-    name = str(dtype).removeprefix("torch.") if isinstance(dtype, str | torch.dtype) else quoted(dtype)
-    if name not in ("auto", *DTYPES):
-        raise UsageError(f"unknown dtype {quoted(name)}; use auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
+    name = dtype_name(dtype)
     return torch.float32 if name == "auto" else getattr(torch, name)
 
 
 def stored_as(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype of stored weights by name. Raises UsageError."""
-    name = str(dtype).removeprefix("torch.") if isinstance(dtype, str | torch.dtype) else quoted(dtype)
-    if name not in STORED:
-        raise UsageError(
-            f"unknown dtype {quoted(name)} of weights; use {', '.join(STORED)}{did_you_mean(name, STORED)}"
-        )
-    found: torch.dtype = getattr(torch, name)
+    found: torch.dtype = getattr(torch, dtype_name(dtype, stored=True))
     return found
 
 

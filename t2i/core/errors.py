@@ -75,6 +75,15 @@ def explain(where: str, kind: type[T2IError]) -> Iterator[None]:
         raise kind(f"{where}: {reason(error)}") from error
 
 
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Let an error of t2i begin with what the user wrote; its kind stays."""
+    try:
+        yield
+    except T2IError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
 def reason(error: Exception) -> str:
     """What an error says, in one line: of pydantic's every key with the value that it was given, of a KeyError what is
     lacking."""

@@ -170,7 +170,7 @@ class ShardSource:
 
     def _read(self, tar: int, members: Mapping[str, tuple[int, int]], kind: str) -> bytes:
         offset, size = members[kind]
-        if size > (min(MAX_TEXT, MAX_MEMBER) if kind in TEXT_TYPES else MAX_MEMBER):
+        if size > (MAX_TEXT if kind in TEXT_TYPES else MAX_MEMBER):
             raise BadSample("member too large", f"{self.tars[tar]}: {kind} of {size} bytes")
         try:
             if tar not in self._open:

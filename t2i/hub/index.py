@@ -17,6 +17,18 @@ Settings = dict[str, dict[str, Any]]
 """What a pipeline draws with: {"steps": {"decoder": 50}, ...}."""
 
 
+KINDS = {"dalle2": "DALLE2", "ddpm": "DDPM", "adm": "ADM", "glide": "GLIDE"}
+"""Pipelines by the name in `model_index.json`: module of `t2i.pipelines` → class."""
+
+
+def kind_name(kind: object) -> str:
+    """The name of a kind of pipeline; UsageError for an unknown one."""
+    if not isinstance(kind, str) or kind not in KINDS:
+        known = f"known: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}"
+        raise UsageError(f"unknown kind of pipeline {quoted(kind)}; {known}")
+    return kind
+
+
 class Checkpoint(Config):
     """One published file (`url`), or one folder of a Hugging Face repository (`hub`)."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.core.errors import DataError, FullDiskError, UsageError
-from t2i.core.reading import clear_errors, read_bytes
+from t2i.core.reading import clear_errors, kind_of, read_bytes
 
 MAX_JSON = 16 * 2**20
 """Bytes: some hundred thousand names of tensors, and, as Python objects, still less than 1 GB."""
@@ -110,7 +110,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        raise DataError(f"{path} is not valid JSON (truncated?)") from None
+        kind = kind_of(text[:512])
+        raise DataError(f"{path} is {kind or 'not valid JSON (truncated?)'}") from None
     except RecursionError:
         raise DataError(f"{path} is nested too deeply") from None
 

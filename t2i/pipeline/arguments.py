@@ -190,16 +190,6 @@ def check_guidance(stage: str, value: Any, guided: Iterable[str], default: float
     return float(value)
 
 
-def check_sampler(stage: str, value: Any) -> str:
-    """The name of a sampler."""
-    from t2i.diffusion.samplers import SAMPLERS
-
-    if not isinstance(value, str) or value not in SAMPLERS:
-        choices = f"; known are {', '.join(SAMPLERS)}{did_you_mean(value, SAMPLERS)}"
-        raise UsageError(f"sampler of {stage}: unknown {quoted(value)}{choices}")
-    return value
-
-
 def check_steps(what: str, value: Any) -> int | str:
     """Steps, or a spacing of them, that some process may have; `what` they are called in the error."""
     number = isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < 10**9  # type: ignore[operator]

@@ -4,16 +4,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
-from t2i.core.errors import DataError, UsageError, did_you_mean, quoted
+from t2i.core.errors import DataError, UsageError, quoted
 from t2i.core.paths import path_of
 from t2i.hub.hub import resolve
-from t2i.hub.index import presets
+from t2i.hub.index import KINDS, kind_name, presets
 from t2i.io.files import read_json
 from t2i.io.weights import fingerprint, stage_folders
 from t2i.pipeline.base import Pipeline
 
-KINDS = {"dalle2": "DALLE2", "ddpm": "DDPM", "adm": "ADM", "glide": "GLIDE"}
-"""Pipelines by the name in `model_index.json`: module of `t2i.pipelines` → class."""
 UNCLIP = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
 """Pipelines of diffusers whose folders are opened as they are; the second has no prior."""
 
@@ -22,11 +20,7 @@ P = TypeVar("P", bound=Pipeline)
 
 def pipeline_class(kind: str) -> type[Pipeline]:
     """The class of a kind of pipeline; UsageError for an unknown one."""
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise UsageError(
-            f"unknown kind of pipeline {quoted(kind)}; known: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}"
-        )
-    cls: type[Pipeline] = getattr(import_module(f"t2i.pipelines.{kind}"), KINDS[kind])
+    cls: type[Pipeline] = getattr(import_module(f"t2i.pipelines.{kind}"), KINDS[kind_name(kind)])
     return cls
 
 

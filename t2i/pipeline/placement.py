@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
-from t2i.core.devices import DTYPES, device_of, dtype_of, memory_explained
+from t2i.core.choices import DTYPES
+from t2i.core.devices import device_of, dtype_of, memory_explained
 from t2i.core.errors import UsageError, quoted
 
 if TYPE_CHECKING:

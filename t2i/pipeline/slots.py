@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from torch import nn
 
+from t2i.core.choices import sampler_name
 from t2i.core.errors import UsageError, did_you_mean, explain, quoted
 from t2i.diffusion.sampling import Sampling
-from t2i.pipeline.arguments import Draw, by_stage, check_draw, check_guidance, check_sampler, check_steps, positive_int
+from t2i.pipeline.arguments import Draw, by_stage, check_draw, check_guidance, check_steps, positive_int
 from t2i.stages.registry import stage_of
 
 
@@ -94,6 +95,10 @@ def complete_settings(
     return settings
 
 
+def _sampler(stage: str, name: Any) -> str:
+    return sampler_name(f"sampler of {stage}", name)
+
+
 class Planner:
     """How the stages of a call sample: the settings of a model, and over them what the call says."""
 
@@ -126,7 +131,7 @@ class Planner:
         stepped = self._stepped(stages, steps=steps, sampler=sampler)
         settings, guided = self.settings, [name for name, slot in self.slots.items() if slot.guided]
         num_steps = by_stage("steps", steps, stepped, settings["steps"], self._check_steps)
-        samplers = by_stage("sampler", sampler, stepped, settings["sampler"], check_sampler)
+        samplers = by_stage("sampler", sampler, stepped, settings["sampler"], _sampler)
         scales = by_stage(
             "guidance",
             guidance,

@@ -425,7 +425,8 @@ def test_a_rewritten_shard_is_indexed_anew(tmp_path):
 
 def test_members_beyond_the_limit_are_refused_before_reading(tmp_path, monkeypatch):
     source = ShardSource(str(make_shard(tmp_path / "a.tar", 0, 1)), 8)
-    monkeypatch.setattr("t2i.data.shards.MAX_MEMBER", 5)
+    for limit in ("MAX_MEMBER", "MAX_TEXT"):
+        monkeypatch.setattr(f"t2i.data.shards.{limit}", 5)
     monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("read"))
     with pytest.raises(BadSample, match="member too large"):
         source.load(0, Streams([0]))

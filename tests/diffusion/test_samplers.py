@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from t2i.core.choices import SAMPLERS as NAMES
 from t2i.core.seed import Streams
 from t2i.core.types import Condition, Prediction
 from t2i.diffusion.prediction import ModelDenoiser, Parametrisation, Target
@@ -156,3 +157,7 @@ def test_full_eta_stays_finite_on_two_steps() -> None:
     for spec in (2, 3, 4):
         denoise, process = gaussian(spec)
         assert bool(ddim(denoise, NOISE, process, eta=1.0, noise=Streams([0])).isfinite().all())
+
+
+def test_the_names_of_samplers_are_those_of_the_table():
+    assert tuple(SAMPLERS) == NAMES

@@ -141,6 +141,9 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"a": 1')
     with pytest.raises(DataError, match=r"config.json is not valid JSON"):
         weights.load_folder(tmp_path)
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match=r"config.json is a pointer of git-lfs, not its file"):
+        weights.load_folder(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(DataError, match=r"must hold a JSON object, got a list"):
         weights.load_folder(tmp_path)
