@@ -122,6 +122,38 @@ class Encoder(Protocol):
         """B sentences → pooled (B, dim), sequence (B, L, W), mask (B, L)."""
 
 
+@runtime_checkable
+class TextEncoder(Protocol):
+    """A frozen encoder of sentences, such as T5's; `width` is that of its token states and of its pooled embedding."""
+
+    width: int
+
+    def encode_text(self, captions: Sequence[str]) -> TextFeatures:
+        """B sentences → pooled (B, width), sequence (B, L, width), mask (B, L)."""
+
+    def fingerprint(self) -> tuple[float, ...]:
+        """Numbers by which stages recognise the encoder that they were trained with."""
+
+
+@runtime_checkable
+class LatentCodec(Protocol):
+    """A frozen autoencoder: pictures to latents of about unit variance, and back (Rombach et al. 2022, section 3.1)."""
+
+    channels: int
+    """Of latents."""
+    factor: int
+    """Pixels of a side that share a place of the latents."""
+
+    def encode_latents(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], sides that `factor` divides → (B, channels, H / factor, W / factor)."""
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(B, channels, h, w) → (B, 3, h · factor, w · factor), about in [-1, 1]."""
+
+    def fingerprint(self) -> tuple[float, ...]:
+        """Numbers by which stages recognise the autoencoder that they were trained with."""
+
+
 class Tokenizer(Protocol):
     """Sentences to integer tokens of a fixed length."""
 

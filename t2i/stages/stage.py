@@ -33,6 +33,7 @@ class Inputs:
         classes: (B,) int64.
         masked: from a side S to a picture (B, 3, S, S) and a mask (B, 1, S, S), 1 where it is known.
         low_res: (B, 3, h, w) in [-1, 1], the picture to enlarge.
+        latents: (B, C, h, w) of an autoencoder, about unit variance.
     """
 
     num: int
@@ -43,6 +44,7 @@ class Inputs:
     classes: Tensor | None = None
     masked: Callable[[int], tuple[Tensor, Tensor]] | None = None
     low_res: Tensor | None = None
+    latents: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ class Stage:
         name: as in `config.json` and in configs.
         config, model, options, task: its classes; see `Task` for how they are made.
         presets: published networks by name.
-        makes: what `draw` gives; None for stages that draw nothing.
+        makes: what `draw` gives; None for stages that draw nothing. Pictures may be latents, where a network's
+            `diffusion.space` says so.
         draw, invert: see `Draw` and `Invert`; None where there is none.
         stepped: whether it has steps and a sampler; without them it draws in a way of its own.
         num_evaluations: (config, sampling) → calls of the network for one picture.
