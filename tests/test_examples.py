@@ -1,13 +1,12 @@
 """Every example runs, in miniature, and stays readable in length."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import small
 import torch
+from forked import run_script
 from manifests import shapes
 from PIL import Image
 
@@ -19,11 +18,9 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 def run(name: str, *arguments: object, cwd: Path) -> str:
     script = next(path for path in EXAMPLES if path.name.startswith(name))
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    code, out, err = run_script(script, arguments, cwd)
+    assert code == 0, err[-2000:]
+    return out
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
