@@ -107,6 +107,7 @@ def test_07_load_published_checkpoint(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "picture-1.png").size == (32, 32)
 
 
+@pytest.mark.slow
 def test_11_how_fast(tmp_path: Path) -> None:
     lines = run("11", "--num", 1, cwd=tmp_path).splitlines()
     assert [" ".join(line.split()[:4]) for line in lines[1:4]] == [f"picture of {s} px" for s in (64, 256, 1024)]
@@ -145,6 +146,7 @@ def test_02_knows_every_word_of_your_own_captions_and_trains_one_stage_alone(tmp
     assert not (out / "pipeline").exists(), "a chain needs a prior and a decoder"
 
 
+@pytest.mark.slow
 def test_09_what_the_prior_adds(tmp_path: Path) -> None:
     """Two prompts; what the bundled model does with them is measured elsewhere."""
     out = run("09", "--every", 60, "--out", tmp_path / "prior", cwd=tmp_path)
