@@ -108,7 +108,7 @@ def encode(
     groups = chunks(len(x_0), len(x_0), positive_int("max_batch", max_batch))
     x_T = []
     with step_bar(progress, len(groups) * (num_steps - 1)) as bar, stage_context(cast("Pipeline", pipe), "decoder", {}):
-        on_step = step_callback("invert", bar, callback)
+        on_step = step_callback(cast("Pipeline", pipe), "invert", bar, callback)
         for rows in groups:
             nothing = [""] * len(x_0[rows])
             inputs = Inputs(len(nothing), nothing, nothing, pipe.encode_texts, z_i[rows].to(pipe.device))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from t2i.pipeline.output import Output
 
 
-SENTENCES = ("dalle2", "glide")
+SENTENCES = ("dalle2", "glide", "dalle3")
 """Kinds of pipelines that draw what a sentence says."""
 
 Subjects = Annotated[

@@ -17,7 +17,7 @@ Settings = dict[str, dict[str, Any]]
 """What a pipeline draws with: {"steps": {"decoder": 50}, ...}."""
 
 
-KINDS = {"dalle2": "DALLE2", "ddpm": "DDPM", "adm": "ADM", "glide": "GLIDE"}
+KINDS = {"dalle2": "DALLE2", "ddpm": "DDPM", "adm": "ADM", "glide": "GLIDE", "dalle3": "DALLE3"}
 """Pipelines by the name in `model_index.json`: module of `t2i.pipelines` → class."""
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Never, Self
 
 import torch
-from torch import nn
+from PIL.Image import Image
+from torch import Tensor, nn
 
 from t2i.core.devices import device_of, dtype_of
 from t2i.core.errors import UsageError, quoted
 from t2i.core.types import TextFeatures
 from t2i.diffusion.sampling import Hooks
+from t2i.io.images import to_pil
 from t2i.pipeline.arguments import Draw
 from t2i.pipeline.habits import OPENING, check_names
 from t2i.pipeline.output import Output
@@ -137,6 +139,10 @@ class Pipeline:
     def encode_texts(self, *texts: Sequence[str]) -> list[TextFeatures]:
         """What the chain's frozen encoder says of lists of sentences; only some chains have one."""
         raise TypeError(f"{type(self).__name__} has no encoder of sentences")
+
+    def preview(self, stage: str, x_0: Tensor) -> list[Image]:
+        """What a stage's present guess looks like; nothing where it is no picture."""
+        return to_pil(x_0) if x_0.ndim == 4 else []
 
     def guided(self, request: Request, rows: slice, hooks: Hooks) -> Hooks:
         """`hooks` with what parts that draw nothing do to some rows of the first stage."""

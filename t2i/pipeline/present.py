@@ -35,7 +35,8 @@ def describe(pipe: "Pipeline") -> str:
     for name, part in pipe.parts.items():
         count, side = sum(p.numel() for p in part.parameters()), getattr(part.config, "image_size", None)
         draws = side and pipe.planner.stages[name].makes == "pictures"
-        chosen = [f"{side} × {side} px"] if draws else []
+        what = "latents" if getattr(part.config, "latents", None) is not None else "px"
+        chosen = [f"{side} × {side} {what}"] if draws else []
         chosen += [f"{what} {by[name]}" for what, by in pipe.settings.items() if by.get(name) is not None]
         lines.append(f"  {name:<{width}}  {count / 1e6:8.2f} M parameters  {', '.join(chosen)}".rstrip())
     return "\n".join(lines)

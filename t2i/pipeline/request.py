@@ -97,7 +97,7 @@ class Request:
         """
         model, run = self.pipe.parts[stage], self.pipe.planner.stages[stage].draw
         assert run is not None
-        on_step, done = step_callback(stage, self.bar, self.callback), []
+        on_step, done = step_callback(self.pipe, stage, self.bar, self.callback), []
         with stage_context(self.pipe, stage, self.timings):
             for rows in self.batches(stage):
                 inputs = self.inputs(rows, **{name: x[rows] for name, x in given.items()})
@@ -222,14 +222,14 @@ def step_bar(progress: bool, total: int | None = None) -> tqdm:
     return tqdm(total=total, disable=None if progress else True, unit="step", leave=False)
 
 
-def step_callback(stage: str, bar: tqdm, callback: Callback | None) -> StepCallback:
+def step_callback(pipe: "Pipeline", stage: str, bar: tqdm, callback: Callback | None) -> StepCallback:
     """A sampler's callback that advances the bar and calls the user's function."""
     bar.set_description(stage)
 
     def on_step(step: int, num_steps: int, x_t: Tensor, prediction: Prediction) -> None:
         bar.update()
         if callback is not None:
-            callback(Progress(stage, step, num_steps, lambda: to_pil(prediction.x_0) if x_t.ndim == 4 else []))
+            callback(Progress(stage, step, num_steps, lambda: pipe.preview(stage, prediction.x_0)))
 
     return on_step
 
