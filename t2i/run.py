@@ -18,7 +18,7 @@ from t2i.core.errors import UsageError, did_you_mean, explain, named, quoted
 from t2i.core.progress import Alive, to_stderr
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
-from t2i.data.loader import Loader
+from t2i.data.loader import Loader, loaders_explained
 from t2i.data.source import Needs
 from t2i.io.files import output_folder, read_json
 from t2i.stages.follow import same_clip
@@ -168,7 +168,8 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
         raise UsageError(f"{saved} is of a run of stage {held}, and this is {run.stage}: choose another train.out")
     if saved is None:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
-        task.prepare(_batches(loader, run.train.seed), anew=others)
+        with loaders_explained():
+            task.prepare(_batches(loader, run.train.seed), anew=others)
     return task, Loader.announced(loader), config
 
 

@@ -15,6 +15,7 @@ from t2i.core.types import Batch
 from t2i.data.loader import Loader
 from t2i.run import train
 from t2i.stages.clip.model import ClipEncoder
+from t2i.stages.prior.task import PriorTask
 from t2i.stages.registry import load_stage, save_stage
 from t2i.train.loop import Result, fit
 
@@ -207,6 +208,18 @@ def test_calibration_closes_its_loader_and_is_done_once(
     short_run(tmp_path, *small, "model.heads=2", "train.steps=2")
     assert at_start[1] == (begun, 0)
     assert torch.equal(load_stage(tmp_path).mean, statistics)
+
+
+def test_a_loader_that_is_killed_before_the_first_step_is_one_line(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*_: Any, **__: Any) -> None:  # torch says it wherever its parent is
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(PriorTask, "prepare", prepare)
+    few = ["data.size=8", "model.width=32", "model.layers=1", "model.heads=2"]
+    with pytest.raises(DataError, match=r"loads pictures was killed, .*: fewer data.num_workers"):
+        short_run(tmp_path, "configs/shapes/prior.yaml", f"clip={clip}", *few)
 
 
 def test_a_prior_that_starts_from_that_of_another_clip_measures_anew(

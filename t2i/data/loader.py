@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import time
 import weakref
@@ -38,15 +39,18 @@ log = logging.getLogger(__name__)
 
 _LOOKED_AT = 200  # pictures of a source whose shape is told
 _TRIES = 32
+_KILLED = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")  # as torch says it
 
 
 @contextmanager
-def loaders_explained() -> Iterator[None]:
-    """DataError where a process that loads pictures was killed, which torch raises wherever its parent is."""
+def loaders_explained(*broken: type[Exception]) -> Iterator[None]:
+    """DataError where a process that loads pictures was killed, which torch raises wherever its parent is; and for what
+    is `broken` where it was handing something over."""
+    expected: tuple[type[Exception], ...] = (RuntimeError, *broken)
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except expected as error:
+        if isinstance(error, RuntimeError) and not _KILLED.match(str(error)):
             raise
         raise DataError(
             "a process that loads pictures was killed, most often for want of memory (or of /dev/shm): "
@@ -159,7 +163,7 @@ class Loader:
         try:
             while True:
                 before = time.perf_counter()
-                with loaders_explained():
+                with loaders_explained(*((ConnectionError, EOFError) if workers else ())):
                     batch = next(batches)
                 self.seconds_waited += time.perf_counter() - before
                 notices = batch.pop("notices")
