@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.core.errors import DataError, FullDiskError, UsageError
+from t2i.core.paths import path_of
 from t2i.core.reading import clear_errors, kind_of, read_bytes
 
 MAX_JSON = 16 * 2**20
@@ -26,7 +27,7 @@ def writable(folder: str | Path) -> Path:
         UsageError: it cannot be created or written to.
         DataError: its disk is full.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "a folder")
     with clear_errors(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,7 @@ def writable(folder: str | Path) -> Path:
 @contextmanager
 def output_folder(folder: str | Path) -> Iterator[Path]:
     """`writable(folder)`; what was made of its path for work that failed before it left anything there goes again."""
-    folder = Path(folder)
+    folder = path_of(folder, "a folder")
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         yield writable(folder)
