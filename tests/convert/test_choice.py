@@ -225,6 +225,20 @@ def test_full_precision_and_averages_come_first(tmp_path: Path) -> None:
         assert weight_files(tmp_path) == [tmp_path / f"diffusion_pytorch_model.{expected}"]
 
 
+def test_weights_are_not_replaced_by_what_is_made_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(WEIGHTS, path)
+    before = path.read_bytes()
+    for given in (path, tmp_path):
+        with pytest.raises(UsageError, match=r"would be replaced by what is made of it"):
+            convert_files([given], f"{tmp_path}/../{tmp_path.name}", given=GIVEN)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    assert path.read_bytes() == before
+    path.rename(tmp_path / "theirs.safetensors")
+    convert_files([tmp_path / "theirs.safetensors"], tmp_path, given=GIVEN)
+    assert (tmp_path / "theirs.safetensors").read_bytes() == before
+
+
 def test_a_folder_and_a_file_are_not_taken_for_each_other(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "mine.pt")
     with pytest.raises(DataError, match=r"holds none of .*; give the file itself, such as .*mine.pt"):
