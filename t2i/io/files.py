@@ -3,6 +3,7 @@
 Every file appears under its final name only when it is complete (temporary file, fsync, `os.replace`).
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -88,7 +89,9 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 def temporary_name(path: Path) -> Path:
     """What a file is called until it is whole; `t2i.io.lock` removes those of dead processes."""
-    return path.with_name(f".t2i-{path.name}.{os.getpid()}.tmp")
+    name = os.fsencode(path.name)
+    short = path.name if len(name) <= 200 else hashlib.blake2b(name, digest_size=16).hexdigest()
+    return path.with_name(f".t2i-{short}.{os.getpid()}.tmp")
 
 
 def write(path: Path, data: bytes) -> None:
