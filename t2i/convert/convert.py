@@ -207,16 +207,20 @@ def _weights_and_version(
         state, told = choose(data, which, fit)
     except (DataError, UsageError) as error:
         raise type(error)(f"{path}: {error}") from None
+    odd = next((key for key, value in state.items() if value.layout != torch.strided or value.is_meta), None)
+    if odd is not None:
+        raise DataError(f"{path}: {odd!r} is sparse, or has no numbers")
     for sentence in told:
         log.info("%s: %s", path, sentence)
     return state, version if isinstance(version, str) else ""
 
 
 def _check_numbers(state: Mapping[str, Tensor], where: str) -> None:
-    """DataError for weights that are whole numbers, NaN or infinite."""
+    """DataError for weights that are whole numbers or of 8 bits, NaN or infinite."""
     for key, value in state.items():
-        if not value.is_floating_point():
-            raise DataError(f"{where}: {key!r} is {str(value.dtype).removeprefix('torch.')}, expected floating numbers")
+        if not value.is_floating_point() or value.itemsize < 2:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise DataError(f"{where}: {key!r} is {kind}, expected floating numbers of 16 bits and more")
         if wrong := value.numel() - int(value.isfinite().sum()):
             raise DataError(f"{where}: {wrong} of the {value.numel()} numbers of {key!r} are NaN or infinite")
 
