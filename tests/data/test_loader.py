@@ -301,8 +301,15 @@ def test_arrays_labels_and_caption_kinds(tmp_path):
     assert counts["s"] / 800 == pytest.approx(0.25, abs=0.06)
 
 
-def test_caption_weights_fall_back_to_what_is_there():
-    assert pick_caption({"text": ["t"]}, {"short": 1.0}, Streams([0])) == "t"
+def test_caption_weights_fall_back_to_what_is_there_and_it_is_said(caplog):
+    _say.cache_clear()
+    for weights in ({}, {"short": 1.0}, {"text": 1.0}):
+        assert pick_caption({"text": ["t"]}, weights, Streams([0])) == "t"  # nothing else is there
+    assert not caplog.messages
+    for _ in range(2):
+        assert pick_caption({"text": ["t"], "long": ["l"]}, {"short": 1.0, "alt": 1.0}, Streams([0])) == "l"
+    said = "where a picture has no caption of data.captions (short, alt), another is drawn (said once)"
+    assert caplog.messages == [said]
     with pytest.raises(BadSample, match="no caption"):
         pick_caption({"text": []}, {}, Streams([0]))
 
