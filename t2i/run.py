@@ -164,11 +164,14 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
     warn_enlarged(run.data, neighbours)
     loader = partial(Loader, run.data, needs=Needs(task.keys, count_classes(config), count_channels(config)))
     saved = find(run.train.out / "checkpoints", run.train.resume, whole=False)
-    if saved is not None and (held := read_json(saved / "state.json")["config"].get("stage", run.stage)) != run.stage:
+    before = read_json(saved / "state.json")["config"] if saved is not None else {}
+    if (held := before.get("stage", run.stage)) != run.stage:
         raise UsageError(f"{saved} is of a run of stage {held}, and this is {run.stage}: choose another train.out")
     if saved is None:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
         task.prepare(_batches(loader, run.train.seed), anew=others)
+    elif run.init not in (None, before.get("init")):
+        log.warning("init=%s is not read: the run continues from %s; another train.out starts anew", run.init, saved)
     return task, Loader.announced(loader), config
 
 

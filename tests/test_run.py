@@ -111,6 +111,15 @@ def test_a_start_is_not_looked_for_again(tmp_path: Path) -> None:
     assert load_stage(out).config.unet.channels == 32
 
 
+def test_a_start_that_a_run_has_no_use_for_any_more_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small = ["configs/shapes/up256.yaml", "model.unet.channels=32", "data.size=256", "data.crop=16"]
+    short_run(tmp_path, *small, "train.steps=1")
+    short_run(tmp_path, *small, "train.steps=1")
+    assert "is not read" not in caplog.text
+    short_run(tmp_path, *small, "init=weights/shapes/up256", "train.steps=1")
+    assert "init=weights/shapes/up256 is not read: the run continues from" in caplog.text
+
+
 def test_one_key_of_an_option_leaves_the_others() -> None:
     overrides = ["task.sampling.eta=0.5", "clip=c", "train.out=x"]
     decoder = recipe.load_run("configs/shapes/decoder.yaml", overrides).task.sampling
