@@ -137,7 +137,7 @@ def _train(path: str, run: Run, spec: Stage, began: float) -> Result:
 
     def migrated(config: dict[str, Any]) -> dict[str, Any]:
         try:
-            return type(run).model_validate(config).model_dump(mode="json")
+            return parse(config, type(run)).model_dump(mode="json")
         except ValueError:  # of a version that is too old to be compared with
             return config
 
