@@ -1,5 +1,6 @@
 """Mistakes in a training config: one line that names the key, before any work and whatever the stage."""
 
+import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from t2i.run import train
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.prior.task import PriorTask
 from t2i.stages.registry import load_stage, save_stage
+from t2i.train import checkpoint
 from t2i.train.loop import Result, fit
 
 SMALL = "channels: 32, multipliers: [1, 1], num_blocks: 1"
@@ -110,6 +112,29 @@ def test_a_start_is_not_looked_for_again(tmp_path: Path) -> None:
     start.rename(tmp_path / "gone")
     short_run(out, *small, f"init={start}", "train.steps=2")
     assert load_stage(out).config.unet.channels == 32
+
+
+def test_a_checkpoint_whose_config_nobody_reads_any_more_is_continued(tmp_path: Path) -> None:
+    small = ["configs/shapes/up256.yaml", "model.unet.channels=32", "data.size=256", "data.crop=16"]
+    short_run(tmp_path, *small, "train.steps=1")
+    saved = tmp_path / "checkpoints" / "step-000001"
+    state = json.loads((saved / "state.json").read_text())
+    state["config"] = {"stage": "upsampler", "model": {"text": 3}}
+    (saved / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["files"]["state.json"] = checkpoint._digest(saved / "state.json")
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    short_run(tmp_path, *small, "train.steps=2")
+    assert (tmp_path / "checkpoints" / "step-000002").is_dir()
+
+
+def test_a_start_that_a_run_has_no_use_for_any_more_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small = ["configs/shapes/up256.yaml", "model.unet.channels=32", "data.size=256", "data.crop=16"]
+    short_run(tmp_path, *small, "train.steps=1")
+    short_run(tmp_path, *small, "train.steps=1")
+    assert "is not read" not in caplog.text
+    short_run(tmp_path, *small, "init=weights/shapes/up256", "train.steps=1")
+    assert "init=weights/shapes/up256 is not read: the run continues from" in caplog.text
 
 
 def test_one_key_of_an_option_leaves_the_others() -> None:

@@ -32,7 +32,7 @@ from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
 from t2i.stages.noised_clip.convert import join, tower_of
 from t2i.stages.prior.convert import STATISTICS, lacks_statistics
-from t2i.stages.registry import STAGES, save_stage, stage
+from t2i.stages.registry import STAGES, check_ours, save_stage, stage
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ def convert_files(
     for path in paths:
         if path_of(path).resolve() in (folder, folder / "model.safetensors"):
             raise UsageError(f"{path} would be replaced by what is made of it: write to another folder than {out}")
+    check_ours(folder)
     layout, converted = converted_weights(paths, network=network, given=given, weights=weights)
     with output_folder(out) as folder, sole_writer(folder):
         with torch.device("meta"):
