@@ -18,11 +18,11 @@ from t2i.core.errors import UsageError, did_you_mean, explain, named, quoted
 from t2i.core.progress import Alive, to_stderr
 from t2i.core.types import Batch
 from t2i.data.config import DataConfig
-from t2i.data.loader import Loader
+from t2i.data.loader import Loader, loaders_explained
 from t2i.data.source import Needs
 from t2i.io.files import output_folder, read_json
 from t2i.stages.follow import same_clip
-from t2i.stages.registry import load_stage, new_model, save_stage, stage, stage_of
+from t2i.stages.registry import check_ours, load_stage, new_model, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
 from t2i.train.checkpoint import find
 from t2i.train.held_out import check_prompts
@@ -124,6 +124,7 @@ def train(path: str | Path, overrides: list[str]) -> Result:
     began = time.perf_counter()
     to_stderr()
     run = load_run(path, overrides)
+    check_ours(run.train.out)
     with output_folder(run.train.out):
         return _train(str(path), run, stage(run.stage), began)
 
@@ -137,7 +138,7 @@ def _train(path: str, run: Run, spec: Stage, began: float) -> Result:
 
     def migrated(config: dict[str, Any]) -> dict[str, Any]:
         try:
-            return type(run).model_validate(config).model_dump(mode="json")
+            return parse(config, type(run)).model_dump(mode="json")
         except ValueError:  # of a version that is too old to be compared with
             return config
 
@@ -164,11 +165,15 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
     warn_enlarged(run.data, neighbours)
     loader = partial(Loader, run.data, needs=Needs(task.keys, count_classes(config), count_channels(config)))
     saved = find(run.train.out / "checkpoints", run.train.resume, whole=False)
-    if saved is not None and (held := read_json(saved / "state.json")["config"].get("stage", run.stage)) != run.stage:
+    before = read_json(saved / "state.json")["config"] if saved is not None else {}
+    if (held := before.get("stage", run.stage)) != run.stage:
         raise UsageError(f"{saved} is of a run of stage {held}, and this is {run.stage}: choose another train.out")
     if saved is None:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
-        task.prepare(_batches(loader, run.train.seed), anew=others)
+        with loaders_explained():
+            task.prepare(_batches(loader, run.train.seed), anew=others)
+    elif run.init not in (None, before.get("init")):
+        log.warning("init=%s is not read: the run continues from %s; another train.out starts anew", run.init, saved)
     return task, Loader.announced(loader), config
 
 

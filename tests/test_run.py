@@ -1,5 +1,6 @@
 """Mistakes in a training config: one line that names the key, before any work and whatever the stage."""
 
+import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from t2i.core.types import Batch
 from t2i.data.loader import Loader
 from t2i.run import train
 from t2i.stages.clip.model import ClipEncoder
+from t2i.stages.prior.task import PriorTask
 from t2i.stages.registry import load_stage, save_stage
+from t2i.train import checkpoint
 from t2i.train.loop import Result, fit
 
 SMALL = "channels: 32, multipliers: [1, 1], num_blocks: 1"
@@ -109,6 +112,29 @@ def test_a_start_is_not_looked_for_again(tmp_path: Path) -> None:
     start.rename(tmp_path / "gone")
     short_run(out, *small, f"init={start}", "train.steps=2")
     assert load_stage(out).config.unet.channels == 32
+
+
+def test_a_checkpoint_whose_config_nobody_reads_any_more_is_continued(tmp_path: Path) -> None:
+    small = ["configs/shapes/up256.yaml", "model.unet.channels=32", "data.size=256", "data.crop=16"]
+    short_run(tmp_path, *small, "train.steps=1")
+    saved = tmp_path / "checkpoints" / "step-000001"
+    state = json.loads((saved / "state.json").read_text())
+    state["config"] = {"stage": "upsampler", "model": {"text": 3}}
+    (saved / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["files"]["state.json"] = checkpoint._digest(saved / "state.json")
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    short_run(tmp_path, *small, "train.steps=2")
+    assert (tmp_path / "checkpoints" / "step-000002").is_dir()
+
+
+def test_a_start_that_a_run_has_no_use_for_any_more_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small = ["configs/shapes/up256.yaml", "model.unet.channels=32", "data.size=256", "data.crop=16"]
+    short_run(tmp_path, *small, "train.steps=1")
+    short_run(tmp_path, *small, "train.steps=1")
+    assert "is not read" not in caplog.text
+    short_run(tmp_path, *small, "init=weights/shapes/up256", "train.steps=1")
+    assert "init=weights/shapes/up256 is not read: the run continues from" in caplog.text
 
 
 def test_one_key_of_an_option_leaves_the_others() -> None:
@@ -207,6 +233,18 @@ def test_calibration_closes_its_loader_and_is_done_once(
     short_run(tmp_path, *small, "model.heads=2", "train.steps=2")
     assert at_start[1] == (begun, 0)
     assert torch.equal(load_stage(tmp_path).mean, statistics)
+
+
+def test_a_loader_that_is_killed_before_the_first_step_is_one_line(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*_: Any, **__: Any) -> None:  # torch says it wherever its parent is
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(PriorTask, "prepare", prepare)
+    few = ["data.size=8", "model.width=32", "model.layers=1", "model.heads=2"]
+    with pytest.raises(DataError, match=r"loads pictures was killed, .*: fewer data.num_workers"):
+        short_run(tmp_path, "configs/shapes/prior.yaml", f"clip={clip}", *few)
 
 
 def test_a_prior_that_starts_from_that_of_another_clip_measures_anew(

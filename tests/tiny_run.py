@@ -17,7 +17,7 @@ from torch import nn
 from t2i.core.seed import Streams, mix
 from t2i.core.types import Phase, Task
 from t2i.data.config import DataConfig
-from t2i.data.loader import Loader
+from t2i.data.loader import Loader, NothingHeldOutError
 from t2i.diffusion.timesteps import LossSecondMoment, draw_steps
 from t2i.io import weights
 from t2i.nn.contrastive import contrastive_loss
@@ -132,6 +132,15 @@ class Pictures:
                 "caption": [f"picture {s}" for s in seeds],
             }
             self.position += self.stride
+
+
+class HeldOutByOne(Pictures):
+    """The first process has held-out pictures, the second finds none that can be used."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.position and self.key[1] == "val":
+            raise NothingHeldOutError("unusable data")
+        return super().__iter__()
 
 
 def export(folder: Path, state: dict[str, torch.Tensor]) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from t2i.core.devices import memory_explained
 from t2i.core.progress import duration, to_stderr
 from t2i.core.types import Task
+from t2i.io.files import read_json
 from t2i.run import build, load_run
 from t2i.stages.registry import stage
+from t2i.train.checkpoint import find
 from t2i.train.ema import Ema
 from t2i.train.held_out import HeldOut
 from t2i.train.learner import Learner
@@ -39,6 +41,8 @@ def dry_run(path: str | Path, overrides: Sequence[str]) -> Iterator[str]:
     to_stderr()
     run = load_run(path, list(overrides))
     train = run.train
+    if train.num_threads:
+        torch.set_num_threads(train.num_threads)
     task, make_loader, _ = build(str(path), run, stage(run.stage))
     parallel = Parallel(train.device)
     task.to(parallel.device)
@@ -67,16 +71,21 @@ def dry_run(path: str | Path, overrides: Sequence[str]) -> Iterator[str]:
     yield from _cost(task, learners, ema, parallel.device)
     loaders = Loaders(partial(_without_log, make_loader), train, parallel, StopRequest())
     held_out = HeldOut(task, learners[0].objective, ema, parallel.device, loaders.one, loaders.held_out, train.prompts)
-    yield _time(train, min(seconds[1:]), held_out, num_bytes(model, train))
-    yield f"nothing was written; without --dry-run the run goes to {train.out}"
+    saved = find(train.out / "checkpoints", train.resume, whole=False)
+    done = read_json(saved / "state.json")["step"] if saved is not None else 0
+    yield _time(train, done, min(seconds[1:]), held_out, num_bytes(model, train))
+    goes_on = f" and continues from step {done} of {train.steps}" if saved is not None else ""
+    yield f"nothing was written; without --dry-run the run goes to {train.out}{goes_on}"
 
 
-def _time(train: TrainConfig, step: float, held_out: HeldOut, size: int) -> str:
-    """What the run will take, after one grid and one evaluation in memory; a save is guessed from its bytes."""
+def _time(train: TrainConfig, done: int, step: float, held_out: HeldOut, size: int) -> str:
+    """What the run will take after the steps that are `done`, by one grid and one evaluation in memory; a save is
+    guessed from its bytes."""
+    todo, first = max(0, train.steps - done), done == 0 and train.sample_every != 0  # a grid before the first step
     counts = {
-        "grid": num_times(0, train.steps, train.sample_every) if held_out.draws else 0,
-        "evaluation": num_times(0, train.steps, train.val_every),
-        "save": num_times(0, train.steps, train.save_every),
+        "grid": num_times(done, train.steps, train.sample_every) + first if held_out.draws else 0,
+        "evaluation": num_times(done, train.steps, train.val_every),
+        "save": num_times(done, train.steps, train.save_every),
     }
     took = {"grid": 0.0, "evaluation": 0.0, "save": size / SPEED}
     with memory_explained("a grid or an evaluation", LESS_MEMORY):
@@ -85,12 +94,12 @@ def _time(train: TrainConfig, step: float, held_out: HeldOut, size: int) -> str:
             if counts[what] and not do():
                 counts[what] = 0  # nothing is held out
             took[what] = time.perf_counter() - before
-    whole = step * train.steps + sum(counts[what] * took[what] for what in counts)
-    beside = ", ".join(f"{num} {what}s of {took[what]:.2g} s" for what, num in counts.items() if num)
+    whole = step * todo + sum(counts[what] * took[what] for what in counts)
+    beside = ", ".join(f"{num} {what}{'s' * (num > 1)} of {took[what]:.2g} s" for what, num in counts.items() if num)
     cut = train.max_minutes is not None and whole > 60 * train.max_minutes
     limit = f"; train.max_minutes={train.max_minutes:g} ends it before" if cut else ""
     return (
-        f"time: {step:.3g} s a step of {train.batch_size} pictures, {duration(step * train.steps)} for {train.steps} "
+        f"time: {step:.3g} s a step of {train.batch_size} pictures, {duration(step * todo)} for {todo} "
         f"steps, and {beside or 'nothing beside them'}: {duration(whole)} in all{limit}"
     )
 

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2i.cli.options import FirstSeed, MaxTile, Offload, Steps, StopAfter, check_files, check_opening, draw_options
+from t2i.cli.options import (
+    FirstSeed,
+    MaxTile,
+    Offload,
+    Steps,
+    StopAfter,
+    check_files,
+    check_opening,
+    draw_options,
+    never_silent,
+)
 from t2i.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -70,12 +80,13 @@ def generate(
     if check_opening(model or "shapes", draw, dtype, preset) in SENTENCES and not subjects and recipe is None:
         raise UsageError('no prompt given; try: t2i generate "a red cube"')
     task, pictures = _task(image, mask, strength)
-    pipe = _opened(model, device, dtype, offload, preset)
-    if recipe is not None:
-        result, which = _redrawn(pipe, recipe, from_), [recipe["picture"]]
-    else:
-        result = _drawn(pipe, task, subjects, num, negative, out, {**pictures, **draw})
-        which = list(range(len(result)))
+    with never_silent("drawing"):
+        pipe = _opened(model, device, dtype, offload, preset)
+        if recipe is not None:
+            result, which = _redrawn(pipe, recipe, from_), [recipe["picture"]]
+        else:
+            result = _drawn(pipe, task, subjects, num, negative, out, {**pictures, **draw})
+            which = list(range(len(result)))
     for i, path in zip(which, result.save(out, which), strict=True):
         typer.echo(f"{path}  seed {result.seeds[i]}")
 

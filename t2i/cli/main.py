@@ -7,6 +7,8 @@ Exit codes: 0 done · 2 wrong usage · 3 bad data or disk · 4 values that are n
 75 stopped by a signal, saved · 130 interrupted.
 """
 
+import atexit
+import gc
 import sys
 import warnings
 from typing import Annotated, NoReturn
@@ -56,6 +58,7 @@ app.add_typer(evals.app, name="eval")
 def main() -> None:
     """Run a command; every expected error is one line on stderr and an exit code, an interrupt is exit code 130."""
     wait_quietly()
+    atexit.register(gc.freeze)  # or the interpreter, before it ends, looks for cycles in all of torch: a second or more
     warnings.showwarning = lambda message, category, *_: _tell(f"warning: {message}")  # type: ignore[assignment]
     try:
         if (code := app(standalone_mode=False)) == INTERRUPTED:

@@ -17,6 +17,7 @@ from t2i.cli.options import (
     check_files,
     check_opening,
     draw_options,
+    never_silent,
 )
 from t2i.core.errors import UsageError
 
@@ -50,8 +51,9 @@ def variations(
     """Draw pictures in which CLIP sees the same as in this one."""
     chosen = _chosen(model, dtype, out, True, seed, steps, guidance, None, stop_after)
     source = _opened(image)
-    pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
-    result = pipe.variations(source, num, eta=eta, **chosen)
+    with never_silent("drawing"):
+        pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
+        result = pipe.variations(source, num, eta=eta, **chosen)
     if row or out.suffix.lower() == ".gif":
         return _write(result, out)
     for path, used in zip(result.save(out), result.seeds, strict=True):
@@ -80,8 +82,10 @@ def interpolate(
         _check(b)
     chosen = _chosen(model, dtype, out, True, seed, steps, guidance, None, stop_after)
     ends = _opened(a), _opened(b) if is_picture(b) else b
-    pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
-    _write(pipe.interpolate(*ends, num, noise=noise, **chosen), out)
+    with never_silent("drawing"):
+        pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
+        result = pipe.interpolate(*ends, num, noise=noise, **chosen)
+    _write(result, out)
 
 
 def text_diff(
@@ -106,8 +110,10 @@ def text_diff(
     _check(*([from_text] if from_text != "" else []), to_text)
     chosen = _chosen(model, dtype, out, True, seed, steps, guidance, None, stop_after)
     source = _opened(image)
-    pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
-    _write(pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen), out)
+    with never_silent("drawing"):
+        pipe = _manipulating(model, device, dtype, offload, num, stop_after, out)
+        result = pipe.text_diff(source, from_text, to_text, theta=theta, n=num, **chosen)
+    _write(result, out)
 
 
 def upsample(
@@ -129,8 +135,9 @@ def upsample(
     """Draw a picture larger, by the upsamplers alone: each makes it four times as wide and high."""
     chosen = _chosen(model, dtype, out, False, seed, steps, None, sampler, stop_after, max_tile)
     source = _opened(image)
-    pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
-    result = pipe.upsample(source, start_at=start_at, **chosen)
+    with never_silent("drawing"):
+        pipe = _pipe(model, device, dtype, offload, "upsample", "has no upsamplers that see pictures alone")
+        result = pipe.upsample(source, start_at=start_at, **chosen)
     (path,) = result.save(out)
     typer.echo(f"{path}  {result[0].width} × {result[0].height}  seed {result.seeds[0]}")
 

@@ -8,6 +8,7 @@ import typer
 from t2i.cli.options import Device, draw_options, is_stage, never_silent
 from t2i.core.assets import bundled_configs, find_config
 from t2i.core.errors import DataError, UsageError
+from t2i.core.progress import Alive
 
 
 def train(
@@ -39,8 +40,9 @@ def train(
     elif dry_run:
         from t2i.cli.dry_run import dry_run as tell
 
-        for line in tell(config, overrides or []):
-            typer.echo(line)
+        with Alive("trying a few steps, a grid and an evaluation"):
+            for line in tell(config, overrides or []):
+                typer.echo(line)
     else:
         from t2i.run import train as run
 

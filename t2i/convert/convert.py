@@ -24,6 +24,7 @@ from t2i.convert.diffusers import layout_of
 from t2i.convert.folder import weight_files
 from t2i.core.devices import stored_as
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain, lacks_memory, quoted
+from t2i.core.paths import path_of
 from t2i.io.files import output_folder, read_json
 from t2i.io.kinds import weights_format
 from t2i.io.lock import sole_writer
@@ -31,7 +32,7 @@ from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
 from t2i.stages.noised_clip.convert import join, tower_of
 from t2i.stages.prior.convert import STATISTICS, lacks_statistics
-from t2i.stages.registry import STAGES, save_stage, stage
+from t2i.stages.registry import STAGES, check_ours, save_stage, stage
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +72,15 @@ def convert_files(
             ones where there are any. What was chosen is logged.
 
     Raises:
-        UsageError: something about an unknown network is not given, or `out` cannot be written.
+        UsageError: something about an unknown network is not given, or `out` cannot be written, or holds what is read.
         DataError: a file is damaged, holds more than tensors, or does not fit; nothing is written then.
     """
     dtype = None if dtype is None else stored_as(dtype)
+    folder = path_of(out, "a folder").resolve()
+    for path in paths:
+        if path_of(path).resolve() in (folder, folder / "model.safetensors"):
+            raise UsageError(f"{path} would be replaced by what is made of it: write to another folder than {out}")
+    check_ours(folder)
     layout, converted = converted_weights(paths, network=network, given=given, weights=weights)
     with output_folder(out) as folder, sole_writer(folder):
         with torch.device("meta"):
@@ -99,7 +105,7 @@ def converted_weights(
         raise UsageError(f"network {quoted(network)} is known; what is given (--set) is for unpublished networks alone")
     if weights not in (None, *get_args(Which)):
         raise UsageError(f"weights must be {' or '.join(get_args(Which))}, got {quoted(weights)}")
-    folders = [Path(path) for path in paths]
+    folders = [path_of(path) for path in paths]
     layout = layout_of(folders) if network is None and not given else None
     fit = _fit([layout] if layout else _candidates(network), bool(given))
     states, versions = zip(*(_weights_and_version(path, weights, fit) for path in folders), strict=True)
@@ -162,7 +168,7 @@ def read_weights(path: str | Path, weights: Which | None = None) -> dict[str, Te
 
     Raises DataError for what is missing, truncated, foreign or holds more than tensors.
     """
-    return _weights_and_version(Path(path), weights, _fit(layouts(), False))[0]
+    return _weights_and_version(path_of(path), weights, _fit(layouts(), False))[0]
 
 
 def _candidates(name: str | None) -> list[Layout]:
@@ -202,16 +208,20 @@ def _weights_and_version(
         state, told = choose(data, which, fit)
     except (DataError, UsageError) as error:
         raise type(error)(f"{path}: {error}") from None
+    odd = next((key for key, value in state.items() if value.layout != torch.strided or value.is_meta), None)
+    if odd is not None:
+        raise DataError(f"{path}: {odd!r} is sparse, or has no numbers")
     for sentence in told:
         log.info("%s: %s", path, sentence)
     return state, version if isinstance(version, str) else ""
 
 
 def _check_numbers(state: Mapping[str, Tensor], where: str) -> None:
-    """DataError for weights that are whole numbers, NaN or infinite."""
+    """DataError for weights that are whole numbers or of 8 bits, NaN or infinite."""
     for key, value in state.items():
-        if not value.is_floating_point():
-            raise DataError(f"{where}: {key!r} is {str(value.dtype).removeprefix('torch.')}, expected floating numbers")
+        if not value.is_floating_point() or value.itemsize < 2:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise DataError(f"{where}: {key!r} is {kind}, expected floating numbers of 16 bits and more")
         if wrong := value.numel() - int(value.isfinite().sum()):
             raise DataError(f"{where}: {wrong} of the {value.numel()} numbers of {key!r} are NaN or infinite")
 

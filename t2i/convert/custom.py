@@ -113,6 +113,8 @@ def read_dalle2_pytorch(shapes: Mapping[str, Shape], given: Sequence[str], where
             return laion_decoder.read(NAME, shapes, cast("laion_decoder.Era", era), facts.image_size)
         except KeyError as error:
             raise DataError(f"{where}: not a whole network; it lacks {error}") from None
+        except (IndexError, ArithmeticError):
+            raise DataError(f"{where}: no network has weights of such shapes") from None
 
 
 def _era_of(version: str) -> Era | None:
@@ -146,7 +148,7 @@ def read_shapes(shapes: Mapping[str, Shape], given: Sequence[str], where: str) -
     if not is_flat(shapes):
         raise DataError(f"{where}: not a U-Net with the key names of IDDPM, ADM and GLIDE")
     facts = load(None, given, Facts)
-    in_channels = shapes["input_blocks.0.0.weight"][1]
+    in_channels = (*shapes["input_blocks.0.0.weight"], 0, 0)[1]
     extra = {3: 0, 6: 3, 7: 4, 10: 7}.get(in_channels)  # small picture 3, masked picture and mask 4
     if extra is None:
         raise DataError(f"{where}: the first convolution takes {in_channels} channels, expected 3, 6, 7 or 10")
@@ -156,8 +158,10 @@ def read_shapes(shapes: Mapping[str, Shape], given: Sequence[str], where: str) -
     with explain(where, DataError):
         try:
             common = _common(shapes, facts, extra)
-        except LookupError as error:
+        except KeyError as error:
             raise DataError(f"{where}: not a whole U-Net; it lacks {error}") from None
+        except (IndexError, ArithmeticError):
+            raise DataError(f"{where}: no U-Net has weights of such shapes") from None
         if not enlarges:
             small = DecoderConfig.model_validate(common)
             return Layout("decoder", NAME, small, Decoder, tuple(decoder.flat_entries(small, facts.order)))
@@ -172,7 +176,7 @@ def _missing(shapes: Mapping[str, Shape], facts: Facts, enlarges: bool) -> list[
         missing.append("low_size=N, the side of the small pictures")
     if enlarges and facts.levels is None:
         missing.append("levels=rounded|truncated, how they became 8 bits")
-    if shapes["out.2.weight"][0] == 3 and facts.variance is None:
+    if shapes["out.2.weight"][:1] == (3,) and facts.variance is None:
         missing.append("variance=fixed_small|fixed_large")
     if "positional_embedding" in shapes and facts.text_heads is None:
         missing.append("text_heads=N, the heads of its text transformer")

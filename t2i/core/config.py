@@ -26,8 +26,9 @@ MAX_YAML = 2**18
 """Bytes of a YAML file."""
 MAX_VALUES = 100_000
 """Of a YAML text, each counted wherever an alias repeats it: a few lines of aliases of aliases are billions."""
-_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError)
-"""Bad syntax, too many brackets, the 31st of February, and `!!timestamp x`, over which its own reader trips."""
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
+"""Bad syntax, too many brackets, the 31st of February, and `!!timestamp x` or `!!bool x`, over which its own reader
+trips."""
 
 
 class Config(BaseModel):

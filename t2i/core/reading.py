@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from t2i.core.errors import DataError, FullDiskError, UsageError
+from t2i.core.paths import path_of
 
 _KINDS = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
 _SIGNATURES = {
@@ -62,10 +63,9 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
 def open_regular(path: str | Path, limit: int | None = None) -> Iterator[BinaryIO]:
     """A regular file of at most `limit` bytes, open for reading: of a pipe or a device one would wait for ever.
 
-    Raises DataError in one line that names the path.
+    Raises DataError in one line that names the path, UsageError for what no file can be called.
     """
-    if "\0" in str(path):
-        raise UsageError(f"{str(path)!r} is no path: it has a NUL in it")
+    path_of(path)
     with clear_errors(path), open(path, "rb", opener=_at_once) as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):

@@ -72,8 +72,8 @@ class FolderSource:
             expected = f"{shown(Path(self.files[0]).stem, 60)}.txt and so on"
             raise DataError(f"{root} holds {len(self.files)} pictures but no captions: expected {expected}{beside}")
         self.keys = [os.path.splitext(file)[0] for file in self.files]
-        tops = [Path(file).parts[0] if len(Path(file).parts) > 1 else None for file in self.files]
-        self.classes = tuple(sorted({top for top in tops if top is not None})) if None not in tops else ()
+        tops = {file.rpartition(os.sep)[0].partition(os.sep)[0] for file in self.files}
+        self.classes = tuple(sorted(tops)) if "" not in tops else ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -108,5 +108,5 @@ class FolderSource:
         image = decode(data, self.size, self.crop, rng, self.policy, self.channels)
         sample = {**image, "caption": caption, "key": self.keys[index]}
         if self.classes:
-            sample["label"] = self.classes.index(Path(file).parts[0])
+            sample["label"] = self.classes.index(file.partition(os.sep)[0])
         return sample

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import time
 import weakref
@@ -38,15 +39,18 @@ log = logging.getLogger(__name__)
 
 _LOOKED_AT = 200  # pictures of a source whose shape is told
 _TRIES = 32
+_KILLED = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")  # as torch says it
 
 
 @contextmanager
-def loaders_explained() -> Iterator[None]:
-    """DataError where a process that loads pictures was killed, which torch raises wherever its parent is."""
+def loaders_explained(*broken: type[Exception]) -> Iterator[None]:
+    """DataError where a process that loads pictures was killed, which torch raises wherever its parent is; and for what
+    is `broken` where it was handing something over."""
+    expected: tuple[type[Exception], ...] = (RuntimeError, *broken)
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except expected as error:
+        if isinstance(error, RuntimeError) and not _KILLED.match(str(error)):
             raise
         raise DataError(
             "a process that loads pictures was killed, most often for want of memory (or of /dev/shm): "
@@ -71,7 +75,8 @@ class Loader:
         bad_log: JSON lines file that names every unusable sample, once for each process.
 
     Raises:
-        UsageError: a batch that does not divide evenly, or a source that is none.
+        UsageError: a batch that does not divide evenly, or a source that is none; while iterating, samples without what
+            is needed.
         NothingHeldOutError: the split is `val`, and training has every sample.
         DataError: no data, or while iterating, too many unusable samples.
     """
@@ -99,7 +104,7 @@ class Loader:
         self.config, self.bad_log, self.world, self.split = config, bad_log, world, split
         self.batch_size, self.accumulate, self.rank, self.start = batch_size, accumulate, rank, start
         self.micro = batch_size // (accumulate * world)
-        self.data = _Positions(config, seed, self.micro, split, needs)
+        self.needs, self.data = needs, _Positions(config, seed, self.micro, split, needs)
         self.seconds_waited = 0.0
         self.bad: collections.Counter[str] = collections.Counter()
         self.num_seen = self.num_enlarged = 0
@@ -117,8 +122,10 @@ class Loader:
                 log.info("%s: %d to train on, %d held out", given.src, len(source), len(source.source) - len(source))
             heads = []
             for index in range(0, len(source), math.ceil(len(source) / _LOOKED_AT)) if self.data.pictured else ():
-                with suppress(BadSample):
-                    heads.append((source.keys[index], source.head(index)))
+                head = b""
+                with suppress(BadSample):  # it has none
+                    head = source.head(index)
+                heads.append((source.keys[index], head))
             for line in told(heads, HEAD, policy if self.config.crop is None or policy == "pad" else None):
                 log.info("%s: %s", given.src, line)
 
@@ -159,13 +166,15 @@ class Loader:
         try:
             while True:
                 before = time.perf_counter()
-                with loaders_explained():
+                with loaders_explained(*((ConnectionError, EOFError) if workers else ())):
                     batch = next(batches)
                 self.seconds_waited += time.perf_counter() - before
                 notices = batch.pop("notices")
                 for notice in sorted(notices) if self.rank == 0 else ():
                     once(notice)
                 self._account(batch.pop("bad"), batch.pop("enlarged"), batch.pop("failed"))
+                if missing := [key for key in self.needs.keys if key not in batch]:  # maybe in one of several sources
+                    raise UsageError(f"the task needs {missing}, the data has {sorted(batch)}")
                 yield batch
         finally:
             _end(batches)

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ MAX_MEMBER = 64 * 2**20
 
 MAX_NAMES = 100_000
 """Names that braces may stand for."""
+MAX_BRACES = 100
+"""In one name."""
 
 _MAX_OPEN = 256
 
@@ -155,18 +157,21 @@ class ShardSource:
         return sample
 
     def _usual_shape(self, kind: str) -> torch.Size:
-        """What most of the first arrays of a name have, so that one of another shape costs no more than its sample."""
+        """What most of the first whole arrays of a name have, so that one of another shape costs no more than its
+        sample; there is one."""
         if kind not in self._shapes:
-            first = itertools.islice((at for at in self._samples if kind in at[1]), 16)
-            shapes: list[torch.Size] = []
-            for tar, members in first:
+            first = Counter(itertools.islice(self._shapes_of(kind), 16))
+            self._shapes[kind] = first.most_common(1)[0][0]
+        return self._shapes[kind]
+
+    def _shapes_of(self, kind: str) -> Iterator[torch.Size]:
+        for tar, members in self._samples:
+            if kind in members:
                 try:
-                    shapes.append(_array(self._read(tar, members, kind)).shape)
+                    yield _array(self._read(tar, members, kind)).shape
                 except Exception as error:  # whatever is damaged is told where it is drawn
                     if lacks_memory(error):
                         raise
-            self._shapes[kind] = Counter(shapes).most_common(1)[0][0] if shapes else torch.Size()
-        return self._shapes[kind]
 
     def _read(self, tar: int, members: Mapping[str, tuple[int, int]], kind: str) -> bytes:
         offset, size = members[kind]
@@ -252,7 +257,9 @@ def _sentences(value: Any) -> list[str]:
 
 
 def _braces(text: str) -> list[str]:
-    """`a{0..2}` → a0 a1 a2 (leading zeros kept), `{x,y}` → x y; UsageError for more than `MAX_NAMES`."""
+    """`a{0..2}` → a0 a1 a2 (leading zeros kept), `{x,y}` → x y; UsageError beyond `MAX_NAMES` and `MAX_BRACES`."""
+    if text.count("{") > MAX_BRACES:
+        raise UsageError(f"{shown(text, 60)} has {text.count('{'):,} braces, at most {MAX_BRACES} are read")
     match = re.search(r"\{([^{}]*)\}", text)
     if match is None:
         return [text]

@@ -20,6 +20,7 @@ from t2i.core.seed import Streams
 from t2i.core.types import Batch
 from t2i.data.framing import CropPolicy, framed
 from t2i.data.shapes.captions import WEIGHTS
+from t2i.io.decode import once
 from t2i.io.images import from_pil, open_image
 
 MAX_TEXT = 2**20
@@ -134,13 +135,15 @@ def pick_caption(captions: Mapping[str, Sequence[str]], weights: Mapping[str, fl
     """One caption: first a kind by weight, then one of its lines.
 
     Where no kind of `weights` is at hand, kinds weigh what they do in the shapes world (any other 1), and plain `text`
-    counts only where it is the only kind: beside others it repeats one of them.
+    counts only where it is the only kind: beside others it repeats one of them. That others are drawn is said once.
     """
     kinds = [kind for kind, lines in captions.items() if lines]
     if not kinds:
         raise BadSample("no caption")
     chances = [weights.get(kind, 0.0) for kind in kinds]
     if not sum(chances):
+        if weights and kinds != ["text"]:
+            once(f"where a picture has no caption of data.captions ({', '.join(weights)}), another is drawn")
         kinds = [kind for kind in kinds if kind != "text"] or kinds
         chances = [WEIGHTS.get(kind, 1.0) for kind in kinds]
     lines = captions[choose(kinds, chances, rng)]

@@ -71,7 +71,7 @@ def _index(path: str, length: int, _modified: int) -> Index:
                     members[rest] = place
     except PermissionError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
+    except (tarfile.TarError, OSError, ValueError, LookupError, OverflowError, RecursionError) as error:
         log.warning("%s is damaged (%s): using the %d samples before that", shown(path, 300), error, len(stems))
     samples = {key: sample for stem, members in stems.items() for key, sample in _samples(stem, members, left_out)}
     return Index(samples, left_out)

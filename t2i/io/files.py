@@ -3,6 +3,7 @@
 Every file appears under its final name only when it is complete (temporary file, fsync, `os.replace`).
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i.core.errors import DataError, FullDiskError, UsageError
+from t2i.core.paths import path_of
 from t2i.core.reading import clear_errors, kind_of, read_bytes
 
 MAX_JSON = 16 * 2**20
@@ -26,7 +28,7 @@ def writable(folder: str | Path) -> Path:
         UsageError: it cannot be created or written to.
         DataError: its disk is full.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "a folder")
     with clear_errors(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,7 @@ def writable(folder: str | Path) -> Path:
 @contextmanager
 def output_folder(folder: str | Path) -> Iterator[Path]:
     """`writable(folder)`; what was made of its path for work that failed before it left anything there goes again."""
-    folder = Path(folder)
+    folder = path_of(folder, "a folder")
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         yield writable(folder)
@@ -87,7 +89,9 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 def temporary_name(path: Path) -> Path:
     """What a file is called until it is whole; `t2i.io.lock` removes those of dead processes."""
-    return path.with_name(f".t2i-{path.name}.{os.getpid()}.tmp")
+    name = os.fsencode(path.name)
+    short = path.name if len(name) <= 200 else hashlib.blake2b(name, digest_size=16).hexdigest()
+    return path.with_name(f".t2i-{short}.{os.getpid()}.tmp")
 
 
 def write(path: Path, data: bytes) -> None:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from t2i.core.errors import DataError, FullDiskError, NonFiniteError, UsageError
+from t2i.core.paths import path_of
 from t2i.core.reading import clear_errors
 from t2i.io.colour import to_srgb
 from t2i.io.decode import MAX_PIXELS, damage_of, decoded, once, unreadable
@@ -172,7 +173,7 @@ def save_png(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None
     Raises:
         UsageError: the file cannot be written. FullDiskError: the disk is full.
     """
-    _save(image, Path(path), "PNG", **metadata(recipe, "PNG"))
+    _save(image, path, "PNG", **metadata(recipe, "PNG"))
 
 
 def save_image(image: Image.Image, path: str | Path, recipe: dict[str, Any] | None = None) -> None:
@@ -182,15 +183,16 @@ def save_image(image: Image.Image, path: str | Path, recipe: dict[str, Any] | No
     if kind == "JPEG" and image.mode == "RGBA":
         once("JPEG holds no transparency: it is laid on white")
         image = on_white(image)
-    _save(image, Path(path), kind, **({} if kind == "PNG" else {"quality": 95}), **metadata(recipe, kind))
+    _save(image, path, kind, **({} if kind == "PNG" else {"quality": 95}), **metadata(recipe, kind))
 
 
 def save_gif(pictures: Sequence[Image.Image], path: str | Path, seconds: float = 0.25) -> None:
     """Write pictures of one size as an endless animation, each for so many `seconds`; errors as in `save_png`."""
-    _save(pictures[0], Path(path), "GIF", save_all=True, append_images=pictures[1:], duration=1000 * seconds, loop=0)
+    _save(pictures[0], path, "GIF", save_all=True, append_images=pictures[1:], duration=1000 * seconds, loop=0)
 
 
-def _save(image: Image.Image, path: Path, kind: str, **options: Any) -> None:
+def _save(image: Image.Image, path: str | Path, kind: str, **options: Any) -> None:
+    path = path_of(path)
     temporary = temporary_name(path)
     try:
         with clear_errors(path):

@@ -80,7 +80,7 @@ def remove_temporaries(folder: Path) -> None:
 def _take(path: Path) -> tuple[int, bool] | None:
     """A descriptor of the lock file, and whether it holds that; None if another one does."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             fcntl = importlib.import_module("fcntl")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from t2i.core.errors import UsageError, lacks_memory
-from t2i.io.decode import decoded, once
+from t2i.io.decode import decoded, once, unreadable
 from t2i.io.images import to_grey
 
 _ORIENTATION = 0x0112
@@ -49,10 +49,12 @@ def to_mask_tensor(mask: Image.Image, of: Image.Image, size: int, *, as_shown: b
             programs show a file; else on the stored pixels, which are those of a PIL picture.
 
     Raises:
-        UsageError: no PIL picture, not as large as the picture, or nothing to draw anew.
+        UsageError: no PIL picture, `unreadable`, not as large as the picture, or nothing to draw anew.
     """
     if not isinstance(mask, Image.Image):
         raise UsageError(f"a mask is a PIL picture or the path of one, got {type(mask).__name__}")
+    if why := unreadable(mask):
+        raise UsageError(f"the mask {why}")
     mask = _upright(mask, of, as_shown)
     fresh = hole(mask)
     if fresh is None:

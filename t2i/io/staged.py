@@ -1,6 +1,7 @@
 """Folders whose files are replaced together: by those of one save, or not at all."""
 
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -48,8 +49,7 @@ def remove_outdated(folder: Path, name: str, keep: Collection[str]) -> None:
     """Remove the weights called `name` of an earlier save: `name.safetensors`, its shards and their index, save those
     to keep."""
     index = folder / f"{name}.safetensors.index.json"
+    shard = re.compile(re.escape(name) + r"(-\d+-of-\d+(-[0-9a-f]+)?)?\.safetensors")
     for old in (*folder.glob(f"{name}*.safetensors"), index):
-        rest = old.name.removeprefix(name).removesuffix(".safetensors")
-        ours = old == index or rest == "" or (rest.startswith("-") and "-of-" in rest)
-        if ours and old.name not in keep:
+        if (old == index or shard.fullmatch(old.name)) and old.name not in keep:
             old.unlink(missing_ok=True)

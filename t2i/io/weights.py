@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from t2i.io.staged import remove_outdated, staged
 
 MAX_SHARD_SIZE = 15 * 2**20
 """Bytes. Small enough for hosts and version control that refuse large files."""
+_BESIDE = re.compile(r"[ -.0-\[\]-~]{1,255}")  # ASCII without / and \
 
 
 def save_folder(
@@ -224,8 +226,8 @@ def shards_of(index: Path) -> dict[str, str]:
     where = _index(index)[0]
     if not where or not all(isinstance(file, str) for file in where.values()):
         raise DataError(f"{index} is not an index of shards")
-    if outside := next((file for file in where.values() if Path(file).name != file), None):
-        raise DataError(f"{index} points outside its folder: {outside!r}")
+    if (odd := next((file for file in where.values() if not _BESIDE.fullmatch(file)), None)) is not None:
+        raise DataError(f"{index} names no file in its own folder: {quoted(odd)}")
     return where
 
 

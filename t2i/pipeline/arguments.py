@@ -81,7 +81,7 @@ class Texts(NamedTuple):
 
 def check_draw(draw: Mapping[str, Any]) -> None:
     """UsageError for an argument that no call takes, and for a value that none could take, whatever the model."""
-    check_names(draw, Draw.__annotations__)
+    check_names(draw, Draw.__annotations__, beside=Sentences.__annotations__)
     if (callback := draw.get("callback")) is not None and not callable(callback):
         raise UsageError(f"callback must be a function of one argument, got {quoted(callback)}")
     if not isinstance(progress := draw.get("progress", True), bool):

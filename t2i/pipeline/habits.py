@@ -102,10 +102,14 @@ OPTIONS = {
 """Options of a command, and ours."""
 
 
-def check_names(given: Iterable[str], takes: Iterable[str], habits: dict[str, str] = ARGUMENTS) -> None:
-    """UsageError for an argument that is none of what a call `takes`, with our word for it."""
+def check_names(
+    given: Iterable[str], takes: Iterable[str], habits: dict[str, str] = ARGUMENTS, beside: Iterable[str] = ()
+) -> None:
+    """UsageError for an argument that is none of what a call `takes`, with our word for it, or the nearest of those
+    and of others that some calls take `beside` them."""
     takes = list(takes)
     for name in given:
         if name not in takes:
-            hint = f"; here it is {habits[name]}" if name in habits else did_you_mean(name, takes)
+            near = [*takes, *(other for other in beside if other != name)]
+            hint = f"; here it is {habits[name]}" if name in habits else did_you_mean(name, near)
             raise UsageError(f"unknown argument {quoted(name)}{hint}")

@@ -65,6 +65,7 @@ def save_stage(
     """Write `config.json` and safetensors, of `max_shard_size` bytes at most; `state` replaces the model's own weights,
     for example by their average. `dtype` is that of the stored parameters, `int8` a quarter of float32 (see
     `t2i.io.int8`); buffers, which hold what was measured, keep theirs. UsageError for one that is not stored."""
+    check_ours(folder)
     measured = {name for name, _ in model.named_buffers()}
     state = model.state_dict() if state is None else state
     stored: Mapping[str, Stored] = state
@@ -74,6 +75,19 @@ def save_stage(
         stored = {k: v.to(wanted) if v.is_floating_point() and k not in measured else v for k, v in state.items()}
     config = {"stage": name, "model": model.config.model_dump(mode="json")}  # type: ignore[union-attr, operator]
     save_folder(folder, config, stored, max_shard_size=max_shard_size)
+
+
+def check_ours(folder: str | Path) -> None:
+    """UsageError for a folder whose `config.json` is of something else than a stage: a stage is not written over it."""
+    path = path_of(folder, "a folder") / "config.json"
+    if not path.is_file():
+        return
+    try:
+        ours = "stage" in load_config(path.parent)
+    except DataError:
+        ours = False
+    if not ours:
+        raise UsageError(f"{path} is of no stage of t2i, and would be replaced: choose another folder")
 
 
 def find_stage(folder: str | Path) -> Path:

@@ -137,5 +137,5 @@ class GPT2Tokenizer:
         return len(self._encode(caption)) > self.context
 
     def _encode(self, caption: str) -> list[int]:
-        ids: list[int] = self._tokenizer(caption.lower())["input_ids"]
+        ids: list[int] = self._tokenizer(caption.removeprefix("\ufeff").lower())["input_ids"]
         return ids

@@ -28,7 +28,7 @@ class Forecast:
         self.config, self.speaks, self.alive = config, speaks, alive
         self.took: dict[str, deque[float]] = {}
         self.warm = False  # whether a second step has ended
-        self.start()
+        self.began, self.beside = time.perf_counter(), 0.0
 
     def start(self) -> None:
         """Steps begin here."""

@@ -4,6 +4,8 @@ import itertools
 import logging
 from contextlib import AbstractContextManager
 
+import torch
+
 from t2i.core.types import Batch
 from t2i.data.loader import NothingHeldOutError
 from t2i.train.objective import Batches, LoaderFactory
@@ -41,11 +43,12 @@ class Loaders:
                 return next(iter(self.open("train", self.config.num_samples, **alone))), False
 
     def held_out(self) -> list[Batch]:
-        """What is measured; nothing where nothing is held out."""
-        count = self.config.val_batches * self.config.accumulate
+        """What is measured; nothing where a process has nothing held out. All processes must ask."""
+        count, found = self.config.val_batches * self.config.accumulate, list[Batch]()
         try:
             with self.waiting():
-                return list(itertools.islice(self.open("val", self.config.batch_size), count))
+                found = list(itertools.islice(self.open("val", self.config.batch_size), count))
         except NothingHeldOutError as error:
             log.warning("no held-out numbers: %s", error)
-            return []
+        have = self.parallel.reduce(torch.tensor(float(bool(found)), device=self.parallel.device), "sum")
+        return found if have == self.parallel.world else []

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from t2i.core.devices import memory_explained
 from t2i.core.errors import NonFiniteError, Stopped, UsageError
-from t2i.core.progress import to_stderr
+from t2i.core.progress import Alive, to_stderr
 from t2i.core.seed import mix
 from t2i.core.types import Batch, Task
 from t2i.data.loader import loaders_explained
@@ -99,7 +99,8 @@ def fit(
                 checkpoint.tidy(folder / "checkpoints")
 
         parallel.on_main(hold)
-        run = _Run(task, loader, config, optim, export, resolved or {}, earlier or Earlier(), parallel, stop, began)
+        with Alive("preparing"):  # reading a checkpoint may take minutes
+            run = _Run(task, loader, config, optim, export, resolved or {}, earlier or Earlier(), parallel, stop, began)
         return run.train()
 
 
@@ -143,7 +144,8 @@ class _Run:
     def train(self) -> Result:
         """Step until the end, a signal or the time limit."""
         try:
-            return self._finished() if self.step >= self.config.steps else self._open_and_train()
+            with self.report.alive:
+                return self._finished() if self.step >= self.config.steps else self._open_and_train()
         except Interrupted:  # while it waited for data, so between two steps
             if self.step > self.saved:
                 self._save()
@@ -164,7 +166,7 @@ class _Run:
     def _open_and_train(self) -> Result:
         config = self.config
         data = self.loaders.open("train", config.batch_size, start=self.images)
-        with self.report.alive, closing(iter(data)) as stream:
+        with closing(iter(data)) as stream:
             batches = self._announce(stream)
             if self.main:
                 write(config.out / "run.json", json.dumps(self.resolved, indent=2, default=str).encode())
@@ -249,24 +251,20 @@ class _Run:
                 f"{' and '.join(bad)} became NaN or infinite by step {self.step} (learning rate {self.lr:.2g}), "
                 f"which is not saved: {checkpoint.last_good(folder)}"
             )
-        if self.main:
-            numbers = {
-                "step": self.step,
-                "images": self.images,
-                "minutes": self.report.minutes,
-                "config": self.resolved,
-                "seconds": self.limit.seconds,
-            }
-            checkpoint.save(folder, self.step, tensors, numbers, self.config.keep)
+        numbers: dict[str, Any] = {"step": self.step, "images": self.images, "minutes": self.report.minutes}
+        numbers |= {"config": self.resolved, "seconds": self.limit.seconds}
+        self.parallel.on_main(lambda: checkpoint.save(folder, self.step, tensors, numbers, self.config.keep))
         self.saved = self.step
         self._export()
 
     def _export(self) -> None:
         """Write the averaged stage; the first process writes, all wait."""
-        if self.main:
+
+        def export() -> None:
             with self.ema.swapped():
                 self.export(self.config.out, {k: v.detach().cpu() for k, v in self.model.state_dict().items()})
-        self.parallel.barrier()
+
+        self.parallel.on_main(export)
 
     def _resume(self, earlier: Earlier) -> tuple[int, int, float, dict[str, float]]:
         """Step, images, minutes and seconds that a checkpoint had, after everything in it is put back."""
@@ -314,12 +312,14 @@ class _Run:
 
     def _look(self, sample: bool, measure: bool) -> None:
         """Sample grid (first process) and held-out numbers (all processes); changes nothing of a training."""
-        if sample and self.main:
+
+        def draw() -> None:
             with self.limit.timing("grid"):
                 self.held_out.sample(self._grid, f"step {self.step}")
+
+        if sample:
+            self.parallel.on_main(draw)
         if measure:
             with self.limit.timing("evaluation"):
                 names, values = self.held_out.measure()
             self.report.write_held_out(self.step, self.images, names, values)
-        if sample or measure:
-            self.parallel.barrier()

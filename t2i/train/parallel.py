@@ -92,7 +92,3 @@ class Parallel:
             raise failure
         result: T = value
         return result
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        self._accelerator.wait_for_everyone()

@@ -74,6 +74,13 @@ def test_a_wrong_command_is_answered_without_torch(arguments: list[str], code: i
     assert re.search(told, done.stdout + done.stderr)
 
 
+def test_a_command_ends_without_a_look_for_cycles_in_all_that_it_imported() -> None:
+    """Which takes seconds after torch, many on a busy machine, while nothing is shown."""
+    code = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count() > 0))\n" + SCRIPT
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True"
+
+
 def ended(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["t2i", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:

@@ -1,6 +1,8 @@
 """The commands that begin with a picture: what they write, and which exit code a mistake gets."""
 
+import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 from small import ddpm
 
 from t2i.cli.main import main
+from t2i.core.progress import Alive
 from t2i.io.provenance import read_recipe
 from t2i.pipelines.dalle2 import DALLE2
 
@@ -63,6 +66,27 @@ def test_variations_are_numbered_and_tell_their_seeds(
     assert read_recipe("a-1.jpg")["arguments"] == read_recipe("out-1.png")["arguments"] | {"eta": [1.0, 1.0]}
     assert run(monkeypatch, "generate", "--from", "out-1.png") == 2
     assert "was made from another picture (variations)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "a red cube"],
+        ["variations", "0.png"],
+        ["interpolate", "0.png", "1.png"],
+        ["text-diff", "0.png", "--from-text", "", "--to-text", "a red cube"],
+        ["upsample", "0.png"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_command_draws_in_silence_without_a_terminal(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, model: Path, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("t2i.cli.options.Alive", partial(Alive, every=0.01))
+    Image.new("RGB", (8, 8)).save("0.png")
+    quick = ["--steps", 2] if command[0] == "upsample" else QUICK
+    assert run(monkeypatch, *command, "--model", model, *quick) == 0
+    assert re.search(r"^drawing: .* so far$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_an_interpolation_is_a_row_or_an_animation(

@@ -126,8 +126,19 @@ def test_a_dry_run_tells_data_memory_and_time_and_writes_nothing(
     seconds = float(out.partition("time: ")[2].partition(" s a step of 2 pictures, ")[0])
     assert 0 < seconds < 60
     assert re.search(r"for 7200 steps, and \d+ grids of [\d.e+]+ s, \d+ saves of [\d.e-]+ s: .* in all", out)
+    few += ["train.steps=4", "train.num_samples=1"]
+    _, out, _ = said(monkeypatch, capsys, "train", "configs/shapes/up256.yaml", *few, "--dry-run")
+    assert re.search(r"for 4 steps, and 2 grids of [^,]*, 1 save of ", out)  # the first before any step
     code, _, err = said(monkeypatch, capsys, "train", "configs/shapes/up256.yaml", *few, "--dry-run", "data.crop=15")
     assert (code, "data.crop=15 must be a multiple of" in err) == (2, True)
+    said(monkeypatch, capsys, "train", "configs/shapes/up256.yaml", *few, "train.sample_every=0", "train.steps=1")
+    few += ["train.num_threads=1"]
+    threads = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    _, out, _ = said(monkeypatch, capsys, "train", "configs/shapes/up256.yaml", *few, "--dry-run")
+    assert re.search(r"for 3 steps, and 1 grid of ", out)
+    assert out.endswith(f"goes to {tmp_path / 'out'} and continues from step 1 of 4\n")
+    assert threads == [1]
 
 
 def test_an_unknown_vocabulary_is_answered_with_the_key_of_that_stage() -> None:

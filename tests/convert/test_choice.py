@@ -187,6 +187,25 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
         convert_files([tmp_path / "x.pt"], tmp_path / "out", given=GIVEN)
 
 
+@pytest.mark.parametrize(
+    ("key", "odd", "message"),
+    [
+        ("out.2.bias", torch.ones(6).to_sparse(), "'out.2.bias' is sparse, or has no numbers"),
+        ("out.2.bias", torch.empty(6, device="meta"), "'out.2.bias' is sparse, or has no numbers"),
+        ("out.2.bias", torch.ones(6).to(torch.float8_e4m3fn), "is float8_e4m3fn, expected floating numbers of 16 bits"),
+        ("input_blocks.0.0.weight", torch.ones(()), "the first convolution takes 0 channels"),
+        ("out.2.weight", torch.ones(()), "no U-Net has weights of such shapes"),
+        ("time_embed.0.weight", torch.ones(4, 0), "no U-Net has weights of such shapes"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_weights_of_odd_kinds_and_shapes_are_one_line(key: str, odd: Tensor, message: str, tmp_path: Path) -> None:
+    torch.save(WEIGHTS | {key: odd}, tmp_path / "x.pt")
+    with pytest.raises(DataError, match=message):
+        convert_files([tmp_path / "x.pt"], tmp_path / "out", given=GIVEN)
+    assert not (tmp_path / "out").exists()
+
+
 def sharded(folder: Path, stem: str, index: str, middle: str = "") -> None:
     folder.mkdir()
     keys = list(WEIGHTS)
@@ -223,6 +242,20 @@ def test_full_precision_and_averages_come_first(tmp_path: Path) -> None:
         (tmp_path / f"diffusion_pytorch_model.{name}").touch()
         expected = ["non_ema.safetensors", "fp16.safetensors", "bin", "safetensors"][number]
         assert weight_files(tmp_path) == [tmp_path / f"diffusion_pytorch_model.{expected}"]
+
+
+def test_weights_are_not_replaced_by_what_is_made_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(WEIGHTS, path)
+    before = path.read_bytes()
+    for given in (path, tmp_path):
+        with pytest.raises(UsageError, match=r"would be replaced by what is made of it"):
+            convert_files([given], f"{tmp_path}/../{tmp_path.name}", given=GIVEN)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    assert path.read_bytes() == before
+    path.rename(tmp_path / "theirs.safetensors")
+    convert_files([tmp_path / "theirs.safetensors"], tmp_path, given=GIVEN)
+    assert (tmp_path / "theirs.safetensors").read_bytes() == before
 
 
 def test_a_folder_and_a_file_are_not_taken_for_each_other(tmp_path: Path) -> None:

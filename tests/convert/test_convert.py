@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
 
@@ -243,7 +244,8 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "x")])
     (tmp_path / "old.pt").write_bytes(pickle.dumps({"w": Malicious()}))
     torch.save({"w": Malicious()}, tmp_path / "zip.pt")
-    for name in ("old.pt", "zip.pt"):
+    torch.save({"args": Namespace(lr=1), "model": {"w": torch.ones(2)}}, tmp_path / "args.pt")  # as many trainers do
+    for name in ("old.pt", "zip.pt", "args.pt"):
         with pytest.raises(DataError, match=f"{name}: holds more than tensors, and code from a file is never run"):
             read_weights(tmp_path / name)
     assert not (tmp_path / "executed").exists()

@@ -152,13 +152,19 @@ def test_flatten():
              "steps: !!python/tuple [1]", "steps: !!int x", "steps: !!float x", "steps: !!null x", "steps: !!bool x",
              "1: 2", "? [1, 2]\n: 3", "steps: 1\nnull: 2", "steps: 1\noptim: {1: 2}", "steps: 1\nsources: {1: 2}",
              "steps: 1\ntrue: 2", "steps: .inf", "steps: 1e400", "steps: 1\n2020-01-01: 3", "? {a: 1}\n: 3",
-             "steps: !!timestamp x"],
+             "steps: !!timestamp x", 'steps: !!int ""'],
 )  # fmt: skip
 def test_other_types_of_yaml_are_one_line(tmp_path, text):
     with pytest.raises(UsageError) as caught:
         config.load(write(tmp_path, text), [], Run)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", ["!!bool x", '!!int ""', '!!float ""', "!!timestamp x", "2020-02-31", "[" * 5000])
+def test_what_yaml_trips_over_in_an_override_is_one_line(value):
+    with pytest.raises(UsageError, match=r"^the value of 'steps=.* is not valid YAML$"):
+        config.load(None, [f"steps={value}"], Run)
 
 
 def test_what_a_validator_trips_over_is_one_line():

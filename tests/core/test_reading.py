@@ -2,13 +2,18 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from t2i.convert.convert import convert_files, read_weights
 from t2i.core.errors import DataError, UsageError, shown
 from t2i.core.reading import kind_of, open_regular, read_bytes
 from t2i.io import files, weights
+from t2i.io.images import open_image, save_png
+from t2i.io.provenance import read_recipe
 
 
 def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
@@ -71,8 +76,26 @@ def test_sockets_absent_files_loops_and_no_paths_are_one_line(tmp_path: Path, mo
         read_bytes("loop", 1)
     with pytest.raises(DataError, match=r"^none does not exist"):
         read_bytes("none", 1)
-    with pytest.raises(UsageError, match=r"'a\\x00b' is no path"):
-        read_bytes("a\0b", 1)
+
+
+def test_what_no_file_can_be_called_is_refused_wherever_it_is_read_or_written() -> None:
+    picture = Image.new("RGB", (4, 4))
+    uses: list[Callable[[str], object]] = [
+        lambda name: read_bytes(name, 1),
+        open_image,
+        read_recipe,
+        lambda name: save_png(picture, name),
+        files.writable,
+        lambda name: files.output_folder(name).__enter__(),
+        lambda name: convert_files([name], "out"),
+        lambda name: convert_files(["a.pt"], name),
+        read_weights,
+    ]
+    names = {"a\0b": "has a NUL in it", "a\ud800": "is not one", "": "has no name", "x" * 300: "is too long"}
+    for use in uses:
+        for name, why in names.items():
+            with pytest.raises(UsageError, match=f"^a (path|folder) .*{why}"):
+                use(name)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])

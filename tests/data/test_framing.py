@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from t2i.core.seed import Streams
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader
 from t2i.data.source import Needs, decode
+from t2i.io.decode import MAX_BYTES
 from t2i.run import train
 
 
@@ -106,6 +108,9 @@ def test_bad_pictures_and_those_not_square_are_told_first(tmp_path: Path, caplog
         assert told(caplog, source, crop_policy="random") == [bad, f"{line}cropped to random squares{kept}"]
         assert told(caplog, source, crop_policy="pad") == [bad, f"{line}padded to squares with white"]
         assert told(caplog, source, crop=8) == [bad]
+    os.truncate(folder / "0.png", MAX_BYTES + 1)  # has no head
+    bad = f"{folder}: 2 of 6 pictures that were looked at cannot be read (such as 0)"
+    assert told(caplog, str(folder))[0] == bad
     (square := tmp_path / "b").mkdir()
     (square / "a.png").write_bytes(ramp(20, 20))
     assert told(caplog, str(square)) == []

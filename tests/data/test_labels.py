@@ -2,10 +2,12 @@
 
 import json
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from files_of_data import make_shard
 from PIL import Image
 
 from t2i import run as recipe
@@ -109,6 +111,15 @@ def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
         train("configs/shapes/adm.yaml", data)
     with pytest.raises(UsageError, match=r"the task needs \['label'\]"):
         train("configs/shapes/adm.yaml", [*data, "model.ports.classes.num=2"])
+
+
+def test_samples_without_labels_beside_others_with_labels_are_refused(tmp_path: Path) -> None:
+    make_shard(tmp_path / "a.tar", 0, 4, cls=lambda _: b"1")
+    make_shard(tmp_path / "b.tar", 4, 4)
+    sources = [{"src": str(tmp_path / name)} for name in ("a.tar", "b.tar")]
+    config = DataConfig.model_validate({"source": sources, "size": 8, "num_workers": 0, "val_fraction": 0})
+    with pytest.raises(UsageError, match=r"the task needs \['label'\], the data has"):
+        list(islice(Loader(config, seed=0, batch_size=1, needs=Needs(("image", "label"))), 8))
 
 
 @pytest.mark.parametrize("val_fraction", [0, 0.3])

@@ -301,8 +301,15 @@ def test_arrays_labels_and_caption_kinds(tmp_path):
     assert counts["s"] / 800 == pytest.approx(0.25, abs=0.06)
 
 
-def test_caption_weights_fall_back_to_what_is_there():
-    assert pick_caption({"text": ["t"]}, {"short": 1.0}, Streams([0])) == "t"
+def test_caption_weights_fall_back_to_what_is_there_and_it_is_said(caplog):
+    _say.cache_clear()
+    for weights in ({}, {"short": 1.0}, {"text": 1.0}):
+        assert pick_caption({"text": ["t"]}, weights, Streams([0])) == "t"  # nothing else is there
+    assert not caplog.messages
+    for _ in range(2):
+        assert pick_caption({"text": ["t"], "long": ["l"]}, {"short": 1.0, "alt": 1.0}, Streams([0])) == "l"
+    said = "where a picture has no caption of data.captions (short, alt), another is drawn (said once)"
+    assert caplog.messages == [said]
     with pytest.raises(BadSample, match="no caption"):
         pick_caption({"text": []}, {}, Streams([0]))
 
@@ -636,3 +643,31 @@ def test_shapes_have_as_many_things_as_weighed():
 def test_what_the_world_does_not_have_is_refused_before_a_worker_starts(changes, message):
     with pytest.raises(UsageError, match=message):
         loader("shapes", num_workers=2, **changes)
+
+
+# Loading processes
+
+
+@pytest.mark.parametrize(
+    ("error", "workers", "killed"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 1, True),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), 1, True),
+        (RuntimeError("Pin memory thread exited unexpectedly"), 1, True),
+        (ConnectionResetError(104, "Connection reset by peer"), 1, True),
+        (EOFError(), 1, True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"), 1, False),
+        (ConnectionResetError(104, "Connection reset by peer"), 0, False),
+    ],
+    ids=str,
+)
+def test_only_a_process_that_was_killed_is_called_that(tmp_path, monkeypatch, error, workers, killed):
+    def broken(*_, **__):
+        raise error
+        yield
+
+    monkeypatch.setattr("t2i.data.loader.DataLoader", broken)
+    with pytest.raises(DataError if killed else type(error)) as caught:
+        take(loader(str(make_folder(tmp_path / "a", 2)), 2, num_workers=workers), 1)
+    assert ("fewer data.num_workers" in str(caught.value)) == killed
+    assert "\n" not in str(caught.value) or not killed

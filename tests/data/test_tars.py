@@ -178,6 +178,18 @@ def test_members_with_holes_are_not_read_as_they_lie(tmp_path: Path) -> None:
     assert source.left_out.counts == {"stored with holes (sparse)": 1}
 
 
+def test_a_header_that_is_cut_off_among_its_holes_is_damage(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("b.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[148:156], block[482] = b" " * 8, 1  # no checksum; more holes follow, and do not
+    block[148:156] = b"%06o\0 " % sum(block)
+    path = make_tar(tmp_path / "a.tar", [("a.png", picture(1)), ("a.txt", b"x")])
+    data = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(data + bytes(-len(data) % 512) + block)
+    assert ShardSource(str(path), 8).keys == ["a"]
+
+
 def header(shape: str, descr: str = "<f4") -> bytes:
     text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
@@ -241,6 +253,16 @@ def test_texts_beyond_the_limit_are_refused_before_reading(tmp_path: Path, monke
 def test_braces_do_not_explode(names: str) -> None:
     with pytest.raises(UsageError, match=r"stands for [0-9,]+ names, at most 100,000 are read"):
         expand(f"{names}.tar")
+    with pytest.raises(UsageError, match=r"has 3,000 braces, at most 100 are read"):
+        expand("{a}" * 3000)
+
+
+def test_the_usual_shape_is_that_of_whole_arrays(tmp_path: Path) -> None:
+    members = [(f"{i:02d}.z.npy", b"no array" if i < 20 else npy(np.zeros(4 if i == 21 else 3))) for i in range(30)]
+    source = shard(tmp_path, members, needs=("z",))
+    assert source.load(20, Streams([0]))["z"].shape == (3,)
+    with pytest.raises(BadSample, match=r"unreadable z.npy: .*shape \(4,\), of others \(3,\)"):
+        source.load(21, Streams([0]))
 
 
 def test_tars_are_closed_with_their_source(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Shards of scenes know their settings, continue where they broke off, and never mix."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -44,8 +45,11 @@ def test_shards_of_other_settings_are_refused(tmp_path: Path, change: dict[str, 
 def test_foreign_tars_are_not_added_to(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "mine.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
-    with pytest.raises(UsageError, match=r"mine.tar is of unknown settings"):
-        write_shards(tmp_path, count=2, size=8)
+    os.mkfifo(tmp_path / "a-pipe.tar")  # is not waited for
+    for name in ("a-pipe", "mine"):
+        with pytest.raises(UsageError, match=rf"{name}.tar is of unknown settings"):
+            write_shards(tmp_path, count=2, size=8)
+        (tmp_path / f"{name}.tar").unlink()
     with pytest.raises(UsageError, match="at least 1, got 0"):
         write_shards(tmp_path / "none", count=0)
 

@@ -384,10 +384,13 @@ def test_a_published_model_draws(server: FileServer, monkeypatch: pytest.MonkeyP
     state = {k: 0.05 * torch.randn(s, generator=generator) for k, s in shapes("ddpm/cifar10 (pesser)").items()}
     torch.save(state, tmp_path / "file")
     body = (tmp_path / "file").read_bytes()
-    row = {**ROWS["pesser/ddpm-cifar10"], "url": f"{server.url}/x?dl=1", "md5": hashlib.md5(body).hexdigest()}
+    digest = hashlib.md5(body).hexdigest()
+    row = ROWS["pesser/ddpm-cifar10"].model_copy(update={"url": f"{server.url}/x?dl=1", "md5": digest})
     server.files, server.cuts = {"/x": body}, [100_000_000]
-    tables = {"checkpoints": {"pesser/ddpm-cifar10": row}, "models": MODELS}
-    monkeypatch.setattr(hub, "_tables", lambda: tables)
+    known = Index(
+        checkpoints={"pesser/ddpm-cifar10": row}, models={"pesser/ddpm-cifar10": MODELS["pesser/ddpm-cifar10"]}
+    )
+    monkeypatch.setattr(index, "read_index", lambda: known)
     pipe = Pipeline.from_pretrained("pesser/ddpm-cifar10", device="cpu")
     assert pipe.source == "pesser/ddpm-cifar10"
     assert pipe.settings["steps"] == {"decoder": 1000}

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import struct
 
 import numpy as np
@@ -15,6 +16,8 @@ from t2i.data import framing
 from t2i.data.source import BadSample
 from t2i.data.source import decode as decode_sample
 from t2i.io import decode, images, provenance
+from t2i.io.files import temporary_name
+from t2i.io.lock import _TEMPORARY
 from t2i.io.masks import open_mask, to_mask_tensor
 from t2i.pipeline.inputs import read_pictures
 
@@ -251,6 +254,14 @@ def test_an_extension_of_no_format_is_refused_with_those_that_are(tmp_path):
         with pytest.raises(UsageError, match=rf"path must end in .png, .jpg, .jpeg, .webp, got .*{name}$"):
             images.save_image(Image.new("RGB", (3, 3)), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".png", "赤" * 83 + ".png", "a" * 200 + ".png"])
+def test_a_picture_may_have_as_long_a_name_as_any_file(name, tmp_path):
+    images.save_png(Image.new("RGB", (3, 3)), tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert len(os.fsencode(temporary_name(tmp_path / name).name)) < 255
+    assert _TEMPORARY.fullmatch(temporary_name(tmp_path / name).name)
 
 
 def test_a_recipe_that_a_jpeg_has_no_room_for_costs_the_recipe_and_not_the_picture(tmp_path, caplog):

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import DataError, UsageError
 from t2i.io.lock import LOCK, sole_writer
 
 
@@ -67,6 +67,14 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog)
         assert not locked
     assert caplog.text.count("cannot be locked (No locks available)") == 1
     assert os.listdir(tmp_path) == [".t2i-a.png.999999999.tmp"]
+
+
+def test_what_a_link_in_place_of_the_lock_leads_to_stays(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / LOCK).symlink_to(tmp_path / "mine")
+    with pytest.raises(DataError, match=f"{LOCK}: Too many levels of symbolic links"), sole_writer(tmp_path):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_temporary_files_of_dead_processes_go_and_those_of_others_stay(tmp_path):

@@ -52,6 +52,12 @@ def test_grey_of_128_is_white_and_an_empty_mask_is_refused() -> None:
             to_mask_tensor(empty, PHOTO, 16)
 
 
+@pytest.mark.parametrize("values", [np.int32([[65536 + 256, 255 * 257]]), np.int32([[-1, 9]]), np.float32([[0, 1]])])
+def test_a_mask_of_numbers_that_are_none_of_8_or_16_bits_is_refused(values: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"the mask is of mode [IF] with numbers from .*; whole ones from 0 to 65,535"):
+        to_mask_tensor(Image.fromarray(values), Image.new("RGB", (2, 1)), 2)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P", "RGBA", "LA", "I;16", "CMYK"])
 def test_a_mask_of_any_mode_is_read_by_its_luminance(mode: str, tmp_path: Path) -> None:
     mask = bar(20)

@@ -1,5 +1,6 @@
 """Stage folders: whole or absent, sharded, and refused when damaged."""
 
+import errno
 import itertools
 import json
 import os
@@ -74,12 +75,18 @@ def test_every_shard_is_below_the_default_limit(tmp_path):
 @pytest.mark.parametrize(("first", "second"), [(800, 10**6), (10**6, 800), (400, 800)])
 def test_saving_again_leaves_no_stale_shards(tmp_path, first, second):
     weights.save_folder(tmp_path, {"v": 1}, state(5), max_shard_size=first)
-    (tmp_path / "model-ema.safetensors").write_bytes(b"not ours")
+    others = ["model-ema.safetensors", "model-of-cats.safetensors", "model-a-of-b.safetensors", "modelling.safetensors"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"not ours")
     weights.save_folder(tmp_path, {"v": 2}, state(5, scale=2), max_shard_size=second)
     config, loaded = weights.load_folder(tmp_path)
     assert config == {"v": 2}
     assert same(loaded, state(5, scale=2))
-    assert (tmp_path / "model-ema.safetensors").exists()
+    assert all((tmp_path / name).exists() for name in others)
+    whole, parts = ["model.safetensors"], [p.name for p in tmp_path.glob("model-0*.safetensors")]
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        ["config.json", *others, *((*parts, "model.safetensors.index.json") if parts else whole)]
+    )
 
 
 def test_metadata_and_names_of_any_script_survive(tmp_path):
@@ -115,12 +122,13 @@ def test_the_same_state_gives_the_same_bytes(tmp_path):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-def test_index_must_stay_in_its_folder(tmp_path):
+@pytest.mark.parametrize("name", ["../secret.safetensors", "", "a\0b", "a\ud800", "x" * 300, "..", "/etc/passwd"])
+def test_index_must_stay_in_its_folder(tmp_path, name):
     save_file({"a": torch.ones(2)}, tmp_path / "secret.safetensors")
     (tmp_path / "m").mkdir()
-    where = {"metadata": {}, "weight_map": {"a": "../secret.safetensors"}}
+    where = {"metadata": {}, "weight_map": {"a": name}}
     (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(where))
-    with pytest.raises(DataError, match="outside its folder"):
+    with pytest.raises(DataError, match=r"names no file in its own folder|\.\. is a folder"):
         weights.load_tensors(tmp_path / "m")
 
 
@@ -189,7 +197,11 @@ def test_a_file_is_promised_without_a_folder_for_it(tmp_path):
             files.writable_file(tmp_path / wrong / "a.png", "--out")
 
 
-def test_an_output_folder_of_failed_work_goes_with_every_level_that_was_made(tmp_path):
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, "full")
+
+
+def test_an_output_folder_of_failed_work_goes_with_every_level_that_was_made(tmp_path, monkeypatch):
     @files.output_folder(tmp_path / "was" / "a" / "b")
     def fail(*left):
         for name in left:
@@ -203,8 +215,12 @@ def test_an_output_folder_of_failed_work_goes_with_every_level_that_was_made(tmp
     with pytest.raises(KeyboardInterrupt):
         fail("log")
     assert os.listdir(tmp_path / "was" / "a") == ["log"]
-    with pytest.raises(DataError, match="File name too long"), files.output_folder(tmp_path / "x" / ("y" * 300)):
+    with pytest.raises(UsageError, match="is too long"), files.output_folder(tmp_path / "x" / ("y" * 300)):
         pass
+    with monkeypatch.context() as patch:
+        patch.setattr(files.tempfile, "NamedTemporaryFile", no_room)
+        with pytest.raises(DataError, match="no space left"), files.output_folder(tmp_path / "x" / "y"):
+            pass
     assert os.listdir(tmp_path) == ["was"]
 
 

@@ -76,6 +76,8 @@ def endless() -> Iterator[int]:
         ({"sampler": {"prior": [1]}}, r"sampler of prior: unknown \[1\]"),
         ({"max_tile": "x"}, "max_tile must be a whole number of at least 1, got 'x'"),
         ({"stage": 1}, "unknown argument 'stage'"),
+        ({"negative_promt": "x"}, "unknown argument 'negative_promt', did you mean 'negative_prompt'"),
+        ({"num_image_per_prompt": 2}, "did you mean 'num_images_per_prompt'"),
         ({"negative_prompt": b"x"}, "a negative prompt must be a string or a list of them, got bytes"),
     ],
 )  # fmt: skip

@@ -228,6 +228,11 @@ def test_bad_input_to_inpainting_is_one_clear_line(pipe: GLIDE, change: dict[str
     assert "\n" not in str(error.value)
 
 
+def test_a_wide_picture_to_edit_is_one_clear_line(pipe: GLIDE) -> None:
+    with pytest.raises(UsageError, match=r"must be square, got 32 × 20$"):
+        pipe.edit(picture().crop((0, 0, 32, 20)), "a cube", progress=False)
+
+
 def test_bad_strengths(pipe: GLIDE) -> None:
     for strength in (-0.1, 1.1, "half"):
         with pytest.raises(UsageError, match="strength must be a number from 0 to 1"):

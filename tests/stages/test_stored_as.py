@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from t2i.cli.describe import describe
 from t2i.cli.main import main
+from t2i.convert.convert import convert_files
 from t2i.core.errors import UsageError
 from t2i.io import int8
 from t2i.io.weights import load_tensors, stored_dtype, stored_folder
@@ -151,3 +152,16 @@ def test_calibration_leaves_int8_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert stored_dtype(tmp_path / "out") == "int8"
     first, second = load_tensors(tmp_path / "prior"), load_tensors(tmp_path / "out")
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_config_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for write in (
+        lambda: save_stage(tmp_path, "decoder", small_decoder()),
+        lambda: convert_files([tmp_path / "nosuch.pt"], tmp_path),
+        lambda: train("configs/shapes/up256.yaml", [f"train.out={tmp_path}"]),
+    ):
+        with pytest.raises(UsageError, match=r"config.json is of no stage of t2i, and would be replaced"):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'

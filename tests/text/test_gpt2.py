@@ -31,6 +31,7 @@ def test_rows_hold_no_start_and_no_end(folder: Path) -> None:
     assert (tokens[0, spoken:] == 50256).all()
     assert mask[0].tolist() == [True] * spoken + [False] * (12 - spoken)
     assert tokens[0, :spoken].tolist() == tokenizer._tokenizer("a corgi")["input_ids"]
+    assert torch.equal(tokenizer(["\ufeffa corgi"])[0][0], tokens[0]), "a byte order mark is no word"
     assert mask[2].all(), "cut"
     assert not mask[3].any()
 

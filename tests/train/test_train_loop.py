@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
-from tiny_run import Against, Pictures, TinyTask, child, curve, export, run
+from tiny_run import Against, HeldOutByOne, Pictures, TinyTask, child, curve, export, run
 
 from t2i.core.errors import DataError, NonFiniteError, Stopped, UsageError
 from t2i.core.types import Task
@@ -567,6 +567,22 @@ def test_two_processes_of_two_phases_follow_one_and_survive_kill_9(tmp_path):
     last = "checkpoints/step-000012"
     for name in ("model", "optimizer", "phase-critic", "optimizer-critic"):
         assert_same(*(load_tensors(tmp_path / out / last, name) for out in ("parts", "two")))
+
+
+def test_nobody_waits_for_a_process_that_has_nothing_held_out(tmp_path):
+    assert finish(launch(tmp_path / "run", world=2, loader=HeldOutByOne, steps=2, val_every=1)) == [0, 0]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("val_batches") == 0] == [1, 2]
+    assert not curve(tmp_path / "run", "val_loss")
+
+
+def test_what_the_writing_process_cannot_do_is_told_by_all(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("")
+    assert finish(launch(tmp_path / "run", world=2, steps=2)) == [1, 1]
+    ends = re.findall(r"^[\w.]*Error: .*", (tmp_path / "run.txt").read_text(), re.MULTILINE)
+    told = f"t2i.core.errors.UsageError: {tmp_path / 'run' / 'checkpoints'} is a file, expected a folder"
+    assert ends == [told, told]
 
 
 def test_a_signal_to_one_process_stops_both(tmp_path):

@@ -20,6 +20,8 @@ from t2i.train.ema import Ema
 from t2i.train.forecast import Forecast
 from t2i.train.log import Meter, MetricsFile, status_line
 from t2i.train.optim import Muon, freeze, learning_rate, make_optimizer, orthogonal
+from t2i.train.parallel import Parallel
+from t2i.train.report import Report
 from t2i.train.settings import is_sample_step, num_times
 from t2i.train.stop import StopRequest
 
@@ -502,6 +504,14 @@ def test_a_forecast_counts_steps_grids_evaluations_and_saves(monkeypatch):
     limited.took = forecast.took
     assert limited.left(7, minutes=0.5) == 90
     assert limited.left(7, minutes=3) == 0
+
+
+def test_what_comes_before_the_first_step_is_not_called_training(tmp_path):
+    config = TrainConfig(steps=2, batch_size=1, out=tmp_path)
+    report = Report(Parallel("cpu"), config, step=0, minutes=0.0, began=0.0)
+    assert report.alive.what == "starting"
+    report.forecast.start()
+    assert report.alive.what == "training"
 
 
 @pytest.mark.parametrize("at", range(2, 12))

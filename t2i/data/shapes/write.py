@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from t2i.core import progress
-from t2i.core.errors import UsageError
-from t2i.core.reading import clear_errors
+from t2i.core.errors import T2IError, UsageError
+from t2i.core.reading import clear_errors, open_regular
 from t2i.data.shapes import NUM_THINGS, draw
 from t2i.data.shapes.captions import VERSION
 from t2i.data.shapes.layout import check_num_things
@@ -88,9 +88,9 @@ def _lengths(folder: Path, settings: str) -> dict[Path, int]:
 def _mark(path: Path) -> tuple[str, int]:
     """The settings that a shard was written with, in words, and its number of samples."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return tar.pax_headers[_SETTINGS], int(tar.pax_headers[_LENGTH])
-    except (tarfile.TarError, OSError, KeyError, ValueError):
+    except (tarfile.TarError, T2IError, LookupError, ValueError):
         return "unknown settings", 0
 
 
