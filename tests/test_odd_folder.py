@@ -38,12 +38,13 @@ def test_a_folder_of_odd_pictures_trains_all_stages_and_is_told(
         with caplog.at_level(logging.INFO):
             run(tmp_path, stage)
         here = f"{tmp_path / 'pictures'}: "
-        first, *more = [text.removeprefix(here) for text in caplog.messages if text.startswith(here)]
+        first, split, *more = [text.removeprefix(here) for text in caplog.messages if text.startswith(here)]
         assert first == (
             "200 pictures from 1 folder, 198 with captions; left out: 1 hidden or of the system (such as .thumbnails), "
             "1 linked to nothing (such as gone.jpg), 1 .md (such as notes.md), 1 .heic (such as phone.heic), "
             "1 neither file nor folder (such as pipe.jpg), 1 .txt beside no picture (such as lonely.txt)"
         )
+        assert re.fullmatch(r"19\d to train on, \d held out", split)
         assert re.fullmatch(r"4 of 19\d pictures that were looked at cannot be read \(such as broken\)", more[0])
         if stage in ("clip", "prior", "decoder"):  # the others learn from windows of what is there
             assert "are not square: cropped to their centre squares; data.crop_policy=pad keeps all of them" in more[1]
