@@ -16,6 +16,7 @@ from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
+from t2i.stages.t5.model import T5, T5Config
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 from t2i.text.tokenizers import TokenizerConfig
 
@@ -78,6 +79,13 @@ def ar_prior(**changes: Any) -> ArPrior:
     model = ArPrior(ArPriorConfig(clip_dim=16, **(sizes | text | changes))).eval()
     model.calibrate(*torch.nn.functional.normalize(torch.randn(2, 64, 16), dim=-1))
     return shaken(model)
+
+
+def t5(**changes: Any) -> T5:
+    """States of width 16."""
+    torch.manual_seed(7)
+    sizes = {"width": 16, "layers": 1, "heads": 2, "head_width": 8, "hidden": 32, "sentinels": 4}
+    return T5(T5Config(**({"tokenizer": TOKENIZER} | sizes | changes))).eval()
 
 
 def with_ports(config: Any, **ports: Any) -> Any:
