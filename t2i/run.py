@@ -265,7 +265,9 @@ def count_classes(config: Any) -> int | None:
 
 
 def count_channels(config: Any) -> int:
-    """Of the pictures that a network learns from: 3, or 1 where its U-Net or encoder has one."""
+    """Of the pictures that a network learns from: 3, or 1 where its U-Net or encoder has one; latents are of 3."""
+    if getattr(config, "latents", None) is not None:
+        return 3
     part = "encoder" if hasattr(config, "encoder") else "unet"
     channels: int = getattr(getattr(config, part, None), "in_channels", 3)
     if channels not in (1, 3):

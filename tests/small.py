@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from conftest import CONTEXT, WORDS, shaken
 
 from t2i.nn.encoder import EncoderConfig
@@ -86,6 +87,42 @@ def t5(**changes: Any) -> T5:
     torch.manual_seed(7)
     sizes = {"width": 16, "layers": 1, "heads": 2, "head_width": 8, "hidden": 32, "sentinels": 4}
     return T5(T5Config(**({"tokenizer": TOKENIZER} | sizes | changes))).eval()
+
+
+class Codec(torch.nn.Module):
+    """A `LatentCodec` of 4 channels and factor 4: the mean colour of every 4 × 4 pixels, and whether they are bright;
+    `scale` is 2.5 for about unit variance of uniform noise enlarged."""
+
+    channels, factor = 4, 4
+
+    def __init__(self, scale: float = 2.0, mark: float = 0.0) -> None:
+        super().__init__()
+        self.scale, self.mark = scale, mark
+
+    def encode_latents(self, image: torch.Tensor) -> torch.Tensor:
+        colour = F.avg_pool2d(image.float(), 4)
+        return torch.cat([colour, colour.mean(dim=1, keepdim=True)], dim=1) * self.scale
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(latents[:, :3] / self.scale, scale_factor=4.0)
+
+    def fingerprint(self) -> tuple[float, ...]:
+        return (1.0, self.mark, 0.5)
+
+
+def latent_decoder(seed: int = 8, layers: int = 1, **changes: Any) -> Decoder:
+    """Latents 4 × 8 × 8 of `Codec`, from states of `t5`."""
+    encoder, codec = t5(), Codec()
+    states = {"width": 16, "dim": 16, "layers": layers, "heads": 2, "fingerprint": encoder.fingerprint()}
+    given = {
+        "unet": of(in_channels=4, out_channels=8, context_dim=32),
+        "diffusion": {"space": "latents", "target": "v"},
+        "ports": {"states": states},
+        "image_size": 8,
+        "latents": {"channels": 4, "factor": 4, "fingerprint": codec.fingerprint()},
+    }
+    torch.manual_seed(seed)
+    return shaken(Decoder(DecoderConfig.model_validate(given | changes))).eval()
 
 
 def with_ports(config: Any, **ports: Any) -> Any:

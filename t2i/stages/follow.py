@@ -85,11 +85,19 @@ def need_clip(clip: Any, who: str) -> Any:
 
 
 def same_clip(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    """Whether two fingerprints are of one CLIP, maybe stored in fewer bits; an empty one is of any."""
+    """Whether two fingerprints are of one CLIP, or of one neighbour of another kind, maybe stored in fewer bits; an
+    empty one is of any."""
     if not len(theirs):
         return True
     a, b = torch.tensor(ours), torch.tensor(theirs)
     return len(a) == len(b) and bool(torch.cosine_similarity(a, b, dim=0) >= _SAME_CLIP)
+
+
+def check_same(ours: Sequence[float], theirs: Sequence[float], which: str) -> None:
+    """UsageError that `which`, such as "autoencoder=runs/a", is not the neighbour that a stage learned from; one that
+    knows no fingerprint learned from any."""
+    if len(ours) and not same_clip(theirs, ours):
+        raise UsageError(f"{which} is not the one that this was made with: their fingerprints differ")
 
 
 def check_side(data: DataConfig, side: int, key: str = "model.image_size") -> None:
