@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from t2i.core.config import Config
 from t2i.core.errors import DataError, reason
+from t2i.core.fingerprint import same
 from t2i.data.config import DataConfig
 from t2i.io.files import read_json
 
@@ -34,20 +35,43 @@ class Encoded(Config):
     latents: LatentFacts
     states: StateFacts | None = None
 
+    def same(self, other: "Encoded") -> bool:
+        """Whether both are of the same encoders, and of pictures of one size."""
+        mine, theirs = self.states, other.states
+        if (mine is None) != (theirs is None):
+            return False
+        sizes = [(x.latents.channels, x.latents.factor, x.latents.side) for x in (self, other)]
+        return (
+            sizes[0] == sizes[1]
+            and same(self.latents.fingerprint, other.latents.fingerprint)
+            and (mine is None or theirs is None or same(mine.fingerprint, theirs.fingerprint))
+        )
+
+
+def read_facts(folder: Path) -> Encoded | None:
+    """What a folder was encoded with, None for one that was not; DataError for a file that is damaged."""
+    path = folder / FACTS
+    if not path.is_file():
+        return None
+    try:
+        return Encoded.model_validate(read_json(path))
+    except ValidationError as error:
+        raise DataError(f"{path} is not what t2i data encode writes: {reason(error)}") from None
+
 
 def encoded_with(config: DataConfig) -> Encoded | None:
     """What the data were encoded with, None for data that `t2i data encode` did not write.
 
     Raises DataError for a file that is damaged, and for sources that were encoded with different neighbours.
     """
-    found: dict[str, Encoded] = {}
-    for source in config.sources:
-        path = Path(source.src) / FACTS
-        if source.src != "shapes" and path.is_file():
-            try:
-                found[source.src] = Encoded.model_validate(read_json(path))
-            except ValidationError as error:
-                raise DataError(f"{path} is not what t2i data encode writes: {reason(error)}") from None
-    if len({*found.values()}) > 1:
+    found = {source.src: facts for source in config.sources if (facts := read_facts(_folder(source.src))) is not None}
+    first = next(iter(found.values()), None)
+    if first is not None and not all(first.same(facts) for facts in found.values()):
         raise DataError(f"{' and '.join(found)} were encoded with different autoencoders or text encoders")
-    return next(iter(found.values()), None)
+    return first
+
+
+def _folder(src: str) -> Path:
+    """Where the shards of a source lie."""
+    path = Path(src)
+    return path if path.is_dir() else path.parent

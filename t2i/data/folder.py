@@ -60,7 +60,7 @@ class FolderSource:
     ):
         self.root, self.size, self.crop, self.captions = Path(root), size, crop, captions or {}
         self.policy, self.channels = policy, channels
-        self.captioned, self.pictured = "caption" in needs, "image" in needs
+        self.captioned, self.pictured, self.all = "caption" in needs, "image" in needs, "captions" in needs
         if not self.root.is_dir():
             raise DataError(f"{root} is not a folder")
         self.found = found or scan(root)
@@ -103,8 +103,10 @@ class FolderSource:
             text = text_of(read_file(self.root / beside, MAX_TEXT)) if beside is not None else ""
         except UnicodeDecodeError:
             raise BadSample("caption is not UTF-8", f"{self.root}/{beside}") from None
-        caption = pick_caption({"text": lines_of(text)}, self.captions, rng)
-        sample: Sample = {"caption": caption, "key": self.keys[index]}
+        captions = {"text": lines_of(text)}
+        sample: Sample = {"caption": pick_caption(captions, self.captions, rng), "key": self.keys[index]}
+        if self.all:
+            sample["captions"] = captions
         if self.pictured:
             data = read_file(self.root / file, MAX_BYTES)
             sample |= decode(data, self.size, self.crop, rng, self.policy, self.channels)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import captioned
-from small import Codec, latent_decoder, t5
+from small import TEXT, Codec, decoder, latent_decoder, of, t5
 
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
@@ -14,12 +14,13 @@ from t2i.core.types import LatentCodec, TextFeatures
 from t2i.data.config import DataConfig
 from t2i.diffusion import losses
 from t2i.diffusion.sampling import Sampling
-from t2i.nn.ports import Given
+from t2i.nn.ports import Given, PortsConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
-from t2i.stages.decoder.policy import complete, draw, example, fits
+from t2i.stages.decoder.policy import complete, draw, example, fits, start
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
 from t2i.stages.registry import load_stage, save_stage
 from t2i.stages.stage import How, Inputs
+from t2i.train.start import take_what_fits
 
 CAPTIONS = ["a red cube", "a blue sphere and a red cube"]
 OPTIONS = DecoderOptions(text_drop=0.5, sampling=Sampling(steps=3, guidance=2.0))
@@ -157,8 +158,6 @@ def test_other_neighbours_than_those_of_the_config_are_one_line(neighbours: dict
 
 
 def test_neighbours_that_nothing_needs_are_refused() -> None:
-    from small import decoder
-
     with pytest.raises(UsageError, match=r"needs.text=…: this decoder has no ports.states"):
         complete(decoder().config, {"text": t5()}, SHAPES)
     with pytest.raises(UsageError, match=r"needs.autoencoder=…: this decoder draws pixels"):
@@ -194,8 +193,6 @@ def test_configs_that_do_not_fit_are_refused(changes: dict[str, Any], message: s
 
 
 def test_tasks_that_do_not_fit_are_refused() -> None:
-    from small import decoder
-
     with pytest.raises(ValueError, match="reads states of width 16, the encoder gives 32"):
         task(text=t5(width=32, head_width=16))
     plain = Sampling(steps=3, guidance=1.0)
@@ -209,3 +206,27 @@ def test_a_condition_is_read_once_whatever_its_length() -> None:
     with torch.no_grad():
         condition = model.condition(Given(2, states=read.padded(11)))
     assert condition.sequence.shape == (2, 11, 32)
+
+
+def test_it_starts_from_trunk_and_text_transformer_of_a_decoder_in_pixels() -> None:
+    text = TEXT.model_copy(update={"attend_padding": False})
+    pixels = decoder(5, unet=of(in_channels=3, context_dim=32), ports=PortsConfig(text=text))
+    latents, given = latent_decoder(), pixels.state_dict()
+    new = {name: value.clone() for name, value in latents.state_dict().items()}
+    taken = take_what_fits(latents, start(given, latents), given)
+    after = latents.state_dict()
+    block = "transformer.blocks.0.attention.qkv.weight"
+    for ours, theirs in (
+        (f"ports.states.{block}", f"ports.text.encoder.{block}"),
+        ("ports.states.norm.weight", "ports.text.encoder.norm.weight"),
+        ("ports.states.vector.weight", "ports.text.vector.weight"),
+        ("unet.time.0.weight", "unet.time.0.weight"),
+    ):
+        assert torch.equal(after[ours], given[theirs])
+    for name in ("unet.conv_in.weight", "ports.states.states.0.weight"):
+        assert torch.equal(after[name], new[name]), "what does not fit keeps its own values"
+    assert "ports.states.states" in " ".join(taken.anew)
+    assert "ports.text.encoder.tokens" in taken.unused
+    assert "ports.text.encoder.norm" not in " ".join(taken.unused)
+    own = latent_decoder(seed=9)
+    assert len(take_what_fits(own, start(after, own), after).taken) == len(after)

@@ -83,7 +83,9 @@ def check_data(config: DecoderConfig, data: DataConfig, options: Any, neighbours
     """UsageError for pictures, or latents in their place, of another size than the network's."""
     encoded, side = encoded_with(data), config.image_size
     if options.cached or "autoencoder" not in neighbours:
-        if encoded is not None and encoded.latents.side != side:
+        if encoded is None:
+            raise UsageError(f"task.cached=true: {data.source} holds no latents that t2i data encode wrote")
+        if encoded.latents.side != side:
             raise UsageError(f"latents of {data.source} have sides of {encoded.latents.side}, model.image_size={side}")
         return
     factor = neighbours["autoencoder"].factor

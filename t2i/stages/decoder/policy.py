@@ -23,6 +23,7 @@ from t2i.text.tokenizers import tokenize
 
 _CLIP_CONTEXT = 77  # tokens of OpenAI's CLIP; networks that read its states have no limit of their own
 _T5_CONTEXT = 128
+_OVER_WORDS = ("ports.text.encoder.transformer.", "ports.text.encoder.norm.", "ports.text.vector.")
 
 
 def draw(model: Decoder, inputs: Inputs, how: How) -> Tensor:
@@ -200,7 +201,8 @@ def fits(model: Decoder, data: DataConfig, options: Any, neighbours: Neighbours)
 def start(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
     """Weights to start from, and what `model` has beyond them and that starts as nothing: channels of a masked picture
     after those of x_t (GLIDE, section 3.2), and `Fine` blocks, anew where those of `state` are others; without the port
-    for CLIP if `model` has none, but with what the null embedding adds to the vector."""
+    for CLIP if `model` has none, but with what the null embedding adds to the vector. A transformer over frozen states
+    starts from one over words, if that is all there was."""
     wanted, unet = model.state_dict(), model.config.unet
     fine, before = ({key: w[key] for key in w if key.startswith("unet.fine.")} for w in (wanted, state))
     anew = fine and {key: len(fine[key]) for key in fine} != {key: len(before[key]) for key in before}
@@ -210,10 +212,13 @@ def start(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
         weight, shift = (out[f"ports.clip_image.vector.{name}"].float() for name in ("weight", "bias"))
         out[bias] = out[bias] + weight @ out[nothing].float() + shift
     out = {key: value for key, value in out.items() if key in wanted or not key.startswith("ports.clip_")}
+    if "ports.states.norm.weight" in wanted and "ports.states.null_state" not in out:
+        for key in [key for key in out if key.startswith(_OVER_WORDS)]:
+            out[key.replace("ports.text.", "ports.states.").replace(".encoder.", ".")] = out.pop(key)
     for key, pixels in (("unet.conv_in.weight", unet.patch_size), ("unet.fine.conv_in.weight", unet.fine_patch)):
         missing = wanted[key].shape[1] - out[key].shape[1] if key in wanted and key in out else 0
-        if missing > 0:
-            seen = unet.in_channels * pixels**2  # channels of x_t
+        seen = unet.in_channels * pixels**2  # channels of x_t
+        if missing > 0 and out[key].shape[1] >= seen:
             zeros = out[key].new_zeros(out[key].shape[0], missing, *out[key].shape[2:])
             out[key] = torch.cat([out[key][:, :seen], zeros, out[key][:, seen:]], dim=1)
     return out
