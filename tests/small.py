@@ -90,8 +90,7 @@ def t5(**changes: Any) -> T5:
 
 
 class Codec(torch.nn.Module):
-    """A `LatentCodec` of 4 channels and factor 4: the mean colour of every 4 × 4 pixels, and whether they are bright;
-    `scale` is 2.5 for about unit variance of uniform noise enlarged."""
+    """A `LatentCodec` of 4 channels and factor 4: the mean colour of every 4 × 4 pixels, and how bright they are."""
 
     channels, factor = 4, 4
 
@@ -100,11 +99,11 @@ class Codec(torch.nn.Module):
         self.scale, self.mark = scale, mark
 
     def encode_latents(self, image: torch.Tensor) -> torch.Tensor:
-        colour = F.avg_pool2d(image.float(), 4)
+        colour = F.avg_pool2d(image.float(), self.factor)
         return torch.cat([colour, colour.mean(dim=1, keepdim=True)], dim=1) * self.scale
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(latents[:, :3] / self.scale, scale_factor=4.0)
+        return F.interpolate(latents[:, :3] / self.scale, scale_factor=float(self.factor))
 
     def fingerprint(self) -> tuple[float, ...]:
         return (1.0, self.mark, 0.5)

@@ -12,7 +12,9 @@ from small import TOKENIZER, t5
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers import T5Config as Shape
+from typer.testing import CliRunner
 
+from t2i.cli.main import app
 from t2i.core.errors import DataError, UsageError
 from t2i.core.types import TextEncoder
 from t2i.data.config import DataConfig
@@ -210,3 +212,25 @@ def test_the_shapes_world_is_read_without_being_drawn(monkeypatch: pytest.Monkey
     assert filled.tokenizer.words
     task = T5Task(T5(filled.model_copy(update={"width": 16, "layers": 1, "heads": 1, "hidden": 16})))
     assert torch.isfinite(task.loss(batch)["loss"]).all()
+
+
+def test_convert_points_to_an_encoder_where_it_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    argv = ["convert", folder.name, "--network", "t5", "--dtype", "bfloat16", "--out", str(tmp_path / "t5")]
+    done = CliRunner().invoke(app, argv)
+    assert done.exit_code == 0
+    assert f"a t5 of width 32, which reads {folder.name} where it is" in done.output
+    monkeypatch.chdir(tmp_path)
+    loaded: Any = load_stage("t5")
+    assert (loaded.config.source, loaded.config.dtype) == (str(folder), "bfloat16")
+    assert loaded.encode_text(["w3"]).sequence.shape == (1, 2, 32)
+    for argv in (["a", "b"], ["a", "--set", "x=1"]):
+        assert isinstance(
+            CliRunner().invoke(app, ["convert", *argv, "--network", "t5", "--out", "x"]).exception, UsageError
+        )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    missing = CliRunner().invoke(app, ["convert", "nobody/nothing", "--network", "t5", "--out", "x"]).exception
+    assert "neither a folder nor a T5" in str(missing)
+    assert not Path("x").exists()

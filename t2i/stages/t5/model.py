@@ -5,7 +5,7 @@ B batch · L tokens · W width
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -69,6 +69,13 @@ class T5(nn.Module):
             self.tokenizer = config.tokenizer.build()
         else:
             self.pretrained = PretrainedT5(config.source, config.context, getattr(torch, config.dtype))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Also what is open of a source goes to another device; its numbers stay what `dtype` says."""
+        super()._apply(fn, recurse)
+        if self.pretrained is not None and "encoder" in vars(self.pretrained) and not self.config.offload:
+            self.pretrained.encoder.to(self.place.device)
+        return self
 
     @property
     def width(self) -> int:
