@@ -185,6 +185,7 @@ def test_latents_of_another_scale_are_one_line() -> None:
         ({"diffusion": {"space": "pixels"}}, "latents are given, so diffusion.space must be 'latents', got 'pixels'"),
         ({"latents": {"channels": 16}}, "unet.in_channels=4, latents have 16 channels"),
         ({"ports": {"clip_image": {"dim": 8}}}, "has no ports that see pictures"),
+        ({"ports": {"states": {}, "clip_image": {}, "clip_text": {}}}, "both are what one frozen encoder says"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -22,7 +22,7 @@ from t2i.data.loader import Loader
 from t2i.data.source import Needs
 from t2i.stages.registry import load_stage, save_stage
 from t2i.stages.t5.model import T5, T5Config
-from t2i.stages.t5.policy import complete
+from t2i.stages.t5.policy import complete, example
 from t2i.stages.t5.task import T5Options, T5Task, hide_spans
 from t2i.text.t5 import PretrainedT5
 
@@ -85,6 +85,9 @@ def test_a_stage_with_a_source_keeps_its_name_and_no_weights(folder: Path, tmp_p
     save_stage(tmp_path, "t5", model)
     loaded: Any = load_stage(tmp_path, expect="t5")
     assert (loaded.config, loaded.state_dict(), list(loaded.parameters())) == (model.config, {}, [])
+    counted = example(loaded)
+    counted.step(counted.once())
+    assert "encoder" not in vars(loaded.pretrained), "nothing is opened before it is used"
     near = T5(T5Config(source=str(folder))).encode_text(sentences()).pooled
     torch.testing.assert_close(loaded.encode_text(sentences()).pooled, near, atol=0.1, rtol=0.1)
     assert {p.dtype for p in loaded.pretrained.encoder.parameters()} == {torch.bfloat16}

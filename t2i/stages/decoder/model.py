@@ -58,6 +58,8 @@ class DecoderConfig(Config):
         if self.image_size % unet.factor:
             raise ValueError(f"image_size={self.image_size} is not a multiple of {unet.factor}, which the U-Net folds")
         self.ports.check(unet.context_dim)
+        if self.ports.clip_text is not None and self.ports.states is not None:
+            raise ValueError("ports.clip_text and ports.states both are what one frozen encoder says: name one of them")
         if self.latents is not None:
             self._check_latents(self.latents)
         if self.ports.clip_text is not None and self.ports.clip_image is None:

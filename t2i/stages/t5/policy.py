@@ -16,10 +16,11 @@ def complete(config: T5Config, neighbours: Neighbours, data: DataConfig) -> T5Co
 
 
 def example(model: T5) -> Example:
-    """A caption is read in one step."""
-    context = model.config.tokenizer.context if model.config.source is None else model.config.context
+    """A caption is read in one step; a source, whose weights are elsewhere, is not opened to be counted."""
+    context = model.config.tokenizer.context
 
     def read(_: Any) -> None:
-        model.encode_tokens(torch.zeros(1, context, dtype=torch.long), torch.ones(1, context, dtype=torch.bool))
+        if model.pretrained is None:
+            model.encode_tokens(torch.zeros(1, context, dtype=torch.long), torch.ones(1, context, dtype=torch.bool))
 
     return Example(lambda: None, read)
