@@ -15,10 +15,11 @@ from t2i.data.config import DataConfig
 from t2i.diffusion import losses
 from t2i.diffusion.sampling import Sampling
 from t2i.nn.ports import Given, PortsConfig
+from t2i.run import load_run, start_from
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.policy import complete, draw, example, fits, start
 from t2i.stages.decoder.task import DecoderOptions, DecoderTask
-from t2i.stages.registry import load_stage, save_stage
+from t2i.stages.registry import load_stage, save_stage, stage
 from t2i.stages.stage import How, Inputs
 from t2i.train.start import take_what_fits
 
@@ -231,3 +232,14 @@ def test_it_starts_from_trunk_and_text_transformer_of_a_decoder_in_pixels() -> N
     assert "ports.text.encoder.norm" not in " ".join(taken.unused)
     own = latent_decoder(seed=9)
     assert len(take_what_fits(own, start(after, own), after).taken) == len(after)
+
+
+def test_starting_from_a_decoder_over_other_latents_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_stage(tmp_path, "decoder", latent_decoder())
+    run = load_run("configs/shapes/dalle3.yaml", [])
+    start_from(str(tmp_path), run, stage("decoder"), latent_decoder(seed=9))
+    assert "another" not in caplog.text
+    facts = {"channels": 4, "factor": 4, "fingerprint": Codec(mark=5.0).fingerprint()}
+    start_from(str(tmp_path), run, stage("decoder"), latent_decoder(latents=facts))
+    assert "learned from another autoencoder than that of runs/shapes/autoencoder" in caplog.text
+    assert "another text" not in caplog.text
