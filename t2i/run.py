@@ -247,7 +247,19 @@ def start_from(folder: str, run: Run, spec: Stage, model: Any) -> bool:
     others = "clip" in run.needs and not (same_clip(ours, theirs) and len(ours) == len(theirs))
     if others:
         log.warning("init=%s learned from another CLIP than %s, and learns on with this one", folder, run.needs["clip"])
+    earlier = fingerprints(before.config)
+    for name, mark in fingerprints(model.config).items():
+        if len(mark) and len(earlier.get(name, ())) and not same_clip(mark, earlier[name]):
+            given = run.needs.get(name, run.data.source)
+            log.warning("init=%s learned from another %s than that of %s, and learns on with this", folder, name, given)
     return others
+
+
+def fingerprints(config: Any) -> dict[str, tuple[float, ...]]:
+    """Of the frozen neighbours that a latent decoder learned from, by their names in `needs`."""
+    latents, states = getattr(config, "latents", None), getattr(getattr(config, "ports", None), "states", None)
+    found = {"autoencoder": latents, "text": states}
+    return {name: section.fingerprint for name, section in found.items() if section is not None}
 
 
 def made_by(model: Any) -> str:
@@ -270,7 +282,9 @@ def count_classes(config: Any) -> int | None:
 
 
 def count_channels(config: Any) -> int:
-    """Of the pictures that a network learns from: 3, or 1 where its U-Net or encoder has one."""
+    """Of the pictures that a network learns from: 3, or 1 where its U-Net or encoder has one; latents are of 3."""
+    if getattr(config, "latents", None) is not None:
+        return 3
     part = "encoder" if hasattr(config, "encoder") else "unet"
     channels: int = getattr(getattr(config, part, None), "in_channels", 3)
     if channels not in (1, 3):

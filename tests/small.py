@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from conftest import CONTEXT, WORDS, shaken
 
 from t2i.nn.encoder import EncoderConfig
@@ -16,6 +17,7 @@ from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
+from t2i.stages.t5.model import T5, T5Config
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 from t2i.text.tokenizers import TokenizerConfig
 
@@ -78,6 +80,48 @@ def ar_prior(**changes: Any) -> ArPrior:
     model = ArPrior(ArPriorConfig(clip_dim=16, **(sizes | text | changes))).eval()
     model.calibrate(*torch.nn.functional.normalize(torch.randn(2, 64, 16), dim=-1))
     return shaken(model)
+
+
+def t5(**changes: Any) -> T5:
+    """States of width 16."""
+    torch.manual_seed(7)
+    sizes = {"width": 16, "layers": 1, "heads": 2, "head_width": 8, "hidden": 32, "sentinels": 4}
+    return T5(T5Config(**({"tokenizer": TOKENIZER} | sizes | changes))).eval()
+
+
+class Codec(torch.nn.Module):
+    """A `LatentCodec` of 4 channels and factor 4: the mean colour of every 4 × 4 pixels, and how bright they are."""
+
+    channels, factor = 4, 4
+
+    def __init__(self, scale: float = 2.0, mark: float = 0.0) -> None:
+        super().__init__()
+        self.scale, self.mark = scale, mark
+
+    def encode_latents(self, image: torch.Tensor) -> torch.Tensor:
+        colour = F.avg_pool2d(image.float(), self.factor)
+        return torch.cat([colour, colour.mean(dim=1, keepdim=True)], dim=1) * self.scale
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(latents[:, :3] / self.scale, scale_factor=float(self.factor))
+
+    def fingerprint(self) -> tuple[float, ...]:
+        return (1.0, self.mark, 0.5)
+
+
+def latent_decoder(seed: int = 8, layers: int = 1, **changes: Any) -> Decoder:
+    """Latents 4 × 8 × 8 of `Codec`, from states of `t5`."""
+    encoder, codec = t5(), Codec()
+    states = {"width": 16, "dim": 16, "layers": layers, "heads": 2, "fingerprint": encoder.fingerprint()}
+    given = {
+        "unet": of(in_channels=4, out_channels=8, context_dim=32),
+        "diffusion": {"space": "latents", "target": "v"},
+        "ports": {"states": states},
+        "image_size": 8,
+        "latents": {"channels": 4, "factor": 4, "fingerprint": codec.fingerprint()},
+    }
+    torch.manual_seed(seed)
+    return shaken(Decoder(DecoderConfig.model_validate(given | changes))).eval()
 
 
 def with_ports(config: Any, **ports: Any) -> Any:

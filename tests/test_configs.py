@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import given
+from small import Codec
 
 from t2i.core.assets import asset
 from t2i.core.errors import UsageError
+from t2i.data.encode import Scenes, encode
 from t2i.run import complete, load_run, train
 from t2i.stages.ar_prior.model import ArPrior
 from t2i.stages.clip.model import ClipConfig
@@ -80,6 +82,38 @@ def test_dalle2_is_table_3(name: str) -> None:
         assert sum(p.numel() for p in text.transformer.parameters()) == 1_208_598_528
         assert sum(p.numel() for p in model.parameters()) - words - ends == pytest.approx(3.46e9, rel=1e-3)
         assert model.config.unet.dropout == 0.1
+
+
+@pytest.mark.parametrize(("name", "count", "over_states"), [("base", 253.7e6, 32.1e6), ("large", 663.7e6, 55.9e6)])
+def test_generators_of_dalle3_are_of_three_stages_over_kl_f8(name: str, count: float, over_states: float) -> None:
+    run = load_run(f"configs/dalle3/generator-{name}.yaml", [])
+    text, codec = (
+        SimpleNamespace(width=4096, fingerprint=lambda: (0.5,)),
+        SimpleNamespace(channels=4, factor=8, fingerprint=lambda: (0.25,)),
+    )
+    config: Any = complete(run, stage("decoder"), {"text": text, "autoencoder": codec})
+    assert (len(config.unet.multipliers), config.unet.scale_shift, config.image_size) == (3, True, 32)
+    assert (run.train.steps, run.train.batch_size) == (500_000, 2048)
+    assert (config.diffusion.space, config.latents.channels, config.latents.factor) == ("latents", 4, 8)
+    with torch.device("meta"):
+        model = Decoder(config)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(count, rel=1e-3)
+    assert sum(p.numel() for p in model.ports.parameters()) == pytest.approx(over_states, rel=2e-3)
+
+
+def test_t5_and_the_generator_of_the_shapes_world_train(tmp_path: Path) -> None:
+    """As their headers say: T5, then what it and an autoencoder say is kept, then the decoder, from another one."""
+    t5, cache, out = (str(tmp_path / name) for name in ("t5", "cache", "out"))
+    train("configs/shapes/t5.yaml", [*QUICK, f"train.out={t5}"])
+    text: Any = load_stage(t5, expect="t5")
+    assert 2e6 < sum(p.numel() for p in text.parameters()) < 3e6
+    codec = Codec()
+    codec.factor = 8
+    encode(cache, Scenes(256, 3), codec, text)
+    given = ["needs.text=null", "needs.autoencoder=null", f"data.source={cache}", "data.val_fraction=0"]
+    train("configs/shapes/dalle3.yaml", [*QUICK, *given, f"train.out={out}", "init=weights/shapes/decoder"])
+    config: Any = load_stage(out, expect="decoder").config
+    assert (config.latents.factor, config.ports.states.width) == (8, text.width)
 
 
 @pytest.mark.parametrize("name", ["ar-prior", "prior", "decoder"])

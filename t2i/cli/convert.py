@@ -7,6 +7,7 @@ import typer
 
 from t2i.cli.options import check_files, never_silent
 from t2i.core.choices import dtype_name
+from t2i.core.errors import UsageError
 
 
 def convert(
@@ -24,7 +25,13 @@ def convert(
         Literal["ema", "raw"] | None, typer.Option(help="Averaged or trained, of a file with both; ema if not given.")
     ] = None,
 ) -> None:
-    """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run."""
+    """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run.
+
+    With --network t5 the file is the folder, or the name on the hub, of a T5 encoder of transformers: the stage keeps
+    its name, and its weights stay where they are.
+    """
+    if network == "t5":
+        return _point_to_t5(files, out, dtype, given or weights)
     check_files(*(path for path in files if not path.is_dir()))
     if dtype is not None:
         dtype_name(dtype, stored=True)
@@ -33,3 +40,13 @@ def convert(
     with never_silent("converting"):
         done = convert_files(files, out, network=network, given=given or (), dtype=dtype, weights=weights)
     typer.echo(f"{out}: a {done.stage}, {done.name}, {done.parameters / 1e6:.1f} M parameters")
+
+
+def _point_to_t5(files: list[Path], out: Path, dtype: str | None, of_no_use: object) -> None:
+    if len(files) != 1 or of_no_use:
+        raise UsageError("--network t5 takes one name or folder, and neither --set nor --weights")
+    from t2i.convert.text import point_to_t5
+
+    with never_silent("looking for it"):
+        width = point_to_t5(str(files[0]), out, dtype)
+    typer.echo(f"{out}: a t5 of width {width}, which reads {files[0]} where it is")

@@ -37,8 +37,8 @@ class FolderSource:
         size: short side after resizing, pixels.
         crop: side of a random window of that picture, or None for its centre square.
         captions: weights by kind, see `pick_caption`; `.txt` files are of the kind `text`.
-        needs: what a sample must have, `image` and maybe `caption`; a caption that is not needed may be missing, and is
-            empty then.
+        needs: what a sample must have, `image` or `caption` or both; a caption that is not needed may be missing, and
+            is empty then, and a picture that is not needed is not read.
         found: what `scan` has found there, if it has been asked.
         policy, channels: see `decode`.
 
@@ -60,7 +60,7 @@ class FolderSource:
     ):
         self.root, self.size, self.crop, self.captions = Path(root), size, crop, captions or {}
         self.policy, self.channels = policy, channels
-        self.captioned = "caption" in needs
+        self.captioned, self.pictured, self.all = "caption" in needs, "image" in needs, "captions" in needs
         if not self.root.is_dir():
             raise DataError(f"{root} is not a folder")
         self.found = found or scan(root)
@@ -99,14 +99,17 @@ class FolderSource:
         beside = self.found.captions.get(file)
         if beside is None and self.captioned:
             raise BadSample("no caption", f"{self.root / self.keys[index]}.txt does not exist")
-        data = read_file(self.root / file, MAX_BYTES)
         try:
             text = text_of(read_file(self.root / beside, MAX_TEXT)) if beside is not None else ""
         except UnicodeDecodeError:
             raise BadSample("caption is not UTF-8", f"{self.root}/{beside}") from None
-        caption = pick_caption({"text": lines_of(text)}, self.captions, rng)
-        image = decode(data, self.size, self.crop, rng, self.policy, self.channels)
-        sample = {**image, "caption": caption, "key": self.keys[index]}
+        captions = {"text": lines_of(text)}
+        sample: Sample = {"caption": pick_caption(captions, self.captions, rng), "key": self.keys[index]}
+        if self.all:
+            sample["captions"] = captions
+        if self.pictured:
+            data = read_file(self.root / file, MAX_BYTES)
+            sample |= decode(data, self.size, self.crop, rng, self.policy, self.channels)
         if self.classes:
             sample["label"] = self.classes.index(file.partition(os.sep)[0])
         return sample

@@ -40,7 +40,7 @@ def open_source(src: str, config: DataConfig, split: str, needs: Needs) -> Sourc
     if src == "shapes":
         if needs.channels != 3:
             raise UsageError("data.source=shapes is in colour; a network of one channel learns from files")
-        return ShapesSource(config, split)
+        return ShapesSource(config, split, needs.keys)
     source = _open_files(src, config, needs)
     held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
     if all(held) or not any(held):  # training comes first

@@ -1,5 +1,7 @@
 """The shapes world as a source: scenes that are drawn when they are asked for, and not loaded."""
 
+from collections.abc import Sequence
+
 from t2i.core.errors import UsageError, did_you_mean
 from t2i.data.config import DataConfig
 from t2i.data.source import Sample
@@ -11,13 +13,13 @@ VAL_SCENES = 1 << 62
 class ShapesSource:
     """Scenes of the procedural world, drawn on demand; see `t2i.data.shapes`.
 
-    Raises UsageError for caption kinds and crops that the world does not have.
+    Raises UsageError for caption kinds, crops and arrays that the world does not have.
     """
 
-    def __init__(self, config: DataConfig, split: str) -> None:
+    def __init__(self, config: DataConfig, split: str, needs: Sequence[str] = ("image", "caption")) -> None:
         from t2i.data import shapes
 
-        self.config, self.split = config, split
+        self.config, self.split, self.pictured = config, split, "image" in needs
         for kind in config.captions:
             if kind not in shapes.KINDS:
                 hint = did_you_mean(kind, shapes.KINDS)
@@ -37,6 +39,9 @@ class ShapesSource:
         counts = config.num_things or shapes.NUM_THINGS
         seeds = [seed | VAL_SCENES if self.split == "val" else seed & ~VAL_SCENES for seed in seeds]
         crop = None if config.crop == config.size else config.crop
-        drawn = shapes.draw(seeds, config.size, crop, weights=weights, num_things=counts)
-        names = ("image", "caption", "key", "scene", "label")
+        names = ["caption", "key", "scene", "label"]
+        if self.pictured:
+            drawn, names = shapes.draw(seeds, config.size, crop, weights, counts), ["image", *names]
+        else:
+            drawn = shapes.words(seeds, weights, counts)
         return [{name: drawn[name][i] for name in names} for i in range(len(seeds))]

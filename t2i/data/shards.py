@@ -26,6 +26,7 @@ from t2i.data.scan import scan
 from t2i.data.source import (
     HEAD,
     MAX_TEXT,
+    RAGGED,
     BadSample,
     Sample,
     Tally,
@@ -33,6 +34,7 @@ from t2i.data.source import (
     decode,
     lines_of,
     pick_caption,
+    states_of,
     text_of,
 )
 from t2i.data.tars import RESERVED, TEXT_TYPES, Members, index_tar
@@ -141,7 +143,8 @@ class ShardSource:
                     sample["label"] = _label(data)
                 else:
                     sample[kind.removesuffix(".npy")] = array = _array(data)
-                    if array.shape != (usual := self._usual_shape(kind)):
+                    usual = self._usual_shape(kind)
+                    if array.shape != usual and kind.removesuffix(".npy") not in RAGGED:
                         raise ValueError(f"shape {tuple(array.shape)}, of others {tuple(usual)}")
             except Exception as error:  # whatever a damaged member provokes in its parser costs one sample
                 if lacks_memory(error):
@@ -150,6 +153,10 @@ class ShardSource:
         if "caption" not in self.needs and not any(captions.values()):
             captions = {"text": [""]}
         sample["caption"] = pick_caption(captions, self.captions, rng)
+        if "captions" in self.needs:
+            sample["captions"] = captions
+        if "states" in sample:
+            sample |= states_of(sample, captions)
         if "image" in self.needs:
             picture = next(kind for kind in IMAGE_TYPES if kind in members)
             data = self._read(tar, members, picture)

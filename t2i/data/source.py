@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from t2i.core.errors import DataError, T2IError, shown
 from t2i.core.reading import open_regular
@@ -40,7 +41,7 @@ class Needs(NamedTuple):
 
     Attributes:
         keys: image, caption, label, or an array of shards by its name, such as `z` of `000.z.npy`. A picture whose
-            caption is not needed and not there has an empty one.
+            caption is not needed and not there has an empty one. With `captions` samples hold all of theirs by kind.
         num_classes: samples with other labels than 0 … num_classes-1 are of no use; None for any.
         channels: of pictures, 3 or 1.
     """
@@ -175,12 +176,31 @@ def clean(caption: str) -> str:
     return caption.translate(_CLEAN)
 
 
+RAGGED = ("states", "states_mask")
+"""Arrays of as many rows as a caption has tokens."""
+
+
+def states_of(sample: Sample, captions: Mapping[str, Sequence[str]]) -> Sample:
+    """Of `states` (K, L, W) and `states_mask` (K, L) of all K captions, in their order, those of the one that was
+    picked, without what the mask hides: (l, W) and (l,)."""
+    lines = [line for of_kind in captions.values() for line in of_kind]
+    states, mask = sample["states"], sample.get("states_mask")
+    if mask is None or states.ndim != 3 or mask.shape != states.shape[:2] or len(states) != len(lines):
+        raise BadSample("states that are not of its captions", f"{len(lines)} captions")
+    row = lines.index(sample["caption"])
+    length = max(1, int(mask[row].sum()))
+    return {"states": states[row, :length], "states_mask": mask[row, :length]}
+
+
 def collate(samples: list[Sample]) -> Batch:
-    """Samples → one batch of the keys that they all have; tensors and labels are stacked, the rest become lists."""
+    """Samples → one batch of the keys that they all have; tensors and labels are stacked, the rest become lists. States
+    of captions are lengthened to the longest."""
     batch: Batch = {}
     for key in samples[0]:
         if all(key in sample for sample in samples):
             values = [sample[key] for sample in samples]
+            if key in RAGGED:
+                values = list(pad_sequence(values, batch_first=True))
             if isinstance(values[0], torch.Tensor):
                 if any(value.shape != values[0].shape for value in values):
                     raise BadSample("arrays of different shapes", f"{key} of {shown(samples[0]['key'], 60)} and others")

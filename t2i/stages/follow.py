@@ -4,10 +4,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import torch
-
 from t2i.core.config import Config
 from t2i.core.errors import UsageError
+from t2i.core.fingerprint import same
 from t2i.data.config import DataConfig
 from t2i.data.opening import class_names
 from t2i.data.shapes import WORDS
@@ -18,7 +17,6 @@ log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Config)
 _NAMED = 10  # classes that a message lists
-_SAME_CLIP = 0.98  # cosine of two fingerprints; rounding to 8 bits moves it by less than a hundredth
 
 
 def follow(config: C, prefix: str, where: str, **facts: Any) -> C:
@@ -85,11 +83,16 @@ def need_clip(clip: Any, who: str) -> Any:
 
 
 def same_clip(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    """Whether two fingerprints are of one CLIP, maybe stored in fewer bits; an empty one is of any."""
-    if not len(theirs):
-        return True
-    a, b = torch.tensor(ours), torch.tensor(theirs)
-    return len(a) == len(b) and bool(torch.cosine_similarity(a, b, dim=0) >= _SAME_CLIP)
+    """Whether two fingerprints are of one CLIP, or of one neighbour of another kind, maybe stored in fewer bits; an
+    empty one is of any."""
+    return not len(theirs) or same(ours, theirs)
+
+
+def check_same(ours: Sequence[float], theirs: Sequence[float], which: str) -> None:
+    """UsageError that `which`, such as "autoencoder=runs/a", is not the neighbour that a stage learned from; one that
+    knows no fingerprint learned from any."""
+    if len(ours) and not same_clip(theirs, ours):
+        raise UsageError(f"{which} is not the one that this was made with: their fingerprints differ")
 
 
 def check_side(data: DataConfig, side: int, key: str = "model.image_size") -> None:

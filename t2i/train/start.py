@@ -48,7 +48,8 @@ def take_what_fits(model: nn.Module, given: Mapping[str, Tensor], before: Mappin
     model.load_state_dict(fits, strict=False)
     anew = modules(wanted.keys() - fits.keys(), wanted)
     why = {name: _shapes(name, before, wanted) for name in anew}
-    unused = {name for name in before if name not in wanted}
+    taken = {value.data_ptr() for value in fits.values()}  # also under another name
+    unused = {name for name, value in before.items() if name not in wanted and value.data_ptr() not in taken}
     return Start(
         frozenset(fits),
         len(wanted),

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,16 +11,14 @@ from typing import Any
 from tqdm import tqdm
 
 from t2i.core import progress
-from t2i.core.errors import T2IError, UsageError
-from t2i.core.reading import clear_errors, open_regular
+from t2i.core.errors import UsageError
+from t2i.data import writing
 from t2i.data.shapes import NUM_THINGS, draw
 from t2i.data.shapes.captions import VERSION
 from t2i.data.shapes.layout import check_num_things
-from t2i.io.files import output_folder, temporary_name
+from t2i.io.files import output_folder
 from t2i.io.images import to_pil
 from t2i.io.lock import sole_writer
-
-_SETTINGS, _LENGTH = "t2i.settings", "t2i.length"  # global pax headers of a shard
 
 
 def write_shards(
@@ -59,7 +56,7 @@ def write_shards(
     drawn, at_once = partial(draw, size=size, crop=crop, num_things=num_things), _at_once(crop or size)
     paths = [Path(out) / f"{index:05d}.tar" for index in range(-(-count // shard_size))]
     with output_folder(out) as folder, sole_writer(folder):
-        lengths = _lengths(folder, settings)
+        lengths = writing.lengths(folder, settings)
         with progress.bar(count, unit="img", desc=str(folder)) as bar:
             for index, path in enumerate(paths):
                 seeds = range(seed + index * shard_size, seed + min(count, (index + 1) * shard_size))
@@ -75,41 +72,15 @@ def _at_once(side: int) -> int:
     return max(1, min(32, 2**22 // side**2))
 
 
-def _lengths(folder: Path, settings: str) -> dict[Path, int]:
-    """How many samples the shards of a folder have; UsageError for those of other settings."""
-    lengths = {}
-    for path in sorted(folder.glob("*.tar")):
-        found, lengths[path] = _mark(path)
-        if found != settings:
-            raise UsageError(f"{path} is of {found}, not of {settings}: write to another folder or remove it")
-    return lengths
-
-
-def _mark(path: Path) -> tuple[str, int]:
-    """The settings that a shard was written with, in words, and its number of samples."""
-    try:
-        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            return tar.pax_headers[_SETTINGS], int(tar.pax_headers[_LENGTH])
-    except (tarfile.TarError, T2IError, LookupError, ValueError):
-        return "unknown settings", 0
-
-
 def _write(
     path: Path, settings: str, seeds: range, drawn: Callable[[range], dict[str, Any]], at_once: int, bar: tqdm
 ) -> None:
     """One shard, under its name only when it is whole."""
-    temporary = temporary_name(path)
-    header = {_SETTINGS: settings, _LENGTH: str(len(seeds))}
-    with clear_errors(path):
-        try:
-            with tarfile.open(temporary, "w", pax_headers=header) as tar:
-                for first in range(0, len(seeds), at_once):
-                    few = seeds[first : first + at_once]
-                    _add(tar, drawn(few))
-                    bar.update(len(few))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing.shard(path, settings, len(seeds)) as tar:
+        for first in range(0, len(seeds), at_once):
+            few = seeds[first : first + at_once]
+            _add(tar, drawn(few))
+            bar.update(len(few))
 
 
 def _add(tar: tarfile.TarFile, samples: dict[str, Any]) -> None:
@@ -128,7 +99,4 @@ def _add(tar: tarfile.TarFile, samples: dict[str, Any]) -> None:
             "json": json.dumps(facts).encode(),
             "cls": str(samples["label"][i]).encode(),
         }
-        for ending, content in files.items():
-            member = tarfile.TarInfo(f"{samples['key'][i]}.{ending}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+        writing.add(tar, samples["key"][i], files)

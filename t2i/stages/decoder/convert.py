@@ -11,7 +11,7 @@ from torch import Tensor
 
 from t2i.keymaps.flat import Entry, Layout, RowOrder, flat_ports, flat_unet, prefixed, rekey
 from t2i.keymaps.levels import DIFFUSERS, DIFFUSERS_BEFORE_0_12, PESSER, level_unet, unet_from
-from t2i.nn.ports import ClipImageConfig, PortsConfig, StatesConfig
+from t2i.nn.ports import ClipImageConfig, ClipTextConfig, PortsConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.presets import PRESETS
 
@@ -99,7 +99,7 @@ def config_from(unet: Mapping[str, Any], text: Mapping[str, Any]) -> DecoderConf
         unet=unet_from(unet),
         ports=PortsConfig(
             clip_image=ClipImageConfig(dim=dim, num_tokens=text["clip_extra_context_tokens"]),
-            clip_text=StatesConfig(width=dim, dim=dim),
+            clip_text=ClipTextConfig(width=dim, dim=dim),
         ),
         image_size=unet["sample_size"],
     )

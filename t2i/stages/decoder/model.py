@@ -10,12 +10,20 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
-from t2i.core.sizes import Side
+from t2i.core.sizes import Channels, Side
 from t2i.core.types import Condition
 from t2i.diffusion.config import Diffusion, diffusion_section
 from t2i.nn.older import ports_section
 from t2i.nn.ports import Given, PortsConfig
 from t2i.nn.unet import UNet, UNetConfig
+
+
+class LatentsConfig(Config):
+    """Of which autoencoder the latents are that a decoder draws; all of it follows from that."""
+
+    channels: Channels | None = Field(None, description="of a latent")
+    factor: Side | None = Field(None, description="pixels of a side that share a place")
+    fingerprint: tuple[float, ...] = Field((), description="`LatentCodec.fingerprint`, empty if unknown")
 
 
 class DecoderConfig(Config):
@@ -26,7 +34,12 @@ class DecoderConfig(Config):
     )
     diffusion: Diffusion = Field(Diffusion(), description="what it was trained on")
     ports: PortsConfig = Field(PortsConfig(), description="what it is conditioned on, beside x_t and t")
-    image_size: Side = Field(64, description="side of the pictures it was trained on, in pixels")
+    image_size: Side = Field(
+        64, description="side of the pictures it was trained on, in pixels; in latent space, places of a side"
+    )
+    latents: LatentsConfig | None = Field(
+        None, description="of what autoencoder, where diffusion.space is latents; follows from autoencoder=FOLDER"
+    )
 
     @classmethod
     def migrate(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -45,9 +58,21 @@ class DecoderConfig(Config):
         if self.image_size % unet.factor:
             raise ValueError(f"image_size={self.image_size} is not a multiple of {unet.factor}, which the U-Net folds")
         self.ports.check(unet.context_dim)
+        if self.ports.clip_text is not None and self.ports.states is not None:
+            raise ValueError("ports.clip_text and ports.states both are what one frozen encoder says: name one of them")
+        if self.latents is not None:
+            self._check_latents(self.latents)
         if self.ports.clip_text is not None and self.ports.clip_image is None:
             raise ValueError("ports.clip_text needs ports.clip_image beside it")
         return self
+
+    def _check_latents(self, latents: LatentsConfig) -> None:
+        if self.diffusion.space != "latents":
+            raise ValueError(f"latents are given, so diffusion.space must be 'latents', got {self.diffusion.space!r}")
+        if latents.channels not in (None, self.unet.in_channels):
+            raise ValueError(f"unet.in_channels={self.unet.in_channels}, latents have {latents.channels} channels")
+        if self.ports.masked is not None or self.ports.clip_image is not None:
+            raise ValueError("a decoder over latents has no ports that see pictures, ports.masked and ports.clip_image")
 
 
 class Decoder(nn.Module):

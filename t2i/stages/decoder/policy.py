@@ -14,6 +14,7 @@ from t2i.core.types import StepCallback, TextFeatures, Tokenizer
 from t2i.data.config import DataConfig
 from t2i.nn.older import FLAT
 from t2i.nn.ports import ClipImageConfig, Given, PortsConfig
+from t2i.stages.decoder.latent import check_data, latents_of, states_port, unsaid
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.decoder.sample import invert, sample
 from t2i.stages.follow import check_side, class_port, follow, text_port
@@ -21,6 +22,8 @@ from t2i.stages.stage import ClipFacts, Example, How, Inputs, Neighbours
 from t2i.text.tokenizers import tokenize
 
 _CLIP_CONTEXT = 77  # tokens of OpenAI's CLIP; networks that read its states have no limit of their own
+_T5_CONTEXT = 128
+_OVER_WORDS = ("ports.text.encoder.transformer.", "ports.text.encoder.norm.", "ports.text.vector.")
 
 
 def draw(model: Decoder, inputs: Inputs, how: How) -> Tensor:
@@ -30,22 +33,16 @@ def draw(model: Decoder, inputs: Inputs, how: How) -> Tensor:
     labels = inputs.classes if ports.classes is not None else None
     masked = inputs.masked(model.config.image_size) if inputs.masked and ports.masked is not None else None
     cond, *negative = _states(model, inputs, inputs.prompts, *([inputs.negatives] if guided else []))
-    condition = model.condition(
-        Given(
-            inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, clip_text=cond,
-            classes=labels, masked=masked,
-        )
-    )  # fmt: skip
+    tokens = _tokens(model, inputs.prompts)
+    given = Given(inputs.num, text=tokens, clip_image=inputs.z_i, classes=labels, masked=masked, **cond)
+    condition = model.condition(given)
     null = None
     if guided:
         absent = None
         if ports.classes is not None:
             absent = torch.full((inputs.num,), ports.classes.num, device=model.unet.conv_in.weight.device)
-        null = model.condition(
-            Given(
-                inputs.num, text=_tokens(model, inputs.negatives), clip_text=negative[0], classes=absent, masked=masked,
-            )
-        )  # fmt: skip
+        tokens = _tokens(model, inputs.negatives)
+        null = model.condition(Given(inputs.num, text=tokens, classes=absent, masked=masked, **negative[0]))
     return sample(
         model, condition, how.streams, how.sampling, null=null, hooks=how.hooks, x_T=how.x_T, callback=how.callback
     )
@@ -62,7 +59,7 @@ def inverted(
 ) -> Tensor:
     """See `Invert`."""
     (cond,) = _states(model, inputs, inputs.prompts)
-    given = Given(inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, clip_text=cond)
+    given = Given(inputs.num, text=_tokens(model, inputs.prompts), clip_image=inputs.z_i, **cond)
     return invert(model, model.condition(given), x_0, steps, corrections=corrections, callback=callback)
 
 
@@ -76,13 +73,20 @@ def _tokens(model: Decoder, texts: Sequence[str]) -> tuple[Tensor, Tensor] | Non
     return tokens.to(device), mask.to(device)
 
 
-def _states(model: Decoder, inputs: Inputs, *texts: Sequence[str]) -> Sequence[TextFeatures | None]:
-    """What CLIP says of sentences, all of one length, if the network reads that."""
-    if model.config.ports.clip_text is None:
-        return [None] * len(texts)
+def _states(model: Decoder, inputs: Inputs, *texts: Sequence[str]) -> Sequence[dict[str, Any]]:
+    """What the chain's frozen encoder says of lists of sentences, for `Given`, all of one length, if the network reads
+    that; for ports.states, empty sentences count as not said."""
+    port = next((name for name in ("clip_text", "states") if getattr(model.config.ports, name) is not None), None)
+    if port is None:
+        return [{} for _ in texts]
     assert inputs.encode is not None
     read = inputs.encode(*texts)
-    return [features.padded(max(f.mask.shape[1] for f in read)) for features in read]
+    found: list[dict[str, Any]] = []
+    for features, sentences in zip(read, texts, strict=True):
+        found.append({port: features.padded(max(f.mask.shape[1] for f in read))})
+        if port == "states":
+            found[-1]["dropped"] = {port: unsaid(sentences, features.mask.device)}
+    return found
 
 
 def rows(config: DecoderConfig, max_batch: int, max_tile: int | None) -> int:
@@ -115,7 +119,7 @@ def example(model: Decoder) -> Example:
     def once() -> Any:
         if not ports.names or ports.names == ("masked",):
             return model.null_condition(1)
-        text = classes = z_i = states = None
+        text = classes = z_i = states = t5 = None
         if ports.text is not None:
             text = torch.zeros(1, ports.text.context, dtype=torch.long), None
         if ports.classes is not None:
@@ -126,7 +130,12 @@ def example(model: Decoder) -> Example:
             mask = torch.ones(1, _CLIP_CONTEXT, dtype=torch.bool, device=device)
             width, dim = ports.clip_text.width or 1, ports.clip_text.dim or 1
             states = TextFeatures(torch.zeros(1, dim), torch.zeros(1, _CLIP_CONTEXT, width), mask)
-        return model.project(model.condition(Given(1, text=text, clip_image=z_i, clip_text=states, classes=classes)))
+        if ports.states is not None:
+            width, dim = ports.states.width or 1, ports.states.dim or 1
+            mask = torch.ones(1, _T5_CONTEXT, dtype=torch.bool, device=device)
+            t5 = TextFeatures(torch.zeros(1, dim), torch.zeros(1, _T5_CONTEXT, width), mask)
+        given = Given(1, text=text, clip_image=z_i, clip_text=states, states=t5, classes=classes)
+        return model.project(model.condition(given))
 
     def step(condition: Any) -> None:
         x_t = torch.zeros(1, c.unet.in_channels, c.image_size, c.image_size)
@@ -136,10 +145,11 @@ def example(model: Decoder) -> Example:
 
 
 def complete(config: DecoderConfig, neighbours: Neighbours, data: DataConfig) -> DecoderConfig:
-    """The config with what follows from its CLIP, its tokeniser and the classes of the data.
+    """The config with what follows from its CLIP, its text encoder, its autoencoder or what they left in `data`, its
+    tokeniser and the classes of the data.
 
-    A decoder that is given a CLIP and says nothing of ports reads its image embeddings. Raises UsageError for a CLIP
-    that is missing, or of no use, and for values that are not those of the CLIP.
+    A decoder that is given a CLIP and says nothing of ports reads its image embeddings. Raises UsageError for a
+    neighbour that is missing, or of no use, and for values that are not those of the neighbour.
     """
     clip: Any = neighbours.get("clip")
     ports = config.ports
@@ -164,7 +174,13 @@ def complete(config: DecoderConfig, neighbours: Neighbours, data: DataConfig) ->
         found["text"] = text_port(ports.text, clip)
     if ports.classes is not None:
         found["classes"] = class_port(ports.classes, data)
-    return config.model_copy(update={"ports": ports.model_copy(update=found)})
+    found |= states_port(config, neighbours.get("text"), data)
+    return config.model_copy(
+        update={
+            "ports": ports.model_copy(update=found),
+            "latents": latents_of(config, neighbours.get("autoencoder"), data),
+        }
+    )
 
 
 def older(model: dict[str, Any], needs: Collection[str]) -> dict[str, Any]:
@@ -176,14 +192,17 @@ def older(model: dict[str, Any], needs: Collection[str]) -> dict[str, Any]:
 
 
 def fits(model: Decoder, data: DataConfig, options: Any, neighbours: Neighbours) -> None:
-    """UsageError for pictures of another side."""
+    """UsageError for pictures of another side; in latent space, see `check_data`."""
+    if model.config.diffusion.space == "latents":
+        return check_data(model.config, data, options, neighbours)
     check_side(data, model.config.image_size)
 
 
 def start(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
     """Weights to start from, and what `model` has beyond them and that starts as nothing: channels of a masked picture
     after those of x_t (GLIDE, section 3.2), and `Fine` blocks, anew where those of `state` are others; without the port
-    for CLIP if `model` has none, but with what the null embedding adds to the vector."""
+    for CLIP if `model` has none, but with what the null embedding adds to the vector. A transformer over frozen states
+    starts from one over words, if that is all there was."""
     wanted, unet = model.state_dict(), model.config.unet
     fine, before = ({key: w[key] for key in w if key.startswith("unet.fine.")} for w in (wanted, state))
     anew = fine and {key: len(fine[key]) for key in fine} != {key: len(before[key]) for key in before}
@@ -193,10 +212,13 @@ def start(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
         weight, shift = (out[f"ports.clip_image.vector.{name}"].float() for name in ("weight", "bias"))
         out[bias] = out[bias] + weight @ out[nothing].float() + shift
     out = {key: value for key, value in out.items() if key in wanted or not key.startswith("ports.clip_")}
+    if "ports.states.norm.weight" in wanted and "ports.states.null_state" not in out:
+        for key in [key for key in out if key.startswith(_OVER_WORDS)]:
+            out[key.replace("ports.text.", "ports.states.").replace(".encoder.", ".")] = out.pop(key)
     for key, pixels in (("unet.conv_in.weight", unet.patch_size), ("unet.fine.conv_in.weight", unet.fine_patch)):
         missing = wanted[key].shape[1] - out[key].shape[1] if key in wanted and key in out else 0
-        if missing > 0:
-            seen = unet.in_channels * pixels**2  # channels of x_t
+        seen = unet.in_channels * pixels**2  # channels of x_t
+        if missing > 0 and out[key].shape[1] >= seen:
             zeros = out[key].new_zeros(out[key].shape[0], missing, *out[key].shape[2:])
             out[key] = torch.cat([out[key][:, :seen], zeros, out[key][:, seen:]], dim=1)
     return out

@@ -1,7 +1,7 @@
 """Published sizes of decoders, by name, with the facts that no weight file shows."""
 
 from t2i.diffusion.config import Diffusion
-from t2i.nn.ports import ClassesConfig, ClipImageConfig, MaskedConfig, PortsConfig, StatesConfig, TextPortConfig
+from t2i.nn.ports import ClassesConfig, ClipImageConfig, ClipTextConfig, MaskedConfig, PortsConfig, TextPortConfig
 from t2i.nn.unet import UNetConfig
 from t2i.stages.decoder.model import DecoderConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -113,7 +113,7 @@ PRESETS: dict[str, DecoderConfig] = {
             context_dim=1536,
             dropout=0.1,
         ),
-        ports=PortsConfig(clip_image=ClipImageConfig(dim=768), clip_text=StatesConfig(width=768, dim=768)),
+        ports=PortsConfig(clip_image=ClipImageConfig(dim=768), clip_text=ClipTextConfig(width=768, dim=768)),
     ),
     "dalle2": DecoderConfig(  # unCLIP, Table 3: 3.5 B
         unet=UNetConfig(
