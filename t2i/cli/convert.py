@@ -24,7 +24,8 @@ def convert(
         Literal["ema", "raw"] | None, typer.Option(help="Averaged or trained, of a file with both; ema if not given.")
     ] = None,
 ) -> None:
-    """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP) into a stage folder. No code in a file is ever run."""
+    """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP, KL autoencoders) into a stage folder. No code in a file
+    is ever run."""
     check_files(*(path for path in files if not path.is_dir()))
     if dtype is not None:
         dtype_name(dtype, stored=True)

@@ -52,7 +52,7 @@ def convert_files(
     dtype: str | torch.dtype | None = None,
     weights: Which | None = None,
 ) -> Converted:
-    """Write a stage folder from published weights of DDPM, IDDPM, ADM, GLIDE or unCLIP.
+    """Write a stage folder from published weights of DDPM, IDDPM, ADM, GLIDE, unCLIP or of KL autoencoders.
 
     Args:
         paths: a `.pt`, `.ckpt`, `.bin` or `.safetensors` file or a folder of diffusers or transformers; two where a

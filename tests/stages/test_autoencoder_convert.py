@@ -1,6 +1,7 @@
 """KL autoencoders of CompVis and diffusers are recognised, read strictly, and give the reference's numbers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from t2i.convert.convert import convert_files, recognise
 from t2i.core.errors import DataError
-from t2i.keymaps.flat import Layout
+from t2i.keymaps.flat import Layout, prefixed
 from t2i.stages.autoencoder.convert import COMPVIS, DIFFUSERS, config_from, diffusers_layout, layout, layouts
 from t2i.stages.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior
 from t2i.stages.autoencoder.presets import PRESETS
@@ -168,3 +169,25 @@ def test_latents_without_quant_convolutions_have_none_to_read() -> None:
     keys = layout("small", config, DIFFUSERS).shapes
     assert not [key for key in keys if "quant_conv" in key]
     assert config.quant_convs is False
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_files_of_trainings_and_of_whole_latent_diffusions_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    """Beside a discriminator, a U-Net with its averages and a text encoder with whole numbers."""
+    known = golden_layout("compvis")
+    entries = tuple(prefixed("first_stage_model.", known.entries))
+    ignored = next(x.ignored for x in layouts() if "first_stage" in str(x.ignored))
+    beside = replace(known, entries=entries, ignored=ignored)
+    monkeypatch.setattr("t2i.convert.convert.layouts", lambda: (known, beside))
+    weights = case("compvis")[1]
+    file = {prefix + key: value for key, value in weights.items()} | {f"{prefix}loss.logvar": torch.zeros(())}
+    if prefix:
+        file |= {"model.diffusion_model.out.0.weight": torch.zeros(3), "cond_stage_model.ids": torch.arange(3)}
+        file |= {"model_ema.diffusion_modelout0weight": torch.zeros(3), "model_ema.decay": torch.tensor(0.9)}
+    torch.save({"state_dict": file, "global_step": 7}, tmp_path / "model.ckpt")
+    done = convert_files([tmp_path / "model.ckpt"], tmp_path / "out")
+    assert (done.stage, done.name) == ("autoencoder", "small")
+    model = load_stage(tmp_path / "out")
+    assert torch.equal(model.encoder.conv_in.weight, weights["encoder.conv_in.weight"])  # type: ignore[union-attr, operator]
