@@ -248,10 +248,7 @@ class Autoencoder(nn.Module):
 
         Raises UsageError for latents of another number of channels.
         """
-        if z.ndim != 4 or z.shape[1] != self.channels:
-            raise UsageError(
-                f"latents of shape {tuple(z.shape)}, but this autoencoder's are (B, {self.channels}, h, w)"
-            )
+        self._check_latents(z)
         return self.decoder(self.post_quant_conv(z.to(self.decoder.conv_in.weight.dtype)))
 
     def encode_latents(self, image: Tensor) -> Tensor:
@@ -260,9 +257,14 @@ class Autoencoder(nn.Module):
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """`decode` of latents as `encode_latents` gives them."""
-        if latents.ndim != 4 or latents.shape[1] != self.channels:
-            return self.decode(latents)  # says what is wrong
+        self._check_latents(latents)
         return self.decode(latents.float() / self.scale[:, None, None] + self.shift[:, None, None])
+
+    def _check_latents(self, z: Tensor) -> None:
+        if z.ndim != 4 or z.shape[1] != self.channels:
+            raise UsageError(
+                f"latents of shape {tuple(z.shape)}, but this autoencoder's are (B, {self.channels}, h, w)"
+            )
 
     @torch.no_grad()
     def measure(self, z: Tensor, share: float = 1.0) -> None:

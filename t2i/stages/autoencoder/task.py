@@ -18,6 +18,7 @@ from t2i.stages.autoencoder.discriminator import Discriminator, adaptive_weight,
 from t2i.stages.autoencoder.model import Autoencoder, Posterior
 from t2i.stages.autoencoder.perceptual import Distance, FeatureMaps, Lpips, LpipsFiles
 
+_FIRST = 16  # pictures that are measured before the first step
 _SHARE = 0.01  # of a step's latents in what is measured of all
 
 
@@ -62,7 +63,8 @@ class AutoencoderTask(Task):
         super().__init__(model)
         if perceptual is not None and options.lpips is not None:
             raise ValueError("both task.lpips and needs.perceptual say what sees: leave one out")
-        if perceptual is None and options.lpips is None and options.perceptual and _said(options, "perceptual"):
+        asked = options.perceptual and "perceptual" in options.model_fields_set
+        if asked and perceptual is None and options.lpips is None:
             raise ValueError(f"task.perceptual={options.perceptual:g}: name what sees, task.lpips or needs.perceptual")
         self.options, self.distance = options, _distance(options, perceptual)
         self.discriminator = Discriminator() if options.adversarial else None
@@ -80,10 +82,10 @@ class AutoencoderTask(Task):
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch], *, anew: bool = False) -> None:
-        """Measure the latents of the first batch; from then on training follows them."""
+        """Measure the latents of the first pictures; from then on training follows them."""
         if not self.options.decoder_only:
-            batch = next(iter(batches))
-            self.model.measure(self.model.posterior(batch["image"]).mean)
+            few = next(iter(batches))["image"][:_FIRST].split(4)  # pictures in full size are large
+            self.model.measure(torch.cat([self.model.posterior(image).mean for image in few]))
 
     def after_step(self, step: int) -> None:
         """Counts, for the discriminator."""
@@ -154,10 +156,6 @@ class AutoencoderTask(Task):
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Of pictures (B, 3, H, W) in [-1, 1], in dB, (B,); equal ones have 100."""
     return 10 * (4 / (x - y).square().flatten(1).mean(dim=1).clamp(min=4e-10)).log10()
-
-
-def _said(options: Config, key: str) -> bool:
-    return key in options.model_fields_set
 
 
 def _distance(options: AutoencoderOptions, network: FeatureMaps | None) -> nn.Module | None:
