@@ -13,6 +13,7 @@ from t2i.pipelines.adm import ADM
 from t2i.pipelines.ddpm import DDPM
 from t2i.pipelines.glide import GLIDE
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
+from t2i.stages.autoencoder.model import Autoencoder, AutoencoderConfig
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
@@ -122,6 +123,13 @@ def latent_decoder(seed: int = 8, layers: int = 1, **changes: Any) -> Decoder:
     }
     torch.manual_seed(seed)
     return shaken(Decoder(DecoderConfig.model_validate(given | changes))).eval()
+
+
+def autoencoder(**changes: Any) -> Autoencoder:
+    """Eight pixels of a side to a place, four channels, for pictures of 32 pixels."""
+    torch.manual_seed(7)
+    sizes = {"channels": 16, "multipliers": (1, 2, 2), "num_blocks": 1, "norm_groups": 8, "patch_size": 2}
+    return shaken(Autoencoder(AutoencoderConfig(**(sizes | {"image_size": 32} | changes)))).eval()
 
 
 def with_ports(config: Any, **ports: Any) -> Any:

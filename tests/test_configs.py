@@ -142,7 +142,18 @@ def test_a_preset_is_changed_key_by_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["ddpm", "iddpm", "adm", "adm-classifier", "glide", "glide-inpaint", "glide-upsampler", "noised-clip", "ar-prior"],
+    [
+        "ddpm",
+        "iddpm",
+        "adm",
+        "adm-classifier",
+        "glide",
+        "glide-inpaint",
+        "glide-upsampler",
+        "noised-clip",
+        "ar-prior",
+        "autoencoder",
+    ],
 )
 def test_a_step_of_every_family_trains(tmp_path: Path, name: str) -> None:
     more = ["init=null"] if name == "glide-inpaint" else []

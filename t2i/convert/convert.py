@@ -5,17 +5,13 @@ comes from the recognised network; for a file of another size it must be given.
 """
 
 import logging
-import pickle
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
-from zipfile import ZipFile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from t2i.convert.choice import Which, choose
@@ -23,10 +19,10 @@ from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_py
 from t2i.convert.diffusers import layout_of
 from t2i.convert.folder import weight_files
 from t2i.core.devices import stored_as
-from t2i.core.errors import DataError, UsageError, did_you_mean, explain, lacks_memory, quoted
+from t2i.core.errors import DataError, UsageError, did_you_mean, explain, quoted
 from t2i.core.paths import path_of
 from t2i.io.files import output_folder, read_json
-from t2i.io.kinds import weights_format
+from t2i.io.foreign import read_foreign
 from t2i.io.lock import sole_writer
 from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
@@ -57,7 +53,7 @@ def convert_files(
     dtype: str | torch.dtype | None = None,
     weights: Which | None = None,
 ) -> Converted:
-    """Write a stage folder from published weights of DDPM, IDDPM, ADM, GLIDE or unCLIP.
+    """Write a stage folder from published weights of DDPM, IDDPM, ADM, GLIDE, unCLIP or of KL autoencoders.
 
     Args:
         paths: a `.pt`, `.ckpt`, `.bin` or `.safetensors` file or a folder of diffusers or transformers; two where a
@@ -197,10 +193,10 @@ def _weights_and_version(
 ) -> tuple[dict[str, Tensor], str]:
     """As `read_weights`, and the version of the library that wrote the file, if it says so."""
     if path.is_dir():
-        parts = [_read(file) for file in weight_files(path)]
+        parts = [read_foreign(file) for file in weight_files(path)]
         data: Any = {key: value for part in parts for key, value in part.items()} if len(parts) > 1 else parts[0]
     else:
-        data = _read(path)
+        data = read_foreign(path)
     version = data.get("version") if isinstance(data, dict) else None
     if isinstance(data, tuple) and len(data) == 2:  # statistics of CLIP's embeddings: mean and standard deviation
         data = dict(zip(STATISTICS, data, strict=True))
@@ -245,56 +241,6 @@ def _joined(states: Sequence[dict[str, Tensor]], paths: Sequence[Path]) -> dict[
             "published beside it (ViT-L-14_stats.th)"
         )
     return joined
-
-
-def _read(path: Path) -> Any:
-    """What is in a file of weights, whatever it is called."""
-    kind = weights_format(path)
-    if kind == "safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise DataError(f"{path} is damaged or truncated: {error}") from None
-    return _read_pickle(path, kind == "zip")
-
-
-def _read_pickle(path: Path, is_zip: bool) -> Any:
-    if is_zip:
-        _check_archive(path)
-    mapped = is_zip and path.suffix != ".safetensors"  # by which torch goes, if it sees the name
-    try:
-        with open(path, "rb") as file:
-            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "Unsupported" in reason or "GLOBAL" in reason:
-            raise DataError(f"{path}: holds more than tensors, and code from a file is never run") from None
-        raise DataError(f"{path}: not a file of weights, or damaged") from None
-    except Exception as error:  # whatever bytes that are none of torch's provoke in its reader
-        if lacks_memory(error):
-            raise
-        raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
-
-
-def _check_archive(path: Path) -> None:
-    """DataError for archives that torch did not write, that hold a program, or that unpack to more than they are."""
-    try:
-        with ZipFile(path) as archive:
-            members = archive.infolist()
-    except Exception as error:  # a damaged directory provokes all sorts
-        if lacks_memory(error):
-            raise
-        raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
-    if any(member.filename.endswith("/constants.pkl") for member in members):
-        raise DataError(
-            f"{path}: a program (TorchScript), and code from a file is never run; OpenAI's CLIP is at "
-            "openai/clip-vit-large-patch14, in transformers' format"
-        )
-    if not any(member.filename.endswith("/data.pkl") for member in members):
-        raise DataError(f"{path}: a zip archive without tensors; unpack it, and give the file of weights that is in it")
-    size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
-    if unpacked > size:
-        raise DataError(f"{path}: has {size:,} bytes and unpacks to {unpacked:,}; torch never packs its files")
 
 
 def _check_diffusers(path: Path, config: Any) -> None:

@@ -1,13 +1,16 @@
-"""Networks whose folders say what they are, whatever their size: those of diffusers that unCLIP is made of, and CLIP in
-the words of transformers."""
+"""Networks whose folders say what they are, whatever their size: those of diffusers that unCLIP is made of, the KL
+autoencoder of latent diffusion, and CLIP in the words of transformers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from t2i.convert.folder import weight_files
 from t2i.core.errors import DataError, UsageError, explain
 from t2i.io.files import read_json
+from t2i.io.foreign import read_foreign
 from t2i.keymaps.flat import Layout
+from t2i.stages.autoencoder import convert as autoencoder
 from t2i.stages.clip import convert as clip
 from t2i.stages.decoder import convert as decoder
 from t2i.stages.prior import convert as prior
@@ -18,7 +21,7 @@ SMALL = 64
 
 
 def layout_of(paths: Sequence[Path]) -> Layout | None:
-    """The network of one or two folders with a `config.json`; None if they are none of unCLIP's.
+    """The network of one or two folders with a `config.json`; None if their class is none of those.
 
     Raises:
         UsageError: a prior is not in its pipeline's folder, whose scheduler says how far x_0 is clamped.
@@ -49,6 +52,9 @@ def _layout(kinds: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], path
             return decoder.diffusers_layout("UNet2DConditionModel", decoder.config_from(*(kinds[k] for k in pair)))
         case ("UNet2DModel",) if len(paths) == 2:
             return upsampler.diffusers_layout("UNet2DModel", upsampler.config_from(configs[0], _low_size(paths[0])))
+        case ("AutoencoderKL",):
+            shapes = {key: tuple(x.shape) for file in weight_files(paths[0]) for key, x in read_foreign(file).items()}
+            return autoencoder.diffusers_layout("AutoencoderKL", configs[0], shapes)
         case ("CLIPTextModelWithProjection",):
             return clip.transformers_layout("CLIP", clip.config_from(configs[0], None))
         case ("CLIPTextModelWithProjection", "CLIPVisionModelWithProjection") as pair:

@@ -79,7 +79,7 @@ class ConvResample(nn.Module):
         pad = 0 if down and padding == "right_bottom" else 1
         self.conv = nn.Conv2d(channels, channels, 3, stride=2 if down else 1, padding=pad)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """(B, C, H, W) → (B, C, H/2, W/2) or (B, C, 2H, 2W); the time vector is not used."""
         if self.direction == "up":
             return self.conv(_resample(x, "up"))

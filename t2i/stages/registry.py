@@ -28,6 +28,7 @@ STAGES = {
     "classifier": "t2i.stages.classifier",
     "noised_clip": "t2i.stages.noised_clip",
     "t5": "t2i.stages.t5",
+    "autoencoder": "t2i.stages.autoencoder",
 }
 """Name in `config.json` → the package whose `STAGE` says the rest; nothing is imported before it is asked for."""
 _UNFIT = "config.json does not fit this version of t2i"

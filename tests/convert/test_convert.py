@@ -214,7 +214,7 @@ def test_any_damage_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-@pytest.mark.parametrize("reader", ["torch.load", "t2i.convert.convert.ZipFile"])
+@pytest.mark.parametrize("reader", ["torch.load", "t2i.io.foreign.ZipFile"])
 def test_a_lack_of_memory_is_no_damage(
     error: Exception, reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

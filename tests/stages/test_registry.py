@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import given, small_classifier, small_clip, small_decoder, small_noised_clip, small_prior, small_upsampler
-from small import ar_prior, t5
+from small import ar_prior, autoencoder, t5
 from torch import nn
 
 from t2i.core.errors import DataError, UsageError
@@ -52,6 +52,7 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "classifier": small_classifier,
     "noised_clip": small_noised_clip,
     "t5": t5,
+    "autoencoder": autoencoder,
 }
 
 

@@ -160,14 +160,27 @@ class ClipEncoder(nn.Module):
 
         Raises UsageError if this model has no tower for pictures.
         """
+        return self._out(self.clip.encode_image(self._pixels(image)))
+
+    def feature_maps(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] → features (B, C, h, w) of every level of a ResNet or layer of a transformer, by
+        which pictures are told apart (Zhang et al. 2018); resized as in `encode_image`."""
+        maps = self._tower().forward_intermediates(self._pixels(image), intermediates_only=True)["image_intermediates"]
+        return list(maps)
+
+    def _tower(self) -> Any:
         if self.clip.visual is None:
             raise UsageError("this CLIP reads sentences only (vision=None): it was published without its image encoder")
+        return self.clip.visual
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        """What the tower for pictures is given; UsageError if there is none."""
+        self._tower()
         if image.shape[-2:] != (self.image_size, self.image_size):
             image = F.interpolate(image.float(), size=(self.image_size,) * 2, mode="bicubic", antialias=True).clamp(
                 -1, 1
             )
-        pixels = ((image + 1) / 2 - self.mean.to(image.dtype)) / self.std.to(image.dtype)
-        return self._out(self.clip.encode_image(pixels))
+        return ((image + 1) / 2 - self.mean.to(image.dtype)) / self.std.to(image.dtype)
 
     def encode_tokens(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
         """Tokens (B, L) → pooled (B, D), token states (B, L, W) after the last norm, mask (B, L)."""

@@ -106,6 +106,13 @@ class Reader(nn.Module):
         maps = self.config.maps
         return dict(zip(maps, x.float().split(list(maps.values()), dim=1), strict=True))
 
+    def feature_maps(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1], sides that 8 divides → features at 1/2, 1/4 and 1/8 of the picture as it is, by
+        which pictures are told apart (Zhang et al. 2018)."""
+        fine = self.fine(image)  # (B, 32, H/2, W/2)
+        middle = self.middle(fine)  # (B, 48, H/4, W/4)
+        return [fine, middle, self.coarse(middle)]
+
     @torch.inference_mode()
     def read(self, image: Tensor) -> list[list[Detection]]:
         """The objects of every picture of (B, 3, H, W) in [-1, 1], surest first.
