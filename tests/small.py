@@ -13,6 +13,7 @@ from t2i.pipelines.ddpm import DDPM
 from t2i.pipelines.glide import GLIDE
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
+from t2i.stages.consistency_decoder.model import ConsistencyDecoder, ConsistencyDecoderConfig, LatentsConfig
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
@@ -78,6 +79,17 @@ def ar_prior(**changes: Any) -> ArPrior:
     model = ArPrior(ArPriorConfig(clip_dim=16, **(sizes | text | changes))).eval()
     model.calibrate(*torch.nn.functional.normalize(torch.randn(2, 64, 16), dim=-1))
     return shaken(model)
+
+
+def consistency_decoder(seed: int = 7, **changes: Any) -> ConsistencyDecoder:
+    """Of `codec.SmallCodec`."""
+    torch.manual_seed(seed)
+    unet = UNetConfig(
+        channels=32, multipliers=(1, 1), num_blocks=1, attention=(), mid_attention=False,
+        image_channels=4, out_channels=3, patch_size=4,
+    )  # fmt: skip
+    given = {"unet": unet, "image_size": 32, "latents": LatentsConfig(fingerprint=(0.5, 1.0))} | changes
+    return shaken(ConsistencyDecoder(ConsistencyDecoderConfig(**given))).eval()
 
 
 def with_ports(config: Any, **ports: Any) -> Any:

@@ -22,6 +22,7 @@ from t2i.convert.choice import Which, choose
 from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
 from t2i.convert.diffusers import layout_of
 from t2i.convert.folder import weight_files
+from t2i.convert.program import read_known
 from t2i.core.devices import stored_as
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain, lacks_memory, quoted
 from t2i.io.files import output_folder, read_json
@@ -249,8 +250,8 @@ def _read(path: Path) -> Any:
 
 
 def _read_pickle(path: Path, is_zip: bool) -> Any:
-    if is_zip:
-        _check_archive(path)
+    if is_zip and _check_archive(path):
+        return read_known(path)
     mapped = is_zip and path.suffix != ".safetensors"  # by which torch goes, if it sees the name
     try:
         with open(path, "rb") as file:
@@ -266,8 +267,9 @@ def _read_pickle(path: Path, is_zip: bool) -> Any:
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
 
 
-def _check_archive(path: Path) -> None:
-    """DataError for archives that torch did not write, that hold a program, or that unpack to more than they are."""
+def _check_archive(path: Path) -> bool:
+    """Whether an archive holds a program; DataError for one that torch did not write, or that unpacks to more than it
+    is."""
     try:
         with ZipFile(path) as archive:
             members = archive.infolist()
@@ -276,15 +278,13 @@ def _check_archive(path: Path) -> None:
             raise
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
     if any(member.filename.endswith("/constants.pkl") for member in members):
-        raise DataError(
-            f"{path}: a program (TorchScript), and code from a file is never run; OpenAI's CLIP is at "
-            "openai/clip-vit-large-patch14, in transformers' format"
-        )
+        return True
     if not any(member.filename.endswith("/data.pkl") for member in members):
         raise DataError(f"{path}: a zip archive without tensors; unpack it, and give the file of weights that is in it")
     size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
     if unpacked > size:
         raise DataError(f"{path}: has {size:,} bytes and unpacks to {unpacked:,}; torch never packs its files")
+    return False
 
 
 def _check_diffusers(path: Path, config: Any) -> None:
@@ -294,6 +294,9 @@ def _check_diffusers(path: Path, config: Any) -> None:
     theirs, unet = read_json(path / "config.json"), getattr(config, "unet", None)
     if not isinstance(theirs, dict):
         raise DataError(f"{path / 'config.json'}: not the config of a network, as its weights are")
+    if theirs.get("_class_name") == "ConsistencyDecoderVAE":  # whose facts have other names
+        layout_of([path])
+        return
     if unet is None:
         return
     facts = {
