@@ -41,7 +41,7 @@ class Consistency(Noise):
 
     num_steps: Steps = Field(1024, description="T")
     sigma_data: float = Field(0.5, gt=0, le=1e3, description="standard deviation of the data, in the scalings")
-    num_points: int = Field(64, ge=2, description="of the grid of steps T/64, 2T/64 … that it is distilled on")
+    num_points: int = Field(64, ge=2, le=10**5, description="of the grid T/64, 2T/64 … that it is distilled on")
     drawn_at: tuple[float, ...] = Field(
         (1.0, 0.5), min_length=1, max_length=64, description="times that it is evaluated at to draw, as parts of T"
     )

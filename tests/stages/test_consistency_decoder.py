@@ -1,11 +1,14 @@
 """The consistency decoder: the reference's numbers, published files, training, distillation, drawing, bad input."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from codec import SmallCodec
@@ -26,8 +29,10 @@ from t2i.core.seed import Streams
 from t2i.data.config import DataConfig
 from t2i.diffusion.consistency import few_steps
 from t2i.diffusion.sampling import Sampling
+from t2i.io.images import to_pil
 from t2i.io.torchscript import read_program, sha256_of
 from t2i.keymaps.flat import Layout
+from t2i.run import train
 from t2i.stages.consistency_decoder import convert as published
 from t2i.stages.consistency_decoder.model import ConsistencyDecoder, ConsistencyDecoderConfig, LatentsConfig
 from t2i.stages.consistency_decoder.presets import KL_F8, PRESETS
@@ -475,11 +480,67 @@ def test_what_it_learns_from_must_fit() -> None:
         spec.fits(small(), DataConfig(size=36), spec.options(), {})
     with pytest.raises(UsageError, match=r"task\.crop=64 must be a multiple of 8, and data\.size=32 at most"):
         spec.fits(small(), data, spec.options(crop=64), {})
+    with pytest.raises(UsageError, match=r"data\.flip=true mirrors pictures, but not the latents beside them"):
+        spec.fits(small(), DataConfig(size=32, flip=True), spec.options(), {})
+    spec.fits(small(), DataConfig(size=32, flip=True), spec.options(), {"autoencoder": codec})
     with pytest.raises(ValueError, match="'denoising' has no use for a teacher"):
         ConsistencyDecoderTask(small(), autoencoder=codec, teacher=small())
     other = small(latents=LatentsConfig(fingerprint=(-0.5, 1.0)))
     with pytest.raises(ValueError, match="the teacher was trained on another process or on other latents"):
         ConsistencyDecoderTask(small(), OPTIONS["consistency"](), autoencoder=codec, teacher=other)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A run's config on 16 pictures with latents beside them; the folder of it is the current one."""
+    codec, image = SmallCodec(), pictures(16)["image"]
+    with tarfile.open(tmp_path / "cache.tar", "w") as tar:
+        for number, (picture, z) in enumerate(zip(to_pil(image), codec.encode_latents(image), strict=True)):
+            for name, save in (("png", lambda f, p=picture: p.save(f, "png")), ("latents.npy", partial(dump, z))):
+                save(file := BytesIO())
+                member = tarfile.TarInfo(f"{number:03d}.{name}")
+                member.size = file.tell()
+                file.seek(0)
+                tar.addfile(member, file)
+    unet = small().config.unet.model_dump(mode="json")
+    run = {
+        "stage": "consistency_decoder",
+        "model": {"unet": unet, "image_size": 32},
+        "task": {"crop": 16},
+        "data": {"source": str(tmp_path / "cache.tar"), "size": 32, "num_workers": 0, "val_fraction": 0.25},
+        "train": {"steps": 2, "batch_size": 4, "save_every": 2, "val_every": 2, "log_every": 1, "num_samples": 2},
+        "optim": {"lr": 1e-3},
+        "save_dtype": "float32",
+    }
+    run["train"] |= {"out": str(tmp_path / "teacher"), "device": "cpu", "precision": "fp32"}
+    (tmp_path / "run.yaml").write_text(json.dumps(run))
+    return tmp_path / "run.yaml"
+
+
+def dump(z: Tensor, file: BytesIO) -> None:
+    np.save(file, z.numpy())
+
+
+def curve(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "distance" in row and "loss" in row]
+
+
+def test_a_distillation_from_a_cache_resumes_where_it_was(cache: Path) -> None:
+    teacher, here = cache.parent / "teacher", cache.parent
+    train(cache, [])
+    assert "psnr" in (teacher / "metrics.jsonl").read_text()
+    distil = ["task.objective=consistency", f"needs.teacher={teacher}", f"init={teacher}", "init_missing=error"]
+    train(cache, [*distil, f"train.out={here / 'whole'}", "train.steps=4"])
+    train(cache, [*distil, f"train.out={here / 'parts'}", "train.steps=2"])
+    train(cache, [*distil, f"train.out={here / 'parts'}", "train.steps=4"])
+    assert curve(here / "whole") == curve(here / "parts")
+    assert len(curve(here / "whole")) >= 4
+    whole, parts = (load_stage(here / name) for name in ("whole", "parts"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    assert (here / "whole" / "checkpoints" / "step-000004" / "memory.safetensors").is_file()
+    with pytest.raises(UsageError, match=r"latents of \(4, 4\) places, but these pictures have \(2, 2\)"):
+        train(cache, [f"train.out={here / 'other'}", "data.crop=16", "task.crop=null"])
 
 
 def test_psnr_is_of_the_mean_squared_error() -> None:

@@ -7,7 +7,7 @@ In: latents (B, C, h, w) of about unit variance. Out: pictures (B, 3, h · facto
 
     t2i train configs/shapes/consistency.yaml              train the teacher
     t2i train configs/shapes/consistency-distilled.yaml    distil it to two evaluations
-    t2i convert decoder.pt OUT                             read OpenAI's, of which nothing is run
+    t2i convert decoder.pt --out FOLDER                    read OpenAI's, of which nothing is run
     sample(decoder, latents, streams)                      use it (`t2i.stages.consistency_decoder.sample`)
 """
 

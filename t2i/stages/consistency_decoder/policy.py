@@ -65,10 +65,14 @@ def complete(config: ConsistencyDecoderConfig, neighbours: Neighbours, data: Dat
 
 
 def fits(model: ConsistencyDecoder, data: DataConfig, options: Any, neighbours: Neighbours) -> None:
-    """UsageError for pictures or windows of them that the network or the autoencoder cannot fold, and for a teacher of
-    another autoencoder."""
+    """UsageError for pictures or windows of them that the network or the autoencoder cannot fold, and for pictures that
+    are mirrored without their latents."""
     fold, crop = model.config.fold, options.crop
     if data.side % fold:
         raise UsageError(f"{data.side_key}={data.side} must be a multiple of {fold}")
     if crop is not None and (crop % fold or crop > data.side):
         raise UsageError(f"task.crop={crop} must be a multiple of {fold}, and {data.side_key}={data.side} at most")
+    if data.flip and "autoencoder" not in neighbours:
+        raise UsageError(
+            "data.flip=true mirrors pictures, but not the latents beside them; give needs.autoencoder instead"
+        )
