@@ -11,12 +11,12 @@ from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from torch import Tensor
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, lacks_memory
 from t2i.core.reading import open_regular
 
 _STORAGES = {
@@ -52,7 +52,9 @@ def read_program(path: Path) -> dict[str, Tensor]:
     try:
         with ZipFile(path) as archive:
             return dict(_named(_Modules(archive).load(), ""))
-    except (BadZipFile, pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, RecursionError) as error:
+    except Exception as error:  # whatever bytes that are no program provoke in the readers of zips and pickles
+        if lacks_memory(error):
+            raise
         reason = f": {error}" if isinstance(error, pickle.UnpicklingError) else ""
         raise DataError(f"{path}: not a program (TorchScript) of tensors, or damaged or truncated{reason}") from None
 
@@ -104,7 +106,8 @@ class _Modules(pickle.Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError(f"it asks for a {kind}")
         if key not in self.storages:
-            self.storages[key] = torch.frombuffer(bytearray(self._bytes(f"data/{key}")), dtype=dtype)
+            data = bytearray(self._bytes(f"data/{key}"))
+            self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         if len(self.storages[key]) != count or self.storages[key].dtype != dtype:
             raise pickle.UnpicklingError(f"storage {key} is not {count} numbers of {dtype}")
         return self.storages[key]
