@@ -27,7 +27,7 @@ from t2i.convert.diffusers import layout_of
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
 from t2i.data.config import DataConfig
-from t2i.diffusion.consistency import few_steps
+from t2i.diffusion.consistency import Consistency, few_steps
 from t2i.diffusion.sampling import Sampling
 from t2i.io.images import to_pil
 from t2i.io.torchscript import read_program, sha256_of
@@ -486,8 +486,14 @@ def test_what_it_learns_from_must_fit() -> None:
     with pytest.raises(ValueError, match="'denoising' has no use for a teacher"):
         ConsistencyDecoderTask(small(), autoencoder=codec, teacher=small())
     other = small(latents=LatentsConfig(fingerprint=(-0.5, 1.0)))
-    with pytest.raises(ValueError, match="the teacher was trained on another process or on other latents"):
+    with pytest.raises(ValueError, match=r"the teacher was trained on another model\.latents\.fingerprint than"):
         ConsistencyDecoderTask(small(), OPTIONS["consistency"](), autoencoder=codec, teacher=other)
+    other = small(diffusion=Consistency(sigma_data=0.1))
+    with pytest.raises(ValueError, match=r"the teacher was trained on another model\.diffusion than"):
+        ConsistencyDecoderTask(small(), OPTIONS["consistency"](), autoencoder=codec, teacher=other)
+    rounded = small(latents=LatentsConfig(fingerprint=(0.501, 0.999)), diffusion=Consistency(drawn_at=(1.0,)))
+    ConsistencyDecoderTask(small(), OPTIONS["consistency"](), autoencoder=codec, teacher=rounded)
+    assert spec.complete(config, {"teacher": small()}, data).latents.fingerprint == (0.5, 1.0)
 
 
 @pytest.fixture

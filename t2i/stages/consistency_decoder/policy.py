@@ -49,14 +49,18 @@ def example(model: ConsistencyDecoder) -> Example:
 
 
 def complete(config: ConsistencyDecoderConfig, neighbours: Neighbours, data: DataConfig) -> ConsistencyDecoderConfig:
-    """The config with the facts of its autoencoder, if it has one beside it; else samples bring latents.
+    """The config with the facts of its autoencoder, if it has one beside it; else samples bring latents, of that which
+    its teacher knows.
 
     Raises UsageError for an autoencoder whose latents are others than those that the config names.
     """
     autoencoder: Any = neighbours.get("autoencoder")
+    teacher: Any = neighbours.get("teacher")
+    ours = config.latents
     if autoencoder is None:
-        return config
-    ours, theirs = config.latents, tuple(autoencoder.fingerprint())
+        known = ours.fingerprint or (teacher.config.latents.fingerprint if teacher is not None else ())
+        return config.model_copy(update={"latents": ours.model_copy(update={"fingerprint": known})})
+    theirs = tuple(autoencoder.fingerprint())
     if ours.fingerprint and not (len(ours.fingerprint) == len(theirs) and same_clip(ours.fingerprint, theirs)):
         raise UsageError("model.latents.fingerprint is of another autoencoder than the one that is given; leave it out")
     facts = {"channels": autoencoder.channels, "factor": autoencoder.factor}

@@ -17,8 +17,9 @@ from t2i.core.seed import Streams, upload
 from t2i.core.sizes import Side
 from t2i.core.types import Batch, LatentCodec, Task
 from t2i.diffusion.consistency import Distillation, consistency_loss, denoising_loss
-from t2i.stages.consistency_decoder.model import ConsistencyDecoder
+from t2i.stages.consistency_decoder.model import ConsistencyDecoder, ConsistencyDecoderConfig
 from t2i.stages.consistency_decoder.sample import sample
+from t2i.stages.follow import same_clip
 
 
 class ConsistencyDecoderOptions(Config):
@@ -61,8 +62,8 @@ class ConsistencyDecoderTask(Task):
         c, distils = model.config, options.objective == "consistency"
         if teacher is not None and not distils:
             raise ValueError(f"task.objective={options.objective!r} has no use for a teacher, consistency has")
-        if teacher is not None and (teacher.config.diffusion, teacher.config.latents) != (c.diffusion, c.latents):
-            raise ValueError("the teacher was trained on another process or on other latents than this decoder will be")
+        if teacher is not None and (differs := difference(c, teacher.config)):
+            raise ValueError(f"the teacher was trained on another model.{differs} than this decoder will be")
         self.autoencoder, self.teacher, self.options = autoencoder, teacher, options
         self.keys = ("image",) if autoencoder is not None else ("image", "latents")
         self.grid = c.diffusion.grid(options.distillation.num_points)
@@ -141,6 +142,17 @@ class ConsistencyDecoderTask(Task):
 
         cached = {"latents": windows(self.latents(batch), 1)} if "latents" in batch else {}
         return {**batch, "image": windows(image, factor), **cached}
+
+
+def difference(student: ConsistencyDecoderConfig, teacher: ConsistencyDecoderConfig) -> str | None:
+    """The key of what a student cannot learn from a teacher with, None where it can."""
+    process, latents = {"drawn_at", "num_points"}, {"fingerprint"}
+    if student.diffusion.model_dump(exclude=process) != teacher.diffusion.model_dump(exclude=process):
+        return "diffusion"
+    if student.latents.model_dump(exclude=latents) != teacher.latents.model_dump(exclude=latents):
+        return "latents"
+    ours, theirs = student.latents.fingerprint, teacher.latents.fingerprint
+    return None if same_clip(ours, theirs) else "latents.fingerprint"
 
 
 def psnr(image: Tensor, truth: Tensor) -> float:
