@@ -1,6 +1,7 @@
 """The consistency decoder: the reference's numbers, published files, training, distillation, drawing, bad input."""
 
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,7 @@ from small import consistency_decoder as small
 from small import of
 from torch import Tensor, nn
 
+from t2i.cli.describe import describe
 from t2i.convert import convert as converter
 from t2i.convert import program
 from t2i.convert.convert import convert_files, recognise
@@ -317,6 +319,11 @@ def test_the_stage_draws_in_two_evaluations() -> None:
     assert spec.num_evaluations(model.config, Sampling()) == 2 == len(told) == len(calls) // 2
     assert (spec.stepped, spec.makes, told) == (False, "pictures", [(1, 2), (2, 2)])
     assert spec.rows(model.config, 16, None) == 16 * (64 // 8) ** 2
+
+
+def test_its_cost_is_that_of_both_evaluations() -> None:
+    told = describe("configs/shapes/consistency.yaml")
+    assert re.search(r"ConsistencyDecoder, 3\.15 M parameters, .* GFLOPs per picture of 2 evaluations", told)
 
 
 def test_a_learned_table_of_timesteps_has_a_row_for_each() -> None:
