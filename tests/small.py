@@ -15,6 +15,7 @@ from t2i.pipelines.glide import GLIDE
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
 from t2i.stages.autoencoder.model import Autoencoder, AutoencoderConfig
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
+from t2i.stages.consistency_decoder.model import ConsistencyDecoder, ConsistencyDecoderConfig, LatentsConfig
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
@@ -130,6 +131,17 @@ def autoencoder(**changes: Any) -> Autoencoder:
     torch.manual_seed(7)
     sizes = {"channels": 16, "multipliers": (1, 2, 2), "num_blocks": 1, "norm_groups": 8, "patch_size": 2}
     return shaken(Autoencoder(AutoencoderConfig(**(sizes | {"image_size": 32} | changes)))).eval()
+
+
+def consistency_decoder(seed: int = 7, **changes: Any) -> ConsistencyDecoder:
+    """Of `codec.SmallCodec`."""
+    torch.manual_seed(seed)
+    unet = UNetConfig(
+        channels=32, multipliers=(1, 1), num_blocks=1, attention=(), mid_attention=False,
+        image_channels=4, out_channels=3, patch_size=4,
+    )  # fmt: skip
+    given = {"unet": unet, "image_size": 32, "latents": LatentsConfig(fingerprint=(0.5, 1.0))} | changes
+    return shaken(ConsistencyDecoder(ConsistencyDecoderConfig(**given))).eval()
 
 
 def with_ports(config: Any, **ports: Any) -> Any:

@@ -93,7 +93,7 @@ def _model(model: str, folder: Path) -> str:
         if name in plan:
             found, once = cost(part), pipe.planner.stages[name].num_evaluations(part.config, plan[name])
             if not pipe.planner.stages[name].stepped:
-                once = 1  # all codes of one picture are one example
+                once = 1  # all codes or evaluations of one picture are one example
             spent.append(None if found is None else found.of(plan[name], once, repeats.get(name, 1)))
             lines[-1] += f"  {_flops(spent[-1])}" if spent[-1] is not None else ""
     return "\n".join(lines if None in spent else [*lines, f"  {_flops(sum(filter(None, spent)))} per picture"])
@@ -132,8 +132,8 @@ def _config(path: str) -> str:
     if (found := cost(part)) is None:
         return line
     if spec.makes is not None and not spec.stepped:
-        codes = spec.num_evaluations(config, Sampling())
-        return f"{line}, {_flops(found.once + found.step)} per picture of {codes} codes"
+        num, what = spec.num_evaluations(config, Sampling()), "code" if spec.makes == "embeddings" else "evaluation"
+        return f"{line}, {_flops(found.once + found.step)} per picture of {num} {what}{'s' * (num > 1)}"
     line += f", {_flops(found.step)} per evaluation"
     if (sampling := getattr(run.task, "sampling", None)) is None:
         return line

@@ -18,11 +18,12 @@ from t2i.convert.choice import Which, choose
 from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
 from t2i.convert.diffusers import layout_of
 from t2i.convert.folder import weight_files
+from t2i.convert.program import read_known
 from t2i.core.devices import stored_as
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain, quoted
 from t2i.core.paths import path_of
 from t2i.io.files import output_folder, read_json
-from t2i.io.foreign import read_foreign
+from t2i.io.foreign import is_program, read_foreign
 from t2i.io.lock import sole_writer
 from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
@@ -196,7 +197,7 @@ def _weights_and_version(
         parts = [read_foreign(file) for file in weight_files(path)]
         data: Any = {key: value for part in parts for key, value in part.items()} if len(parts) > 1 else parts[0]
     else:
-        data = read_foreign(path)
+        data = read_known(path) if is_program(path) else read_foreign(path)
     version = data.get("version") if isinstance(data, dict) else None
     if isinstance(data, tuple) and len(data) == 2:  # statistics of CLIP's embeddings: mean and standard deviation
         data = dict(zip(STATISTICS, data, strict=True))
@@ -250,6 +251,9 @@ def _check_diffusers(path: Path, config: Any) -> None:
     theirs, unet = read_json(path / "config.json"), getattr(config, "unet", None)
     if not isinstance(theirs, dict):
         raise DataError(f"{path / 'config.json'}: not the config of a network, as its weights are")
+    if theirs.get("_class_name") == "ConsistencyDecoderVAE":  # whose facts have other names
+        layout_of([path])
+        return
     if unet is None:
         return
     facts = {

@@ -12,6 +12,7 @@ from t2i.io.foreign import read_foreign
 from t2i.keymaps.flat import Layout
 from t2i.stages.autoencoder import convert as autoencoder
 from t2i.stages.clip import convert as clip
+from t2i.stages.consistency_decoder import convert as consistency
 from t2i.stages.decoder import convert as decoder
 from t2i.stages.prior import convert as prior
 from t2i.stages.upsampler import convert as upsampler
@@ -59,6 +60,8 @@ def _layout(kinds: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], path
             return clip.transformers_layout("CLIP", clip.config_from(configs[0], None))
         case ("CLIPTextModelWithProjection", "CLIPVisionModelWithProjection") as pair:
             return clip.transformers_layout("CLIP", clip.config_from(*(kinds[k] for k in pair)))
+        case ("ConsistencyDecoderVAE",):
+            return consistency.diffusers_layout("ConsistencyDecoderVAE", consistency.config_from(configs[0]))
     return None
 
 

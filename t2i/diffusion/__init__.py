@@ -7,6 +7,7 @@ analytic      the best variances for a trained network
 losses        per-sample training losses and the variational bound
 timesteps     which steps are trained how often
 likelihood    the whole bound, in bits per dimension
+consistency   networks that draw in a few steps: scalings, sampling, distillation
 samplers      ddpm, ddim, ddim_invert, dpm_solver_pp_2m
 guidance      classifier-free, and by the gradient of a classifier or CLIP
 inpaint       keeps what is known of a picture, or begins from one

@@ -1,9 +1,10 @@
 """Files of weights that others wrote, read without running anything in them."""
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZipFile, ZipInfo
 
 import torch
 from safetensors import SafetensorError
@@ -45,16 +46,29 @@ def _read_pickle(path: Path, is_zip: bool) -> Any:
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
 
 
-def _check_archive(path: Path) -> None:
-    """DataError for archives that torch did not write, that hold a program, or that unpack to more than they are."""
+def is_program(path: Path) -> bool:
+    """Whether a file of weights is a program (TorchScript); DataError for what is none of either."""
+    return weights_format(path) == "zip" and _has_program(_members(path))
+
+
+def _members(path: Path) -> list[ZipInfo]:
     try:
         with ZipFile(path) as archive:
-            members = archive.infolist()
+            return archive.infolist()
     except Exception as error:  # a damaged directory provokes all sorts
         if lacks_memory(error):
             raise
         raise DataError(f"{path}: not a file of weights, or damaged or truncated") from None
-    if any(member.filename.endswith("/constants.pkl") for member in members):
+
+
+def _has_program(members: Sequence[ZipInfo]) -> bool:
+    return any(member.filename.endswith("/constants.pkl") for member in members)
+
+
+def _check_archive(path: Path) -> None:
+    """DataError for archives that torch did not write, that hold a program, or that unpack to more than they are."""
+    members = _members(path)
+    if _has_program(members):
         raise DataError(
             f"{path}: a program (TorchScript), and code from a file is never run; OpenAI's CLIP is at "
             "openai/clip-vit-large-patch14, in transformers' format"

@@ -67,6 +67,8 @@ def level_unet(config: UNetConfig, names: Names, ours: str = "unet.") -> Iterato
     each head by head, and so are the keys and values of a context."""
     num_levels = len(config.multipliers)
     yield from (Entry(theirs, f"{ours}time.{i}") for i, theirs in zip((0, 2), names.time, strict=True))
+    if config.time_table is not None:  # only diffusers has such
+        yield Entry("time_proj", f"{ours}time_table")
     yield Entry("conv_in", f"{ours}conv_in")
     for level in range(num_levels):
         place = {"L": level, "U": num_levels - 1 - level}
@@ -131,6 +133,7 @@ def unet_from(theirs: Mapping[str, Any]) -> UNetConfig:
     """
     widths, context = theirs["block_out_channels"], theirs.get("cross_attention_dim")
     attends = ["Cross" in kind for kind in theirs["down_block_types"]]
+    learned = theirs.get("time_embedding_type") == "learned"
     down = ["SimpleCrossAttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends]
     up = ["SimpleCrossAttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)]
     expected = {
@@ -139,7 +142,7 @@ def unet_from(theirs: Mapping[str, Any]) -> UNetConfig:
         "mid_block_type": "UNetMidBlock2DSimpleCrossAttn" if context else "UNetMidBlock2D",
         "act_fn": "silu",
         "center_input_sample": False,
-        "time_embedding_type": "positional",
+        "time_embedding_type": "learned" if learned else "positional",
         "mid_block_scale_factor": 1,
         "class_embed_type": "identity" if context else None,
         "addition_embed_type": None,
@@ -166,4 +169,5 @@ def unet_from(theirs: Mapping[str, Any]) -> UNetConfig:
         norm_eps=theirs.get("norm_eps", 1e-5),
         time_order="cos_sin" if theirs.get("flip_sin_to_cos", True) else "sin_cos",
         time_denominator_shift=theirs.get("freq_shift", 0),
+        time_table=theirs["num_train_timesteps"] if learned else None,
     )

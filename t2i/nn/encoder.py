@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from t2i.core.config import Config
-from t2i.core.sizes import MAX_LEVELS, Blocks, Channels, Heads, Multiplier, Side, Width
+from t2i.core.sizes import MAX_LEVELS, Blocks, Channels, Heads, Multiplier, Side, Steps, Width
 from t2i.core.types import Condition, KeysValues
 from t2i.nn.attention import ImageAttention
 from t2i.nn.layers import TimeOrder, timestep_embedding
@@ -41,6 +41,7 @@ class EncoderConfig(Config):
         dropout: in every residual block.
         norm_groups, norm_eps: of every group norm.
         time_order, time_denominator_shift: see `timestep_embedding`.
+        time_table: rows of a learned table of timesteps in place of sinusoids; whole timesteps below that alone.
         checkpointing: recompute every block in the backward pass instead of keeping its activations.
     """
 
@@ -64,6 +65,7 @@ class EncoderConfig(Config):
     norm_eps: float = Field(default=1e-5, ge=0, le=1)
     time_order: TimeOrder = "cos_sin"
     time_denominator_shift: int = Field(default=0, ge=0, le=1)
+    time_table: Steps | None = None
     checkpointing: bool = False
 
     @model_validator(mode="after")
@@ -154,6 +156,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         widths, p = config.widths, config.patch_size
+        self.time_table = nn.Embedding(config.time_table, config.channels) if config.time_table else None
         self.time = nn.Sequential(
             nn.Linear(config.channels, config.time_dim), nn.SiLU(), nn.Linear(config.time_dim, config.time_dim)
         )
@@ -250,7 +253,11 @@ class Encoder(nn.Module):
         if condition.context is None:
             condition = self.project(condition)
         x = x_t if condition.image is None else torch.cat([x_t, condition.image.to(x_t.dtype)], dim=1)
-        embedding = timestep_embedding(t, c.channels, order=c.time_order, denominator_shift=c.time_denominator_shift)
+        if self.time_table is not None:
+            embedding = self.time_table(t)
+        else:
+            order, shift = c.time_order, c.time_denominator_shift
+            embedding = timestep_embedding(t, c.channels, order=order, denominator_shift=shift)
         time = self.time(embedding.to(next(self.time.parameters()).dtype))  # (B, D)
         vector = condition.vector
         time = F.silu(time if vector is None else time + vector.to(time.dtype))

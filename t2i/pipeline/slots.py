@@ -173,7 +173,9 @@ class Planner:
             for name in values if isinstance(values, Mapping) else ():
                 if name in stages and name not in stepped:
                     num = self.stages[name].num_evaluations(self.configs[name], Sampling())
-                    raise UsageError(f"{what} of {name}: this {name} draws {num} codes one by one and has none")
+                    codes = self.stages[name].makes == "embeddings"
+                    draws = f"draws {num} codes one by one" if codes else f"draws in {num} evaluation{'s' * (num > 1)}"
+                    raise UsageError(f"{what} of {name}: this {name} {draws} and has none")
         return stepped
 
     def _check_steps(self, name: str, value: Any) -> int | str:

@@ -29,6 +29,7 @@ STAGES = {
     "noised_clip": "t2i.stages.noised_clip",
     "t5": "t2i.stages.t5",
     "autoencoder": "t2i.stages.autoencoder",
+    "consistency_decoder": "t2i.stages.consistency_decoder",
 }
 """Name in `config.json` → the package whose `STAGE` says the rest; nothing is imported before it is asked for."""
 _UNFIT = "config.json does not fit this version of t2i"

@@ -38,3 +38,21 @@ def test_what_only_the_way_up_has_is_not_its_own() -> None:
         EncoderConfig.model_validate({**SHAPE, "out_channels": 6})
     with pytest.raises(ValueError, match="expected a sequence of width 8, got none"):
         Encoder(EncoderConfig.model_validate({**SHAPE, "context_dim": 8}))(torch.zeros(1, 3, 16, 16), torch.zeros(1))
+
+
+@torch.no_grad()
+def test_a_learned_table_stands_in_for_sinusoids() -> None:
+    config = UNetConfig(channels=32, multipliers=(1,), num_blocks=1, attention=(), mid_attention=False, time_table=10)
+    unet = UNet(config).eval()
+    for p in unet.parameters():
+        p.add_(0.05 * torch.randn_like(p))
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 9])
+    out = unet(x, t)
+    sinusoids = UNet(config.model_copy(update={"time_table": None}))
+    sinusoids.load_state_dict({k: v for k, v in unet.state_dict().items() if not k.startswith("time_table")})
+    assert unet.time_table.weight.shape == (10, 32)
+    assert (sinusoids(x, t) - out).abs().max() > 1e-4
+    unet.time_table.weight[3] += 1.0
+    changed = unet(x, t)
+    assert (changed[0] - out[0]).abs().max() > 1e-4
+    torch.testing.assert_close(changed[1], out[1])

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from codec import SmallCodec
 from conftest import given, small_classifier, small_clip, small_decoder, small_noised_clip, small_prior, small_upsampler
-from small import ar_prior, autoencoder, t5
+from small import ar_prior, autoencoder, consistency_decoder, t5
 from torch import nn
 
 from t2i.core.errors import DataError, UsageError
@@ -53,7 +54,10 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "noised_clip": small_noised_clip,
     "t5": t5,
     "autoencoder": autoencoder,
+    "consistency_decoder": consistency_decoder,
 }
+NEIGHBOURS: dict[str, Callable[[], Any]] = {"autoencoder": SmallCodec, "teacher": lambda: None}
+"""By name, where they are not a CLIP."""
 
 
 def test_no_stage_is_forgotten_here() -> None:
@@ -75,7 +79,8 @@ def batch(count: int = 4) -> dict:
 def test_contract_of_a_task(name: str) -> None:
     encoder = small_clip(embed_dim=32 if name == "laion_prior" else 16).requires_grad_(False)
     model = SMALL[name]()
-    task = stage(name).task(model, stage(name).options(), **dict.fromkeys(stage(name).task.needs, encoder))
+    neighbours = {need: NEIGHBOURS.get(need, lambda: encoder)() for need in stage(name).task.needs}
+    task = stage(name).task(model, stage(name).options(), **neighbours)
     data = shapes.batch(range(4), 32) if name == "reader" else batch()  # what stands in its pictures must be known
     losses = task.loss(data)
     assert "loss" in losses
