@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Never, Self
 
 import torch
-from PIL.Image import Image
-from torch import Tensor, nn
+from torch import nn
 
 from t2i.core.devices import device_of, dtype_of
 from t2i.core.errors import UsageError, quoted
 from t2i.core.types import TextFeatures
 from t2i.diffusion.sampling import Hooks
-from t2i.io.images import to_pil
 from t2i.pipeline.arguments import Draw
 from t2i.pipeline.habits import OPENING, check_names
 from t2i.pipeline.output import Output
 from t2i.pipeline.placement import move
-from t2i.pipeline.present import attribute, describe, listed
+from t2i.pipeline.present import attribute, describe, listed, preview
 from t2i.pipeline.request import Request
 from t2i.pipeline.saving import save_pretrained
 from t2i.pipeline.slots import Planner, Slot, chain, complete_settings
@@ -116,7 +114,7 @@ class Pipeline:
     if not TYPE_CHECKING:  # to a type checker there is no more than stands here
         __getattr__ = attribute
 
-    save_pretrained = save_pretrained
+    save_pretrained, preview = save_pretrained, preview
 
     def use_preset(self, preset: str) -> None:
         """Sample as a published implementation does; UsageError here, since that is for DALL-E 2's chain."""
@@ -139,10 +137,6 @@ class Pipeline:
     def encode_texts(self, *texts: Sequence[str]) -> list[TextFeatures]:
         """What the chain's frozen encoder says of lists of sentences; only some chains have one."""
         raise TypeError(f"{type(self).__name__} has no encoder of sentences")
-
-    def preview(self, stage: str, x_0: Tensor) -> list[Image]:
-        """What a stage's present guess looks like; nothing where it is no picture."""
-        return to_pil(x_0) if x_0.ndim == 4 else []
 
     def guided(self, request: Request, rows: slice, hooks: Hooks) -> Hooks:
         """`hooks` with what parts that draw nothing do to some rows of the first stage."""

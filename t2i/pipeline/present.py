@@ -2,7 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from PIL.Image import Image
+from torch import Tensor
+
 from t2i.core.errors import did_you_mean
+from t2i.io.images import to_pil
 from t2i.pipeline.habits import ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -14,6 +18,7 @@ INSIDE = {
     "guided",
     "number",
     "planner",
+    "preview",
     "readers_of",
     "request",
     "run",
@@ -40,6 +45,11 @@ def describe(pipe: "Pipeline") -> str:
         chosen += [f"{what} {by[name]}" for what, by in pipe.settings.items() if by.get(name) is not None]
         lines.append(f"  {name:<{width}}  {count / 1e6:8.2f} M parameters  {', '.join(chosen)}".rstrip())
     return "\n".join(lines)
+
+
+def preview(pipe: "Pipeline", stage: str, x_0: Tensor) -> list[Image]:
+    """What a stage's present guess looks like; nothing where it is no picture."""
+    return to_pil(x_0) if x_0.ndim == 4 else []
 
 
 def listed(pipe: "Pipeline") -> list[str]:
