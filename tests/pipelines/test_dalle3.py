@@ -1,0 +1,89 @@
+"""DALL-E 3's chain on tiny networks with random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+
+from t2i.core.errors import DataError, UsageError
+from t2i.pipeline.base import Pipeline
+from t2i.pipelines.dalle3 import DALLE3
+
+
+def parts(**changes: Any) -> dict[str, Any]:
+    """Pictures of 64 px from latents 4 × 8 × 8."""
+    codec = small.autoencoder()
+    latents = {"channels": codec.channels, "factor": codec.factor, "fingerprint": codec.fingerprint()}
+    return {
+        "text": small.t5(),
+        "decoder": small.latent_decoder(latents=latents),
+        "autoencoder": codec,
+        "consistency": small.consistency_decoder(latents=latents, image_size=64),
+    } | changes
+
+
+def chain(*without: str, **changes: Any) -> DALLE3:
+    given = {name: part for name, part in parts(**changes).items() if name not in without}
+    return DALLE3(given, {"steps": {"decoder": 2}})
+
+
+def test_a_sentence_becomes_latents_and_then_pixels() -> None:
+    pipe, seen = chain(), []
+    out = pipe("a red cube", num_images_per_prompt=2, seed=3, progress=False,
+               callback=lambda p: seen.append((p.stage, p.preview()[0].size)))  # fmt: skip
+    assert [image.size for image in out] == [(64, 64), (64, 64)]
+    assert seen == [("decoder", (64, 64))] * 2 + [("consistency", (64, 64))] * 2
+    assert list(out.timings) == ["decoder", "consistency"]
+    again = pipe("a red cube", seed=4, progress=False)
+    assert (torch.tensor(list(again[0].getdata())) - torch.tensor(list(out[1].getdata()))).abs().max() <= 1
+
+
+def test_the_autoencoder_makes_pixels_where_it_is_asked_or_alone() -> None:
+    pipe, plain = chain(), chain("consistency")
+    asked = pipe("a red cube", seed=3, progress=False, stop_after="autoencoder")
+    alone = plain("a red cube", seed=3, progress=False)
+    latents = pipe("a red cube", seed=3, progress=False, stop_after="decoder")
+    assert asked[0].tobytes() == alone[0].tobytes() == latents[0].tobytes()
+    assert asked[0].tobytes() != pipe("a red cube", seed=3, progress=False)[0].tobytes()
+    assert asked.recipe["arguments"]["stop_after"] == "autoencoder"
+
+
+def test_what_is_said_and_guidance_change_the_picture() -> None:
+    pipe = chain()
+    drawn = {
+        pipe(words, seed=3, progress=False, guidance=scale, negative_prompt=negative)[0].tobytes()
+        for words, scale, negative in (
+            ("a red cube", 1.0, None), ("a cube", 1.0, None), ("a red cube", 4.0, None), ("a red cube", 4.0, "a cube"),
+        )
+    }  # fmt: skip
+    assert len(drawn) == 4
+
+
+def test_it_is_saved_opened_and_described(tmp_path: Path) -> None:
+    pipe = chain()
+    pipe.save_pretrained(tmp_path / "model")
+    again = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
+    assert isinstance(again, DALLE3)
+    assert (
+        again("a red cube", seed=1, progress=False)[0].tobytes()
+        == pipe("a red cube", seed=1, progress=False)[0].tobytes()
+    )
+    assert "8 × 8 latents" in repr(again)
+    with pytest.raises(UsageError, match="unknown stage 'up256'"):
+        again("a red cube", stop_after="up256")
+
+
+def test_parts_that_were_not_trained_together_are_refused() -> None:
+    other = small.autoencoder()
+    with torch.no_grad():
+        other.encoder.conv_in.weight.mul_(-3)
+    with pytest.raises(DataError, match="decoder was trained with another autoencoder"):
+        chain(autoencoder=other)
+    with pytest.raises(DataError, match="decoder draws pixels"):
+        chain(decoder=small.decoder())
+    with pytest.raises(DataError, match="decoder reads states of width 16, text gives 32"):
+        chain(text=small.t5(width=32))
+    with pytest.raises(UsageError, match="lacks autoencoder"):
+        chain("autoencoder")
