@@ -12,6 +12,7 @@ from t2i.pipelines.adm import ADM
 from t2i.pipelines.ddpm import DDPM
 from t2i.pipelines.glide import GLIDE
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
+from t2i.stages.captioner.model import Captioner, CaptionerConfig
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
@@ -78,6 +79,13 @@ def ar_prior(**changes: Any) -> ArPrior:
     model = ArPrior(ArPriorConfig(clip_dim=16, **(sizes | text | changes))).eval()
     model.calibrate(*torch.nn.functional.normalize(torch.randn(2, 64, 16), dim=-1))
     return shaken(model)
+
+
+def captioner(**changes: Any) -> Captioner:
+    torch.manual_seed(7)
+    tower = {"width": 32, "layers": 2, "heads": 2}
+    sizes = {"image_size": 32, "patch_size": 8, "vision": tower, "text": tower, "num_queries": 8, "embed_dim": 16}
+    return Captioner(CaptionerConfig.model_validate(sizes | {"tokenizer": TOKENIZER} | changes)).eval()
 
 
 def with_ports(config: Any, **ports: Any) -> Any:

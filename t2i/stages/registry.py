@@ -27,6 +27,7 @@ STAGES = {
     "reader": "t2i.stages.reader",
     "classifier": "t2i.stages.classifier",
     "noised_clip": "t2i.stages.noised_clip",
+    "captioner": "t2i.stages.captioner",
 }
 """Name in `config.json` → the package whose `STAGE` says the rest; nothing is imported before it is asked for."""
 _UNFIT = "config.json does not fit this version of t2i"

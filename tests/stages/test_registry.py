@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import given, small_classifier, small_clip, small_decoder, small_noised_clip, small_prior, small_upsampler
-from small import ar_prior
+from small import ar_prior, captioner
 from torch import nn
 
 from t2i.core.errors import DataError, UsageError
@@ -51,6 +51,7 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "reader": lambda: Reader(ReaderConfig(widths=(8, 8, 16), blocks=(0, 1, 1))).eval(),
     "classifier": small_classifier,
     "noised_clip": small_noised_clip,
+    "captioner": captioner,
 }
 
 
