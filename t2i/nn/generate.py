@@ -21,7 +21,10 @@ from t2i.core.types import KeysValues
 class Decoding(Config):
     """How a text is written. The default takes the likeliest token at every place (greedy)."""
 
-    max_length: Length = Field(64, description="tokens that are written at most, the end token among them")
+    max_length: Length | None = Field(
+        None,
+        description="tokens that are written at most, the end token among them; None for all there is room for",
+    )
     min_length: int = Field(0, ge=0, le=2**14, description="tokens before the end token, at least")
     temperature: float = Field(
         0.0, ge=0, le=100, description="0 takes the likeliest token; above, tokens are drawn, from p^(1 / temperature)"
@@ -43,7 +46,7 @@ class Decoding(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.min_length >= self.max_length:
+        if self.max_length is not None and self.min_length >= self.max_length:
             raise ValueError(f"min_length={self.min_length} leaves no room for the end in max_length={self.max_length}")
         if self.temperature == 0 and (self.top_k is not None or self.top_p < 1):
             given = f"top_k={self.top_k}" if self.top_k is not None else f"top_p={self.top_p}"
@@ -53,6 +56,13 @@ class Decoding(Config):
         if self.num_beams == 1 and self.length_penalty != 1:
             raise ValueError(f"length_penalty={self.length_penalty} compares beams, and num_beams is 1")
         return self
+
+    def within(self, room: int) -> "Decoding":
+        """The same for a network that has room for so many tokens; ValueError where that is less than is asked for."""
+        if (self.max_length or self.min_length + 1) > room:
+            key = "max_length" if self.max_length is not None else "min_length"
+            raise ValueError(f"{key}={getattr(self, key)}, but there is room for {room} tokens, the end among them")
+        return self.model_copy(update={"max_length": self.max_length or room})
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ must never be written has the logit -inf."""
 def generate(
     step: Step,
     prompts: Sequence[Sequence[int]],
-    decoding: Decoding = Decoding(),
+    decoding: Decoding,
     *,
     end: int,
     cache: Cache = Cache(),
@@ -110,8 +120,10 @@ def generate(
         streams: one random stream per row; needed where `decoding` draws.
 
     Raises:
-        ValueError: an empty prompt, or no streams to draw from.
+        ValueError: an empty prompt, no `max_length`, or no streams to draw from.
     """
+    if decoding.max_length is None:
+        raise ValueError("max_length is open: a network says how much room it has, Decoding.within(room)")
     if not prompts or not all(prompts):
         raise ValueError("every prompt needs a token to begin with, such as the start token")
     if decoding.temperature > 0 and streams is None:
@@ -133,6 +145,7 @@ class _Writing:
         device: torch.device | str,
     ) -> None:
         self.step, self.decoding, self.end, self.num = step, decoding, end, len(prompts)
+        self.longest = decoding.max_length or 1
         self.lengths = [len(prompt) for prompt in prompts]
         prompt = torch.full((self.num, max(self.lengths)), end)
         for row, given in zip(prompt, prompts, strict=True):
@@ -145,13 +158,13 @@ class _Writing:
 
     def draw(self, streams: Streams | None) -> list[list[int]]:
         """One text per row, greedy or by chance."""
-        u = None if streams is None else upload(streams.uniform(self.decoding.max_length), self.tokens.device)
+        u = None if streams is None else upload(streams.uniform(self.longest), self.tokens.device)
         ended = torch.zeros_like(self.started, dtype=torch.bool)
         while not (ended | self.full()).all():
             log_p = self.next()
             if self.decoding.temperature > 0:
                 assert u is not None
-                place = (self.tokens.shape[1] - self.started).clamp(0, self.decoding.max_length - 1)
+                place = (self.tokens.shape[1] - self.started).clamp(0, self.longest - 1)
                 chosen = pick(nucleus(log_p, self.decoding), u.gather(1, place[:, None])[:, 0])
             else:
                 chosen = log_p.argmax(dim=1)
@@ -165,7 +178,7 @@ class _Writing:
         At every place the K best beginnings stay, and those that end are done. A row is finished when no beginning can
         become better than the best that has ended; what is cut at `max_length` counts where nothing has.
         """
-        k, longest = self.decoding.num_beams, self.decoding.max_length
+        k, longest = self.decoding.num_beams, self.longest
         scores = torch.full((self.num, k), -torch.inf, device=self.tokens.device)
         scores[:, 0] = 0
         best: list[tuple[float, list[int]]] = [(-math.inf, [])] * self.num
@@ -228,12 +241,12 @@ class _Writing:
 
     def full(self) -> Tensor:
         """(R,): rows that have all tokens they may have."""
-        return self.tokens.shape[1] - self.started >= self.decoding.max_length
+        return self.tokens.shape[1] - self.started >= self.longest
 
     def text(self, row: int) -> list[int]:
         """What was written in a row of `tokens`, up to the end."""
         first = self.lengths[row // self.decoding.num_beams]
-        text: list[int] = self.tokens[row, first : first + self.decoding.max_length].tolist()
+        text: list[int] = self.tokens[row, first : first + self.longest].tolist()
         return text[: text.index(self.end)] if self.end in text else text
 
 

@@ -238,6 +238,17 @@ def test_bad_settings_are_refused(given: dict, message: str) -> None:
 
 def test_what_cannot_begin_is_refused() -> None:
     with pytest.raises(ValueError, match="every prompt needs a token"):
-        write(chain(GARDEN), [[1], []])
+        write(chain(GARDEN), [[1], []], max_length=3)
     with pytest.raises(ValueError, match=r"temperature=1.0 draws tokens: give streams"):
-        write(chain(GARDEN), temperature=1.0)
+        write(chain(GARDEN), temperature=1.0, max_length=3)
+    with pytest.raises(ValueError, match="max_length is open"):
+        write(chain(GARDEN))
+
+
+def test_decoding_keeps_within_the_room_of_a_network() -> None:
+    assert Decoding().within(7).max_length == 7
+    assert Decoding(max_length=5).within(7) == Decoding(max_length=5)
+    with pytest.raises(ValueError, match="max_length=8, but there is room for 7 tokens"):
+        Decoding(max_length=8).within(7)
+    with pytest.raises(ValueError, match="min_length=7, but there is room for 7 tokens"):
+        Decoding(min_length=7).within(7)

@@ -167,7 +167,7 @@ def test_four_pairs_are_learned_by_heart_and_written_back(tied: bool) -> None:
     assert losses["tokens"].tolist() == losses["retrieval"].tolist() == [1.0] * 4
     assert model.caption(given["image"]) == given["caption"]
     assert task.sample_captions(given) == given["caption"]
-    assert model.caption(given["image"], Decoding(num_beams=3, max_length=11)) == given["caption"]
+    assert model.caption(given["image"], Decoding(num_beams=3)) == given["caption"]
     similarity = model.encode_text(given["caption"]).pooled @ model.encode_image(given["image"]).T
     assert similarity.argmax(dim=1).tolist() == [0, 1, 2, 3]
 
@@ -189,16 +189,16 @@ def test_cached_is_uncached() -> None:
 def test_marks_are_never_written_and_a_caption_fits_the_network() -> None:
     model, image = captioner(), batch()["image"]
     streams = Streams(range(4))
-    how = Decoding(temperature=2.0, min_length=10, max_length=11)
+    how = Decoding(temperature=2.0, min_length=10)
     texts = model.caption(image, how, streams)
     assert all(len(text.split()) in (10, 11) and not model.tokenizer.unknown(text) for text in texts)
-    with pytest.raises(ValueError, match="max_length=12 is more than the 11 tokens"):
+    with pytest.raises(ValueError, match="max_length=12, but there is room for 11 tokens"):
         model.caption(image, Decoding(max_length=12))
 
 
 def test_a_row_is_written_the_same_alone_and_in_a_batch() -> None:
     model, image = captioner(), batch()["image"]
-    how = Decoding(temperature=1.0, top_p=0.95, max_length=11)
+    how = Decoding(temperature=1.0, top_p=0.95)
     together = model.caption(image, how, Streams([3, 4, 5, 6]))
     alone = [model.caption(image[i : i + 1], how, Streams([3 + i]))[0] for i in range(4)]
     assert together == alone

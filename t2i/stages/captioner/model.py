@@ -227,7 +227,7 @@ class Captioner(nn.Module):
 
         Args:
             image: (B, 3, H, W) in [-1, 1], any size.
-            decoding: greedy, as long as the network can, if not given.
+            decoding: greedy if not given.
             streams: one random stream per picture; needed where `decoding` draws.
             prompt: words that every caption begins with.
 
@@ -244,9 +244,7 @@ class Captioner(nn.Module):
         room = self.config.tokenizer.context - len(given)
         if self.tokenizer.truncated(prompt) or not room:
             raise ValueError(f"prompt={quoted(prompt)} is longer than the captions of this captioner")
-        decoding = Decoding(max_length=room) if decoding is None else decoding
-        if decoding.max_length > room:
-            raise ValueError(f"max_length={decoding.max_length} is more than the {room} tokens that this captioner has")
+        decoding = (decoding or Decoding()).within(room)
         prompts, cache = [given] * len(image), self.begin(image)
         written = generate(self.step, prompts, decoding, end=end, cache=cache, streams=streams, device=image.device)
         return [self.tokenizer.decode([*given[1:], *text]) for text in written]
