@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from t2i.core.config import Config
+from t2i.core.errors import NonFiniteError
 from t2i.core.seed import Streams, upload
 from t2i.core.sizes import Entries, Length
 from t2i.core.types import KeysValues
@@ -109,8 +110,8 @@ def generate(
 ) -> list[list[int]]:
     """What a network writes after each of B prompts, without the end token.
 
-    Prompts may differ in length, and are not padded: a row whose prompt is longer is told its tokens while the others
-    write theirs, so each is written as it would be alone.
+    Prompts may differ in length, and are not padded: a row whose prompt is longer reads on while the others
+    write, so each is written as it would be alone.
 
     Args:
         step: the network, one step of it.
@@ -121,6 +122,7 @@ def generate(
 
     Raises:
         ValueError: an empty prompt, no `max_length`, or no streams to draw from.
+        NonFiniteError: logits that are NaN.
     """
     if decoding.max_length is None:
         raise ValueError("max_length is open: a network says how much room it has, Decoding.within(room)")
@@ -212,6 +214,8 @@ class _Writing:
         and -inf for all others."""
         logits, self.cache = self.step(self.unread, self.cache)
         log_p = logits.float().log_softmax(dim=1)
+        if log_p.isnan().any():
+            raise NonFiniteError("the network that writes gives logits that are no numbers")
         log_p = log_p.masked_fill(self.forbidden(log_p), -torch.inf)
         if (place := self.tokens.shape[1]) < self.prompt.shape[1]:
             told = torch.full_like(log_p, -torch.inf).scatter_(1, self.prompt[:, place : place + 1], 0.0)

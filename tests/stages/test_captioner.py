@@ -10,7 +10,7 @@ from conftest import captioned
 from small import captioner
 from torch import Tensor
 
-from t2i.core.errors import UsageError
+from t2i.core.errors import NonFiniteError, UsageError
 from t2i.core.seed import Streams
 from t2i.core.types import Encoder
 from t2i.evals.flops import cost
@@ -205,6 +205,28 @@ def test_a_row_is_written_the_same_alone_and_in_a_batch() -> None:
     assert len(set(together)) > 1
 
 
+def test_half_precision_writes_nearly_the_same() -> None:
+    model, given = captioner(), batch()
+    tokens, mask = read(model, given["caption"])
+    with torch.no_grad():
+        whole = model(given["image"], tokens, mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            auto = model(given["image"], tokens, mask)
+        half = model.to(torch.bfloat16)(given["image"], tokens, mask)
+    for out in (auto, half):
+        assert out.image.dtype == out.logits.dtype == torch.float32
+        torch.testing.assert_close(out.logits, whole.logits, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(out.text, whole.text, rtol=0.05, atol=0.05)
+    assert len(model.caption(given["image"], Decoding(num_beams=2))) == 4
+
+
+def test_weights_that_are_no_numbers_write_nothing() -> None:
+    model = captioner()
+    model.positions.data[3] = torch.nan
+    with pytest.raises(NonFiniteError, match="logits that are no numbers"):
+        model.caption(batch()["image"])
+
+
 def test_a_prompt_is_continued() -> None:
     model, image = captioner(), batch()["image"]
     assert all(text.startswith("a red") for text in model.caption(image, prompt="a red"))
@@ -305,6 +327,14 @@ def test_fine_tunings_start_from_the_base_and_learn_captions_alone(tmp_path: Pat
     for tuned in kinds.values():
         for key, value in load_stage(base).state_dict().items():
             torch.testing.assert_close(tuned.state_dict()[key], value)
+
+
+def test_micro_batches_of_one_are_too_small_for_contrast_alone(tmp_path: Path) -> None:
+    path, few = "configs/shapes/captioner.yaml", ["train.batch_size=2", "train.accumulate=2", "train.steps=1"]
+    few += ["train.sample_every=0", "train.val_every=0", "data.num_workers=0", f"train.out={tmp_path}"]
+    with pytest.raises(UsageError, match="a contrastive loss tells a picture's caption from the others"):
+        train(path, few)
+    train(path, [*few, "task.contrastive=0"])
 
 
 def test_the_config_of_the_paper_is_its_preset() -> None:

@@ -28,5 +28,5 @@ STAGE = Stage(
     fits=fits,
     start=start,
     readers=lambda model: [model.tokenizer],
-    contrastive=True,
+    contrastive=lambda options: options.contrastive > 0,
 )

@@ -194,7 +194,7 @@ class Captioner(nn.Module):
     def _logits(self, states: Tensor) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
             table = self.tokens.weight[: self.pad] if self.head is None else self.head.weight
-            return F.linear(self.norm_out(states.float()), table.float())
+            return F.linear(self.norm_out(fit(states, self.norm_out.weight)).float(), table.float())
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
