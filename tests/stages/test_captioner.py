@@ -306,7 +306,6 @@ def test_bad_configs_are_one_line(change: str, message: str, tmp_path: Path) -> 
 def test_fine_tunings_start_from_the_base_and_learn_captions_alone(tmp_path: Path) -> None:
     few = ["train.steps=1", "train.batch_size=2", "train.num_samples=2", "train.val_every=0", "data.num_workers=0"]
     few += [
-        "model.stem=[]",
         "model.text={width: 32, layers: 1, heads: 2}",
         "model.vision={width: 32, layers: 1, heads: 2}",
     ]

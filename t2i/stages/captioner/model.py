@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from t2i.core.config import Config
 from t2i.core.errors import quoted
 from t2i.core.seed import Streams, upload
-from t2i.core.sizes import Channels, Heads, Layers, Length, Multiplier, Side, Width
+from t2i.core.sizes import Heads, Layers, Length, Multiplier, Side, Width
 from t2i.core.types import KeysValues, TextFeatures
 from t2i.nn.generate import Cache, Decoding, generate
 from t2i.nn.layers import fit
@@ -52,9 +52,6 @@ class CaptionerConfig(Config):
 
     image_size: Side = Field(64, description="side of the pictures, in pixels")
     patch_size: Side = Field(8, description="pixels of a side that make one token")
-    stem: tuple[Channels, ...] = Field(
-        (), max_length=8, description="channels of convolutions that halve the sides before patches are cut"
-    )
     vision: TowerConfig = Field(TowerConfig(), description="the image tower")
     text: TowerConfig = Field(TowerConfig(layers=2), description="the text decoder, unimodal and multimodal half")
     num_queries: Length = Field(64, description="tokens of a picture that captions are written from, 256 in the paper")
@@ -71,11 +68,8 @@ class CaptionerConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.image_size % self.patch_size or self.patch_size % 2 ** len(self.stem):
-            raise ValueError(
-                f"image_size={self.image_size} cannot be cut into patches of patch_size={self.patch_size}, after "
-                f"{len(self.stem)} convolutions that halve both"
-            )
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size={self.image_size} cannot be cut into patches of patch_size={self.patch_size}")
         return self
 
 
@@ -102,7 +96,8 @@ class Captioner(nn.Module):
         self.config, self.dim, self.image_size = config, config.embed_dim, config.image_size
         self.tokenizer = config.tokenizer.build()
         self.text_width = width = config.text.width
-        self.patches = patches(config)
+        self.patches = nn.Conv2d(3, config.vision.width, config.patch_size, config.patch_size)
+        nn.init.normal_(self.patches.weight, std=(3 * config.patch_size**2) ** -0.5)  # of unit gain
         self.places = nn.Parameter(torch.randn(self.num_patches, config.vision.width) * config.vision.width**-0.5)
         self.vision = Transformer(config.vision.transformer(causal=False))
         self.norm_vision = nn.LayerNorm(config.vision.width)
@@ -254,16 +249,6 @@ class Captioner(nn.Module):
         """Where the empty sentence is embedded: by these numbers stages recognise the encoder they were trained
         with."""
         return tuple(round(x, 4) for x in self.encode_text([""]).pooled[0, :16].tolist())
-
-
-def patches(config: CaptionerConfig) -> nn.Module:
-    """Pictures to (B, D, rows, columns): patches, after the convolutions of the stem, if there are any."""
-    layers: list[nn.Module] = []
-    before, side = 3, config.patch_size
-    for channels in config.stem:
-        layers += [nn.Conv2d(before, channels, 3, 2, 1), nn.GELU()]
-        before, side = channels, side // 2
-    return nn.Sequential(*layers, nn.Conv2d(before, config.vision.width, side, side))
 
 
 def marks(tokenizer: TokenizerConfig) -> tuple[int, list[int]]:
