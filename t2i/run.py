@@ -155,7 +155,7 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
     torch.manual_seed(run.train.seed)
     neighbours = load_neighbours(run, spec)
     config = complete(run, spec, neighbours)
-    if spec.contrastive:
+    if spec.contrastive(run.task):
         check_contrast(run.train)
     model: Any = new_model(spec, config, path)
     with explain(path, UsageError):
@@ -215,12 +215,13 @@ def check_contrast(train: TrainConfig) -> None:
     """UsageError where a picture has no caption to be told apart from, a warning where it has fewer than it seems."""
     if train.batch_size == train.accumulate:
         raise UsageError(
-            "CLIP tells a picture's caption from the others of its micro-batch: train.batch_size is too small"
+            "a contrastive loss tells a picture's caption from the others of its micro-batch: train.batch_size is too "
+            "small"
         )
     if train.accumulate > 1:
         log.warning(
-            "train.accumulate=%d: CLIP tells a picture's caption only from others of its micro-batch, so this is not "
-            "training on batches of %d",
+            "train.accumulate=%d: a contrastive loss tells a picture's caption only from others of its micro-batch, so "
+            "this is not training on batches of %d",
             train.accumulate,
             train.batch_size,
         )

@@ -14,6 +14,7 @@ from t2i.pipelines.ddpm import DDPM
 from t2i.pipelines.glide import GLIDE
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
 from t2i.stages.autoencoder.model import Autoencoder, AutoencoderConfig
+from t2i.stages.captioner.model import Captioner, CaptionerConfig
 from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.consistency_decoder.model import ConsistencyDecoder, ConsistencyDecoderConfig, LatentsConfig
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
@@ -142,6 +143,13 @@ def consistency_decoder(seed: int = 7, **changes: Any) -> ConsistencyDecoder:
     )  # fmt: skip
     given = {"unet": unet, "image_size": 32, "latents": LatentsConfig(fingerprint=(0.5, 1.0))} | changes
     return shaken(ConsistencyDecoder(ConsistencyDecoderConfig(**given))).eval()
+
+
+def captioner(**changes: Any) -> Captioner:
+    torch.manual_seed(7)
+    tower = {"width": 32, "layers": 2, "heads": 2}
+    sizes = {"image_size": 32, "patch_size": 8, "vision": tower, "text": tower, "num_queries": 8, "embed_dim": 16}
+    return Captioner(CaptionerConfig.model_validate(sizes | {"tokenizer": TOKENIZER} | changes)).eval()
 
 
 def with_ports(config: Any, **ports: Any) -> Any:

@@ -271,7 +271,10 @@ def test_accumulation_is_not_silently_another_clip(tmp_path: Path, caplog: pytes
     train("configs/shapes/clip.yaml", few)
     assert "accumulate" not in caplog.text
     train("configs/shapes/clip.yaml", [*few, "train.accumulate=2", "train.steps=2"])
-    assert "train.accumulate=2: CLIP tells a picture's caption only from others of its micro-batch" in caplog.text
+    assert (
+        "train.accumulate=2: a contrastive loss tells a picture's caption only from others of its micro-batch"
+        in caplog.text
+    )
 
 
 def test_files_may_hold_crops_already(tmp_path: Path) -> None:

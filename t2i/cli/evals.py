@@ -77,6 +77,29 @@ def prior(
     _tell(report, out)
 
 
+@app.command()
+def captions(
+    model: Annotated[str, typer.Option(help="Folder of a captioner.")],
+    decoding: Annotated[
+        list[str] | None, typer.Argument(help="How captions are written, such as num_beams=3 no_repeat_ngram=3.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results, with every caption.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Held-out renders.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the first render, and of what is drawn by chance.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Share of captions of held-out renders that name what is there and nothing else, checked against the scenes."""
+    _writable(out)
+    from t2i.core.config import load
+    from t2i.evals.captions import captions as run
+    from t2i.nn.generate import Decoding
+
+    chosen = load(None, decoding or [], Decoding)
+    with never_silent("writing captions"):
+        report = run(model, num=num, seed=seed, decoding=chosen, device=device)
+    _tell(report, out)
+
+
 def _writable(out: Path | None) -> None:
     """Say before the work that a file cannot be written after it."""
     if out is not None:

@@ -228,6 +228,11 @@ class Task(nn.Module):
         """A grid of pictures (N, 3, H, W) in [-1, 1] that shows what the model has learned, or None; see `groups`."""
         return None
 
+    def sample_captions(self, batch: Batch) -> list[str] | None:
+        """What the model writes beneath each picture of `sample`; None for a model that writes nothing, whose pictures
+        have what it is told of them there."""
+        return None
+
     def draw_prompts(self, asked: Batch) -> Tensor:
         """(N, 3, H, W), what the model makes of the N sentences in `caption`; `image` (B, 3, H, W) are held out."""
         raise NotImplementedError

@@ -30,6 +30,7 @@ STAGES = {
     "t5": "t2i.stages.t5",
     "autoencoder": "t2i.stages.autoencoder",
     "consistency_decoder": "t2i.stages.consistency_decoder",
+    "captioner": "t2i.stages.captioner",
 }
 """Name in `config.json` → the package whose `STAGE` says the rest; nothing is imported before it is asked for."""
 _UNFIT = "config.json does not fit this version of t2i"

@@ -142,6 +142,10 @@ def _no_facts(config: Any) -> ClipFacts:
     return ClipFacts()
 
 
+def _alone(options: Any) -> bool:
+    return False
+
+
 def _no_readers(model: Any) -> list[Tokenizer]:
     return []
 
@@ -175,7 +179,7 @@ class Stage:
         older: (`model` of a run's config of an earlier version, names of the neighbours that are given) → what it says
             to `config`, which reads older keys but does not see the neighbours.
         halved: whether the references say which of its weights may be stored in half precision (`nn.half`).
-        contrastive: whether a picture's loss depends on the others of its micro-batch.
+        contrastive: (options) → whether a picture's loss depends on the others of its micro-batch.
     """
 
     name: str
@@ -203,4 +207,4 @@ class Stage:
     renamed: Callable[[str], str] = _same
     older: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] = _as_it_is
     halved: bool = False
-    contrastive: bool = False
+    contrastive: Callable[[Any], bool] = _alone

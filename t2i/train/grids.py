@@ -14,16 +14,16 @@ from t2i.io.images import save_png
 _SMALLEST = 96  # pixels of a side; smaller pictures are shown a whole number of times larger
 _GAP = 2  # within a row
 _MARGIN = 12  # between rows, and around all
-_LINES = 3  # of a caption
 
 
 @dataclass(frozen=True)
 class Section:
-    """Rows of as many pictures of one size, each with a caption, under a legend."""
+    """Rows of as many pictures of one size, each with a caption of at most so many lines, under a legend."""
 
     legend: str
     rows: Sequence[Sequence[Image.Image]]
     captions: Sequence[str] = ()
+    lines: int = 3
 
 
 def save_sheet(sections: Sequence[Section], path: object) -> None:
@@ -51,7 +51,7 @@ def _drawn(section: Section) -> Image.Image:
     side, high = first.width * times, first.height * times
     font = ImageFont.load_default(size=max(12, side // 12))
     width = len(section.rows[0]) * (side + _GAP) - _GAP
-    captions = [_wrapped(text, font, width) for text in section.captions]
+    captions = [_wrapped(text, font, width, section.lines) for text in section.captions]
     line = math.ceil(font.getbbox("Ágj")[3]) + 3
     height = high + line * max((len(lines) for lines in captions), default=0)
     columns = max(1, min(len(section.rows), math.ceil(math.sqrt(len(section.rows) * height / width))))
@@ -71,15 +71,15 @@ def _drawn(section: Section) -> Image.Image:
     return whole
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of printable text that are no wider than so many pixels; what is too long ends in dots."""
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = 3) -> list[str]:
+    """At most so many lines of printable text that are no wider than so many pixels; what is too long ends in dots."""
     lines = [""]
     for word in "".join(c if c.isprintable() else " " for c in text[:1000]).split():
         if font.getlength(f"{lines[-1]} {word}") > width and lines[-1]:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
-    shown = lines[:_LINES]
-    if len(lines) > _LINES:
+    shown = lines[:most]
+    if len(lines) > most:
         shown[-1] += " …"
     return [_cut(line, font, width) for line in shown if line]
 

@@ -16,6 +16,9 @@ from t2i.train.grids import Section, legend, save_sheet
 from t2i.train.log import Meter
 from t2i.train.objective import Objective, to_device
 
+_WRITTEN = 24
+"""Lines beneath a picture of what a model writes of it."""
+
 
 def check_prompts(task: Task, prompts: Sequence[str]) -> None:
     """UsageError for prompts that a task cannot draw."""
@@ -74,7 +77,7 @@ class HeldOut:
         (first, is_held_out), asked = self._batch, None
         batch = to_device(first, self.device)
         with self._averaged():
-            pictures = self.task.sample(batch)
+            pictures, written = self.task.sample(batch), self.task.sample_captions(batch)
             if self.prompts:
                 seeds = [mix("prompt", number) for number in range(len(self.prompts))]
                 asked = self.task.draw_prompts({**batch, "caption": list(self.prompts), "seed": seeds})
@@ -83,7 +86,10 @@ class HeldOut:
         names = self.task.groups
         rows = list(zip(*(to_pil(group.float()) for group in pictures.chunk(len(names))), strict=True))
         known = legend(names) if is_held_out else legend(names).replace("held-out picture", "picture trained on")
-        sections = [Section(f"{title} · {known}", rows, said_of(self.task, batch))]
+        if written is None:
+            sections = [Section(f"{title} · {known}", rows, said_of(self.task, batch))]
+        else:
+            sections = [Section(f"{title} · {known}", rows, written, lines=_WRITTEN)]
         if asked is not None:
             own = [[picture] for picture in to_pil(asked.float())]
             sections.append(Section(f"train.prompts: {names[-1]}", own, self.prompts))

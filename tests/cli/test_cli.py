@@ -308,6 +308,9 @@ def test_a_folder_named_like_the_picture_is_told_before_the_work(
             2,
             "--steps: expected a whole number or a spacing such as 'ddim50', got '+-3'",
         ),
+        (["eval", "captions", "--model", "x", "num_beam=2"], 2, "unknown key 'num_beam', did you mean 'num_beams'"),
+        (["eval", "captions", "--model", "x", "top_p=0.9"], 2, "top_p=0.9 is for tokens that are drawn"),
+        (["eval", "captions", "--model", "no/such"], 3, "no/such"),
         (["info", "nothing-like-it"], 2, "unknown model"),
         (["genrate", "a red cube"], 2, "No such command 'genrate'"),
         (["data", "shapes", "--out", "OUT", "--size", "64", "--crop", "128"], 2, "crop"),
@@ -511,6 +514,24 @@ def test_eval_compose_prints_a_row_per_task_and_writes_every_reading(
     assert len(result["pictures"]) == 120
     assert result["pictures"][0]["seed"] == 7
     assert result["recipe"]["arguments"]["steps"]["decoder"] == 1
+
+
+def test_eval_captions_prints_a_row_per_question_and_writes_every_caption(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from small import captioner
+
+    from t2i.evals.captions import ROWS
+    from t2i.stages.registry import save_stage
+
+    save_stage(tmp_path / "captioner", "captioner", captioner())
+    out = tmp_path / "r.json"
+    command = ["eval", "captions", "--model", tmp_path / "captioner", "--num", 3, "--seed", 7, "--out", out]
+    assert run(monkeypatch, *command, "num_beams=2", "no_repeat_ngram=3") == 0
+    assert [line[:20].strip() for line in capsys.readouterr().out.splitlines()[1:5]] == list(ROWS)
+    result = json.loads(out.read_text())
+    assert [row["seed"] for row in result["captions"]] == [7, 8, 9]
+    assert result["decoding"]["num_beams"] == 2
 
 
 @pytest.mark.slow

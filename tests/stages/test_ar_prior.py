@@ -9,9 +9,10 @@ from small import ar_prior
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
 from t2i.core.types import TextFeatures
+from t2i.nn.generate import pick
 from t2i.run import load_run
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
-from t2i.stages.ar_prior.sample import pick, sample
+from t2i.stages.ar_prior.sample import sample
 from t2i.stages.ar_prior.task import ArPriorOptions, ArPriorTask
 
 CAPTIONS = ["a red cube", "a blue sphere and a green cube", "a green sphere", "a blue cube"]

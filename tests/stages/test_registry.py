@@ -9,7 +9,7 @@ import pytest
 import torch
 from codec import SmallCodec
 from conftest import given, small_classifier, small_clip, small_decoder, small_noised_clip, small_prior, small_upsampler
-from small import ar_prior, autoencoder, consistency_decoder, t5
+from small import ar_prior, autoencoder, captioner, consistency_decoder, t5
 from torch import nn
 
 from t2i.core.errors import DataError, UsageError
@@ -55,6 +55,7 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "t5": t5,
     "autoencoder": autoencoder,
     "consistency_decoder": consistency_decoder,
+    "captioner": captioner,
 }
 NEIGHBOURS: dict[str, Callable[[], Any]] = {"autoencoder": SmallCodec, "teacher": lambda: None}
 """By name, where they are not a CLIP."""

@@ -31,7 +31,7 @@ nice my new stock cgi colourful colorful simple blocks test copy
 WORDS: tuple[str, ...] = tuple(sorted(_WORDS.split()))
 """Every word and mark that a caption can contain, in a fixed order."""
 
-_NOUNS = {
+NOUNS = {
     "cube": ("cube", "box"),
     "sphere": ("sphere", "ball"),
     "cylinder": ("cylinder",),
@@ -39,9 +39,9 @@ _NOUNS = {
     "pyramid": ("pyramid",),
     "torus": ("torus", "ring", "donut"),
 }
-_PLURALS = {"box": "boxes", "torus": "toruses"}
-_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
-_ADJECTIVES = {
+PLURALS = {"box": "boxes", "torus": "toruses"}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+ADJECTIVES = {
     "large": ("large", "big"),
     "small": ("small", "small", "tiny", "little"),
     "matte": ("matte",),
@@ -128,7 +128,7 @@ def descriptive(scene: Scene, rng: random.Random) -> str:
     ]
     sentences = [f"{rng.choice(opening)} {things}"]
     if len(groups) > 1 and rng.random() < 0.2:
-        sentences[0] = f"{_NUMBERS[len(scene.things)]} objects: {things}"
+        sentences[0] = f"{NUMBERS[len(scene.things)]} objects: {things}"
     if many:
         sentences += _placements(scene, rng)
     else:
@@ -185,7 +185,7 @@ def _groups(things: Sequence[Thing]) -> list[tuple[Thing, int]]:
 
 
 def _noun(thing: Thing, rng: random.Random) -> str:
-    first, *others = _NOUNS[thing.shape]
+    first, *others = NOUNS[thing.shape]
     return rng.choice(others) if others and rng.random() < 0.15 else first
 
 
@@ -201,7 +201,7 @@ def _described(thing: Thing, rng: random.Random, full: bool, noun: str) -> str:
     adjectives = []
     for value in (thing.size, thing.material, thing.pattern):
         if rng.random() < ((0.3 if value == "plain" else 1.0) if full else _MENTIONED[value]):
-            adjectives.append(rng.choice(_ADJECTIVES[value]))
+            adjectives.append(rng.choice(ADJECTIVES[value]))
     return " ".join((*adjectives, _colour(thing, rng), noun))
 
 
@@ -218,8 +218,8 @@ def _colourless(text: str) -> str:
 def _counted(thing: Thing, count: int, rng: random.Random, full: bool = False) -> str:
     noun = _noun(thing, rng)
     if count > 1:
-        number = str(count) if rng.random() < 0.2 else _NUMBERS[count]
-        return f"{number} {_described(thing, rng, full, _PLURALS.get(noun, noun + 's'))}"
+        number = str(count) if rng.random() < 0.2 else NUMBERS[count]
+        return f"{number} {_described(thing, rng, full, PLURALS.get(noun, noun + 's'))}"
     text = _described(thing, rng, full, noun)
     if not full and rng.random() < 0.02:
         return f"one {text}"

@@ -9,6 +9,7 @@ from torch import Tensor
 from t2i.core.errors import DataError
 from t2i.core.seed import Streams, upload
 from t2i.core.types import Condition, Prediction, StepCallback, TextFeatures
+from t2i.nn.generate import pick
 from t2i.stages.ar_prior.model import ArPrior
 
 
@@ -66,16 +67,6 @@ def sample(
             z_i = model.restore(torch.stack(codes, dim=1)[:, 1:])
             callback(place + 1, num_codes, z_i, Prediction(z_i, torch.zeros_like(z_i), torch.zeros_like(z_i)))
     return model.restore(torch.stack(codes, dim=1)[:, 1:])
-
-
-def pick(logits: Tensor, u: Tensor) -> Tensor:
-    """The bucket at the u-quantile, u in [0, 1), of a distribution over buckets: (B, K), (B,) → (B,).
-
-    Logits that a larger batch rounds otherwise give the same bucket, or, very rarely, its neighbour.
-    """
-    cdf = logits.softmax(dim=-1).cumsum(dim=-1)
-    found = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
-    return found.clamp(max=logits.shape[-1] - 1)
 
 
 def _both(model: ArPrior, text: TextFeatures, null: TextFeatures) -> Condition:

@@ -31,5 +31,5 @@ STAGE = Stage(
     complete=complete,
     fits=fits,
     layouts=layouts,
-    contrastive=True,
+    contrastive=lambda options: True,
 )

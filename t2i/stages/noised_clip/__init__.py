@@ -29,5 +29,5 @@ STAGE = Stage(
     fits=fits,
     layouts=layouts,
     halved=True,
-    contrastive=True,
+    contrastive=lambda options: True,
 )
