@@ -67,11 +67,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         state = self.state
         assert self.path == "/v1/chat/completions"
-        state.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        state.asked.append(request)
         state.authorised.append(self.headers.get("Authorization"))
         time.sleep(state.wait)
         status = state.statuses.pop(0) if state.statuses else 200
-        body = state.bodies.pop(0) if state.bodies else said(state.reply(state.asked[-1]))
+        body = state.bodies.pop(0) if state.bodies else said(state.reply(request))
         self._send(status, body)
 
     def _send(self, status: int, body: bytes) -> None:
