@@ -16,6 +16,7 @@ from t2i.stages.classifier.model import Classifier, ClassifierConfig
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
+from t2i.stages.rewriter.model import Rewriter, RewriterConfig
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 from t2i.text.tokenizers import TokenizerConfig
 
@@ -78,6 +79,11 @@ def ar_prior(**changes: Any) -> ArPrior:
     model = ArPrior(ArPriorConfig(clip_dim=16, **(sizes | text | changes))).eval()
     model.calibrate(*torch.nn.functional.normalize(torch.randn(2, 64, 16), dim=-1))
     return shaken(model)
+
+
+def rewriter(**changes: Any) -> Rewriter:
+    torch.manual_seed(8)
+    return Rewriter(RewriterConfig(**({"width": 32, "layers": 2, "heads": 2, "tokenizer": TOKENIZER} | changes))).eval()
 
 
 def with_ports(config: Any, **ports: Any) -> Any:

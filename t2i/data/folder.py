@@ -23,6 +23,7 @@ from t2i.data.source import (
     BadSample,
     Sample,
     decode,
+    kinds_of,
     lines_of,
     pick_caption,
     read_file,
@@ -64,7 +65,7 @@ class FolderSource:
     ):
         self.root, self.size, self.crop, self.captions = Path(root), size, crop, captions or {}
         self.policy, self.channels = policy, channels
-        self.captioned = "caption" in needs
+        self.captioned, self.needs = "caption" in needs, needs
         if not self.root.is_dir():
             raise DataError(f"{root} is not a folder")
         self.found = found or scan(root)
@@ -116,8 +117,9 @@ class FolderSource:
             data, captions = self.raw(index)
             captions = self.written.joined(index, captions, data)
         caption = pick_caption(captions, self.captions, rng)
+        kinds = kinds_of(captions, self.needs, rng)
         image = decode(data, self.size, self.crop, rng, self.policy, self.channels)
-        sample = {**image, "caption": caption, "key": self.keys[index]}
+        sample: Sample = {**image, **kinds, "caption": caption, "key": self.keys[index]}
         if self.classes:
             sample["label"] = self.classes.index(Path(file).parts[0])
         return sample

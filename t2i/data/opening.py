@@ -42,7 +42,7 @@ def open_source(src: str, config: DataConfig, split: str, needs: Needs) -> Sourc
             raise UsageError("data.source=shapes is in colour; a network of one channel learns from files")
         if config.recaptions is not None and len(config.sources) == 1:
             raise UsageError(f"data.recaptions={config.recaptions}: shapes are not files, and caption themselves")
-        return ShapesSource(config, split)
+        return ShapesSource(config, split, needs.keys)
     source = open_files(src, config, needs)
     held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
     if all(held) or not any(held):  # training comes first

@@ -1,5 +1,7 @@
 """The shapes world as a source: scenes that are drawn when they are asked for, and not loaded."""
 
+from collections.abc import Sequence
+
 from t2i.core.errors import UsageError, did_you_mean
 from t2i.data.config import DataConfig
 from t2i.data.source import Sample
@@ -9,15 +11,16 @@ VAL_SCENES = 1 << 62
 
 
 class ShapesSource:
-    """Scenes of the procedural world, drawn on demand; see `t2i.data.shapes`.
+    """Scenes of the procedural world, drawn on demand; see `t2i.data.shapes`. Without `image` among `needs` none is
+    rendered.
 
     Raises UsageError for caption kinds and crops that the world does not have.
     """
 
-    def __init__(self, config: DataConfig, split: str) -> None:
+    def __init__(self, config: DataConfig, split: str, needs: Sequence[str] = ("image",)) -> None:
         from t2i.data import shapes
 
-        self.config, self.split = config, split
+        self.config, self.split, self.needs = config, split, needs
         for kind in config.captions:
             if kind not in shapes.KINDS:
                 hint = did_you_mean(kind, shapes.KINDS)
@@ -37,6 +40,13 @@ class ShapesSource:
         counts = config.num_things or shapes.NUM_THINGS
         seeds = [seed | VAL_SCENES if self.split == "val" else seed & ~VAL_SCENES for seed in seeds]
         crop = None if config.crop == config.size else config.crop
-        drawn = shapes.draw(seeds, config.size, crop, weights=weights, num_things=counts)
-        names = ("image", "caption", "key", "scene", "label")
-        return [{name: drawn[name][i] for name in names} for i in range(len(seeds))]
+        if "image" in self.needs:
+            drawn = shapes.draw(seeds, config.size, crop, weights=weights, num_things=counts)
+        else:
+            drawn = shapes.texts(seeds, weights, counts)
+        names = [name for name in ("image", "caption", "key", "scene", "label") if name in drawn]
+        kinds = [kind for kind in shapes.KINDS if kind in self.needs]
+        return [
+            {name: drawn[name][i] for name in names} | {kind: drawn["captions"][i][kind] for kind in kinds}
+            for i in range(len(seeds))
+        ]

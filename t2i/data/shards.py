@@ -33,6 +33,7 @@ from t2i.data.source import (
     Tally,
     clean,
     decode,
+    kinds_of,
     lines_of,
     pick_caption,
     text_of,
@@ -172,6 +173,7 @@ class ShardSource:
         if self.written is not None:
             captions = self.written.joined(index, captions, data)
         sample["caption"] = pick_caption(captions, self.captions, rng)
+        sample |= kinds_of(captions, self.needs, rng)
         if data is not None:
             sample |= decode(data, self.size, self.crop, rng, self.policy, self.channels)
         return sample

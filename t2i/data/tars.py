@@ -20,7 +20,20 @@ log = logging.getLogger(__name__)
 
 MAX_HEADER = 2**20
 """Bytes; longer names and attributes of members are refused before they are read."""
-RESERVED = ("image", "caption", "label", "key", "seed", "bad", "enlarged", "failed", "notices")
+RESERVED = (
+    "image",
+    "caption",
+    "short",
+    "descriptive",
+    "alt",
+    "label",
+    "key",
+    "seed",
+    "bad",
+    "enlarged",
+    "failed",
+    "notices",
+)
 """What a sample holds beside its arrays."""
 
 TEXT_TYPES = ("txt", "json", "cls")

@@ -66,7 +66,7 @@ def tokenize(tokenizer: Tokenizer, captions: Sequence[str], *, trim: bool = Fals
 class ClipTokenizer:
     """CLIP's byte-pair encoding as open_clip ships it; knows every word, so nothing is ever `unknown`."""
 
-    end = 49407
+    start, end = 49406, 49407
 
     def __init__(self, context: int = 77) -> None:
         from open_clip import SimpleTokenizer
@@ -79,6 +79,11 @@ class ClipTokenizer:
         tokens = self._tokenizer(list(captions))  # (B, L)
         last = tokens.argmax(dim=-1, keepdim=True)  # (B, 1) place of the end token
         return tokens, torch.arange(self.context) <= last
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, lower-cased as it was read; those that start and end a caption are passed over."""
+        text: str = self._tokenizer.decode([i for i in ids if i < self.start])
+        return text.strip()
 
     def unknown(self, caption: str) -> list[str]:
         return []

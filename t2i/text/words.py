@@ -12,6 +12,7 @@ from torch import Tensor
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 _FIRST = 4
 _PIECES = re.compile(r"\w+|[^\w\s]")
+_BEFORE_MARK = re.compile(r" ([,.:;!?])")
 
 
 class WordTokenizer:
@@ -57,6 +58,11 @@ class WordTokenizer:
             ids = [self._ids.get(word, UNKNOWN) for word in self._split(caption)[: self.room]]
             row[: len(ids) + 2] = torch.tensor([START, *ids, END])
         return tokens, tokens != PAD
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Words and marks as they are written; special tokens are passed over."""
+        words = " ".join(self.vocabulary[i - _FIRST] for i in ids if i >= _FIRST)
+        return _BEFORE_MARK.sub(r"\1", words)
 
     def unknown(self, caption: str) -> list[str]:
         """Words of `caption` that the vocabulary lacks, in order of appearance."""
