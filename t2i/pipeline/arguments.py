@@ -71,12 +71,13 @@ class Inpaint(Sentences, total=False):
 
 
 class Texts(NamedTuple):
-    """Sentences of N pictures, what guidance moves away from instead of nothing, and which sentences are longer than
-    what is read."""
+    """Sentences of N pictures, what guidance moves away from instead of nothing, which sentences are longer than what
+    is read, and what was asked for where the sentences are written from that."""
 
     prompts: list[str]
     negatives: list[str]
     truncated: list[bool]
+    asked: list[str] | None = None
 
 
 def check_draw(draw: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The rewriter learns pairs of captions, sees nothing of what follows, and writes the same with its cache as without."""
+"""The rewriter learns pairs of captions, sees nothing that follows, and writes the same with its cache as without."""
 
 import json
 from pathlib import Path
