@@ -175,7 +175,7 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
 
 def _upsampling(how: str | None, image: Path | None) -> dict[str, Any]:
     """The argument of a call that says how prompts are upsampled, checked before a model is opened."""
-    from t2i.pipeline.upsampled import check_upsample_prompt
+    from t2i.text.upsampling import check_upsample_prompt
 
     if how is None:
         return {}

@@ -54,12 +54,3 @@ def _sent(pipe: "Pipeline", prompts: list[str], how: str) -> list[str]:
         rewriter: Any = load_stage(how, "rewriter")
         return upsample_prompts(prompts, "lm", rewriter)
     return upsample_prompts(prompts, how)
-
-
-def check_upsample_prompt(how: str) -> None:
-    """UsageError for a way that is none, and no folder of a stage; before a model is opened."""
-    from t2i.core.paths import path_of
-    from t2i.text.upsampling import check_way
-
-    if how in WAYS or "://" in how or not (path_of(how, "upsample_prompt").exists() or how.startswith("weights/")):
-        check_way(how)

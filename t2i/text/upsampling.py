@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from t2i.core.errors import DataError, UsageError, did_you_mean, quoted, shown
+from t2i.core.paths import path_of
 from t2i.io.chat import Endpoint, is_address, open_endpoint
 
 WAYS = ("identity", "rule", "lm")
@@ -66,6 +67,12 @@ def check_way(how: object) -> str:
         known = f"{', '.join(WAYS)}, a server's http://HOST/v1#MODEL and, in a pipeline, the folder of a rewriter"
         raise UsageError(f"upsample_prompt={quoted(how)}: known are {known}{did_you_mean(how, WAYS)}")
     return how
+
+
+def check_upsample_prompt(how: str) -> None:
+    """UsageError for a way that is none, nor a folder; before a model is opened."""
+    if how in WAYS or "://" in how or not (path_of(how, "upsample_prompt").exists() or how.startswith("weights/")):
+        check_way(how)
 
 
 def upsample_prompts(
