@@ -165,6 +165,6 @@ def own_captioner(
     places = {kind: find_stage(folders[kind]) for kind in kinds}
     where = device_of(device)
     writers: dict[Kind, Any] = {kind: load_stage(place, "captioner").to(where) for kind, place in places.items()}
-    decoding = {kind: Decoding(**writing.given()) for kind in kinds}
+    decoding = {kind: Decoding(**writing.model_dump(exclude_defaults=True)) for kind in kinds}
     name = ",".join(dict.fromkeys(str(place) for place in places.values()))
     return OwnCaptioner(writers, decoding, name, fingerprint(places), where)  # type: ignore[arg-type]
