@@ -92,9 +92,10 @@ def finish(processes: list[Any], log: Path) -> None:
 
 
 def main(num: int, seed: int, shards: int = 6, pictures: int = 200, longest: float = 0.4) -> dict[str, int]:
-    """How many kills hit, how many captions were there after each, and how many were written more than once; asserts
-    that none of those was on the disk, and that all files are those of an undisturbed run."""
-    draw, told = random.Random(seed), {"hit": 0, "asked": 0, "captions": 2 * shards * pictures}
+    """How many kills hit, how many of the killed runs left new captions, how many were asked for, and how many there
+    are; asserts that none that was on the disk was asked for again, and that all files are those of an undisturbed
+    run."""
+    draw, told = random.Random(seed), {"hit": 0, "kept": 0, "asked": 0, "captions": 2 * shards * pictures}
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         root = Path(folder)
         (root / "shards" / "more").mkdir(parents=True)
@@ -115,6 +116,7 @@ def main(num: int, seed: int, shards: int = 6, pictures: int = 200, longest: flo
                 process.join()
             asked = log.read_text().splitlines()
             told["asked"] += len(asked)
+            told["kept"] += bool(on_disk(root / "out") - before)
             assert not before & set(asked), "a caption that was on the disk was written again"
             lost = set(asked) - on_disk(root / "out")
             assert len(lost) <= WORLD * 2 * 64, f"{len(lost)} captions lost"

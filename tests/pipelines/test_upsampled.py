@@ -15,6 +15,7 @@ from t2i.cli.main import app
 from t2i.core.errors import DataError, T2IError, UsageError
 from t2i.io.images import open_image
 from t2i.io.provenance import read_recipe
+from t2i.pipeline.slots import Slot
 from t2i.pipelines.dalle2 import DALLE2
 from t2i.stages.registry import save_stage
 
@@ -70,6 +71,16 @@ def test_a_rewriter_may_be_a_folder(pipe: DALLE2, tmp_path: Path) -> None:
         pipe("a red cube", upsample_prompt="lm", **how)
     with pytest.raises(UsageError, match="the prompt is empty"):
         pipe(" ", upsample_prompt="rule", **how)
+
+
+@pytest.mark.filterwarnings("ignore:only the first", "ignore:the model does not know")
+def test_a_model_may_have_a_rewriter_of_its_own(pipe: DALLE2) -> None:
+    class Written(DALLE2):
+        slots = (Slot("rewriter", ("rewriter",), role="reads", optional=True), *DALLE2.slots)
+
+    own = Written({"rewriter": rewriter(), **pipe.parts}, pipe.settings).to("cpu", "float32")
+    out = own("a red cube", upsample_prompt="lm", seed=3, stop_after="prior", progress=False)
+    assert out.prompts == rewriter().rewrite(["a red cube"])
 
 
 @pytest.mark.filterwarnings("ignore:only the first", "ignore:the model does not know")

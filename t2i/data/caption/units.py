@@ -1,5 +1,6 @@
 """A source cut into the parts that get a file of captions each: a tar, a share of a folder, a thousand scenes."""
 
+import logging
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,8 @@ from t2i.data.opening import open_files
 from t2i.data.shards import ShardSource
 from t2i.data.source import BadSample, Needs
 from t2i.io.images import open_image, to_pil
+
+log = logging.getLogger(__name__)
 
 _SCENES = 1000  # of a part
 
@@ -52,6 +55,7 @@ def units_of(src: str, out: Path, *, count: int | None = None, size: int = 256) 
     if not os.path.exists(src) and not any(mark in src for mark in "*?[{"):
         raise DataError(f"{src} does not exist{did_you_mean(src, ['shapes'])}")
     source = open_files(src, DataConfig(), Needs(("image",)))
+    log.info("%s: %s", src, source)
     parts = parts_of(source, out)
     return [Unit(name, [source.keys[row] for row in rows], _reader(source, rows)) for name, rows in parts.items()]
 
