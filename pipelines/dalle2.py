@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from t2i.core.errors import DataError, UsageError, did_you_mean, quoted
 from t2i.core.types import TextFeatures, Tokenizer
 from t2i.hub.index import presets
-from t2i.pipeline.arguments import Draw, Prompts
+from t2i.pipeline.arguments import Draw, Prompts, prompt_rows
 from t2i.pipeline.base import Pipeline
 from t2i.pipeline.inputs import Latent
 from t2i.pipeline.output import Output
 from t2i.pipeline.placement import on_device
 from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Slot, complete_settings
-from t2i.pipeline.upsampled import upsampled_rows
+from t2i.pipeline.upsampled import upsampled
 from t2i.pipelines import inpaint, latents, manipulations, upsample
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.follow import same_clip
@@ -66,14 +66,14 @@ class DALLE2(Pipeline):
             prompt: one sentence or several; the order of pictures is prompt by prompt.
             negative_prompt: what guidance moves away from, in the prior and in the decoder, instead of nothing; one
                 sentence for all, or one for each prompt.
-            upsample_prompt: draw what is written from the prompt, see `upsampled_rows`.
+            upsample_prompt: draw what is written from the prompt, see `upsampled`.
             draw: see `Draw`; guidance acts in the prior and the decoder, and stop_after="prior" gives embeddings only.
 
         Raises:
             UsageError: an argument that cannot be. NonFiniteError: a stage broke down.
         """
-        given = (prompt, negative_prompt, num_images_per_prompt)
-        texts = upsampled_rows(self, upsample_prompt, *given, self.readers)
+        prompt, asked = upsampled(self, prompt, upsample_prompt)
+        texts = prompt_rows(prompt, negative_prompt, num_images_per_prompt, self.readers, asked)
         return self.run(self.request(draw, texts=texts))
 
     def run(self, r: Request) -> Output:

@@ -18,13 +18,13 @@ from typing import Any, Literal, Unpack
 from t2i.core.errors import DataError, UsageError, quoted
 from t2i.core.types import Tokenizer
 from t2i.diffusion.sampling import Hooks
-from t2i.pipeline.arguments import Draw, Inpaint, Prompts
+from t2i.pipeline.arguments import Draw, Inpaint, Prompts, prompt_rows
 from t2i.pipeline.base import Pipeline
 from t2i.pipeline.inputs import Picture
 from t2i.pipeline.output import Output
 from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Slot
-from t2i.pipeline.upsampled import upsampled_rows
+from t2i.pipeline.upsampled import upsampled
 from t2i.pipelines import inpaint as known
 
 
@@ -50,8 +50,8 @@ class GLIDE(Pipeline):
     ) -> Output:  # fmt: skip
         """Draw pictures; arguments and errors as in `DALLE2`, guidance of the stages decoder and clip."""
         scales = self.planner.plan(draw)[1]
-        given = (prompt, negative_prompt, num_images_per_prompt)
-        texts = upsampled_rows(self, upsample_prompt, *given, self.readers_of(scales))
+        prompt, asked = upsampled(self, prompt, upsample_prompt)
+        texts = prompt_rows(prompt, negative_prompt, num_images_per_prompt, self.readers_of(scales), asked)
         return self.run(self.request(draw, texts=texts))
 
     def run(self, r: Request) -> Output:

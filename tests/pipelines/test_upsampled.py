@@ -83,6 +83,13 @@ def test_a_model_may_have_a_rewriter_of_its_own(pipe: DALLE2) -> None:
     assert out.prompts == rewriter().rewrite(["a red cube"])
 
 
+def test_warnings_point_at_the_line_that_calls(pipe: DALLE2) -> None:
+    for how in (None, "identity"):
+        with pytest.warns(UserWarning, match="the model does not know: corgi") as told:
+            pipe("a corgi", upsample_prompt=how, seed=3, stop_after="prior", progress=False)
+        assert told[0].filename == __file__
+
+
 @pytest.mark.filterwarnings("ignore:only the first", "ignore:the model does not know")
 def test_glide_takes_it_too() -> None:
     how: dict[str, Any] = {"seed": 3, "stop_after": "decoder", "progress": False}
