@@ -102,6 +102,7 @@ def open_pretrained(
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+    # False, and not left out: transformers would ask on the terminal.
     how: dict[str, Any] = {"trust_remote_code": False, "local_files_only": os.path.isdir(name) or offline()}
     with memory_explained(name, "a smaller captioner"):
         config = _had(name, lambda: AutoConfig.from_pretrained(name, **how))

@@ -119,12 +119,13 @@ class Journal:
 
     def append(self, batches: Iterable[Sequence[Row]]) -> None:
         """Add batches, and wait until they are on the disk."""
+        data = b"".join(json.dumps(batch).encode() + b"\n" for batch in batches)
         with clear_errors(self.path), open(self.path, "ab") as file:
             file.truncate(self._whole)
-            for batch in batches:
-                self._whole += file.write(json.dumps(batch).encode() + b"\n")
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        self._whole += len(data)
 
     def remove(self) -> None:
         """Its rows stand in the whole file."""

@@ -1,5 +1,6 @@
 """Every picture is captioned once, whatever is killed, and what went wrong is a row or a line."""
 
+import errno
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from campaigns.caption_kills import main as kill
 from files_of_data import make_folder, make_shard, make_tar, picture
 from PIL import Image
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.data.caption.job import GIVE_UP, Job
 from t2i.data.caption.store import Journal, num_parts, part_of, read_rows
 from t2i.data.caption.units import units_of
@@ -200,6 +201,23 @@ def test_a_journal_that_was_cut_off_is_taken_up_at_its_last_whole_batch(tmp_path
         assert [row["key"] for row in Journal(tmp_path / "x.jsonl").rows][-1] == "c"
     (tmp_path / "x.jsonl").write_bytes(whole)
     assert Journal(tmp_path / "x.jsonl").rows[-1]["key"] == "é\udcff"
+
+
+def test_a_full_disk_ends_it_in_one_line_and_what_was_written_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "x.jsonl")
+    journal.append([[{"key": "a"}]])
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(FullDiskError, match=r"no space left to write .*x.jsonl"):
+            journal.append([[{"key": "b"}]])
+    journal.append([[{"key": "b"}]])
+    assert [row["key"] for row in Journal(tmp_path / "x.jsonl").rows] == ["a", "b"]
 
 
 def test_two_jobs_do_not_write_the_same_captions(tmp_path: Path) -> None:
