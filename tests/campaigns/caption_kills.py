@@ -91,7 +91,7 @@ def finish(processes: list[Any], log: Path) -> None:
     assert [process.exitcode for process in processes] == [0] * WORLD, Path(f"{log}.txt").read_text()
 
 
-def main(num: int, seed: int, shards: int = 6, pictures: int = 200, longest: float = 0.4) -> dict[str, int]:
+def main(num: int, seed: int, shards: int = 6, pictures: int = 600, longest: float = 0.8) -> dict[str, int]:
     """How many kills hit, how many of the killed runs left new captions, how many were asked for, and how many there
     are; asserts that none that was on the disk was asked for again, and that all files are those of an undisturbed
     run."""
