@@ -26,6 +26,7 @@ from t2i.pipeline.output import Output
 from t2i.pipeline.placement import on_device
 from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Slot, complete_settings
+from t2i.pipeline.upsampled import upsampled
 from t2i.pipelines import inpaint, latents, manipulations, upsample
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.follow import same_clip
@@ -56,6 +57,7 @@ class DALLE2(Pipeline):
         *,
         negative_prompt: Prompts | None = None,
         num_images_per_prompt: int = 1,
+        upsample_prompt: str | None = None,
         **draw: Unpack[Draw],
     ) -> Output:
         """Draw pictures.
@@ -64,12 +66,14 @@ class DALLE2(Pipeline):
             prompt: one sentence or several; the order of pictures is prompt by prompt.
             negative_prompt: what guidance moves away from, in the prior and in the decoder, instead of nothing; one
                 sentence for all, or one for each prompt.
+            upsample_prompt: draw what is written from the prompt, see `upsampled`.
             draw: see `Draw`; guidance acts in the prior and the decoder, and stop_after="prior" gives embeddings only.
 
         Raises:
             UsageError: an argument that cannot be. NonFiniteError: a stage broke down.
         """
-        texts = prompt_rows(prompt, negative_prompt, num_images_per_prompt, self.readers)
+        prompt, asked = upsampled(self, prompt, upsample_prompt)
+        texts = prompt_rows(prompt, negative_prompt, num_images_per_prompt, self.readers, asked)
         return self.run(self.request(draw, texts=texts))
 
     def run(self, r: Request) -> Output:

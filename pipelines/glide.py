@@ -24,6 +24,7 @@ from t2i.pipeline.inputs import Picture
 from t2i.pipeline.output import Output
 from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Slot
+from t2i.pipeline.upsampled import upsampled
 from t2i.pipelines import inpaint as known
 
 
@@ -45,11 +46,12 @@ class GLIDE(Pipeline):
 
     def __call__(
         self, prompt: Prompts, *, negative_prompt: Prompts | None = None, num_images_per_prompt: int = 1,
-        **draw: Unpack[Draw],
+        upsample_prompt: str | None = None, **draw: Unpack[Draw],
     ) -> Output:  # fmt: skip
         """Draw pictures; arguments and errors as in `DALLE2`, guidance of the stages decoder and clip."""
         scales = self.planner.plan(draw)[1]
-        texts = prompt_rows(prompt, negative_prompt, num_images_per_prompt, self.readers_of(scales))
+        prompt, asked = upsampled(self, prompt, upsample_prompt)
+        texts = prompt_rows(prompt, negative_prompt, num_images_per_prompt, self.readers_of(scales), asked)
         return self.run(self.request(draw, texts=texts))
 
     def run(self, r: Request) -> Output:

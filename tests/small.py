@@ -20,6 +20,7 @@ from t2i.stages.consistency_decoder.model import ConsistencyDecoder, Consistency
 from t2i.stages.dalle2_pytorch.decoder.model import LaionDecoder, LaionDecoderConfig
 from t2i.stages.decoder.model import Decoder, DecoderConfig
 from t2i.stages.noised_clip.model import NoisedClip, NoisedClipConfig, TowerConfig
+from t2i.stages.rewriter.model import Rewriter, RewriterConfig
 from t2i.stages.t5.model import T5, T5Config
 from t2i.stages.upsampler.model import Upsampler, UpsamplerConfig
 from t2i.text.tokenizers import TokenizerConfig
@@ -150,6 +151,11 @@ def captioner(**changes: Any) -> Captioner:
     tower = {"width": 32, "layers": 2, "heads": 2}
     sizes = {"image_size": 32, "patch_size": 8, "vision": tower, "text": tower, "num_queries": 8, "embed_dim": 16}
     return Captioner(CaptionerConfig.model_validate(sizes | {"tokenizer": TOKENIZER} | changes)).eval()
+
+
+def rewriter(**changes: Any) -> Rewriter:
+    torch.manual_seed(8)
+    return Rewriter(RewriterConfig(**({"width": 32, "layers": 2, "heads": 2, "tokenizer": TOKENIZER} | changes))).eval()
 
 
 def with_ports(config: Any, **ports: Any) -> Any:

@@ -42,6 +42,14 @@ Strength = Annotated[float | None, typer.Option(help="How much --image may chang
 From = Annotated[Path | None, typer.Option("--from", help="Repeat this picture, with its own model, device and dtype.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto if not given.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, or bfloat16 or float16, faster but less exact.")]
+Upsample = Annotated[
+    str | None,
+    typer.Option(
+        "--upsample-prompt",
+        help="Draw a descriptive caption written from the prompt: lm (the model's own rewriter), rule, the folder of a "
+        "rewriter, or a server's http://HOST/v1#MODEL.",
+    ),
+]
 Preset = Annotated[str | None, typer.Option(help="Sample DALL-E 2's chain as karlo, diffusers, laion or the paper do.")]
 
 
@@ -65,17 +73,24 @@ def generate(
     dtype: Dtype = None,
     offload: Offload = False,
     preset: Preset = None,
+    upsample_prompt: Upsample = None,
 ) -> None:
     """Draw pictures and write them with how they were made."""
     draw = draw_options(seed, steps, guidance, sampler, stop_after, max_tile)
     recipe = None
     if from_ is not None:
-        if subjects or draw or num != 1 or any(x is not None for x in (negative, image, mask, strength, preset)):
+        if (
+            subjects
+            or draw
+            or num != 1
+            or any(x is not None for x in (negative, image, mask, strength, preset, upsample_prompt))
+        ):
             raise UsageError("--from repeats a picture exactly; give no prompt and no other setting of it")
         recipe = _recipe(from_, model)
         model, device, dtype = model or recipe["model"], device or recipe["device"], dtype or recipe["dtype"]
         preset = recipe.get("preset")
     _check(out, subjects, negative)
+    upsampling = _upsampling(upsample_prompt, image)
     check_files(image, mask)
     if check_opening(model or "shapes", draw, dtype, preset) in SENTENCES and not subjects and recipe is None:
         raise UsageError('no prompt given; try: t2i generate "a red cube"')
@@ -85,7 +100,7 @@ def generate(
         if recipe is not None:
             result, which = _redrawn(pipe, recipe, from_), [recipe["picture"]]
         else:
-            result = _drawn(pipe, task, subjects, num, negative, out, {**pictures, **draw})
+            result = _drawn(pipe, task, subjects, num, negative, out, {**pictures, **draw, **upsampling})
             which = list(range(len(result)))
     for i, path in zip(which, result.save(out, which), strict=True):
         typer.echo(f"{path}  seed {result.seeds[i]}")
@@ -139,8 +154,9 @@ def _drawn(
 
     if pipe.subject == "prompt" and not subjects:
         raise UsageError('no prompt given; try: t2i generate "a red cube"')
-    if negative is not None and pipe.subject != "prompt":
-        raise UsageError("--negative is for models that read sentences")
+    for option, value in (("--negative", negative), ("--upsample-prompt", given.get("upsample_prompt"))):
+        if value is not None and pipe.subject != "prompt":
+            raise UsageError(f"{option} is for models that read sentences")
     call: Callable[..., Output] | None = getattr(pipe, task, None)
     if call is None:
         raise UsageError(f"this model cannot {task}; those that read sentences can")
@@ -168,6 +184,18 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
     return "edit", given if strength is None else given | {"strength": strength}
 
 
+def _upsampling(how: str | None, image: Path | None) -> dict[str, Any]:
+    """The argument of a call that says how prompts are upsampled, checked before a model is opened."""
+    from t2i.text.upsampling import check_upsample_prompt
+
+    if how is None:
+        return {}
+    if image is not None:
+        raise UsageError("--upsample-prompt is for pictures drawn from a prompt alone; leave out --image")
+    check_upsample_prompt(how)
+    return {"upsample_prompt": how}
+
+
 def _redrawn(pipe: "Pipeline", recipe: dict[str, Any], path: Path | None) -> "Output":
     """The pictures of a recipe, with warnings where they may be others."""
     from t2i.pipeline.cost import check_pictures
@@ -178,6 +206,9 @@ def _redrawn(pipe: "Pipeline", recipe: dict[str, Any], path: Path | None) -> "Ou
     try:
         pipe.planner.plan({"stop_after": arguments["stop_after"]})
         check_pictures(pipe, arguments["stop_after"])
-        return pipe(**arguments)
+        result = pipe(**arguments)
+        if "asked" in recipe:  # nobody is asked again, and what was asked stays beside it
+            result.recipe["asked"] = [recipe["asked"]] * len(result)
+        return result
     except UsageError as error:  # the file is to blame, not who repeats it
         raise DataError(f"{path}: its recipe: {error}") from error

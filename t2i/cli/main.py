@@ -1,5 +1,5 @@
 """The command line: `t2i generate | variations | interpolate | text-diff | upsample | train | configs | calibrate |
-assemble | convert | data | eval | info`.
+assemble | convert | data | caption | eval | info`.
 
 Nothing heavy is imported before a command runs.
 
@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from t2i.cli import data, evals
+from t2i.cli.caption import caption
 from t2i.cli.convert import convert
 from t2i.cli.generate import generate
 from t2i.cli.info import info
@@ -49,7 +50,7 @@ def _t2i(
 for command in (generate, variations, interpolate, text_diff, upsample):
     app.command()(command)
 app.command(add_help_option=False)(train)  # which has one of its own, for the keys of a config
-for other in (configs, calibrate, assemble, convert, info):
+for other in (configs, calibrate, assemble, convert, caption, info):
     app.command()(other)
 app.add_typer(data.app, name="data")
 app.add_typer(evals.app, name="eval")

@@ -35,6 +35,9 @@ class DataConfig(Config):
     captions: dict[str, Weight] = Field(
         {}, description="weights of caption kinds; empty for those of `pick_caption`, also where none of these is there"
     )
+    recaptions: Annotated[str, AtHome] | None = Field(
+        None, description="folder of what t2i caption wrote of the source; None for files beside its shards, if any"
+    )
     num_things: dict[int, Weight] = Field(
         {}, description="for shapes, weights of scenes with 1 to 4 things; empty for half with one, a third with two"
     )

@@ -40,18 +40,20 @@ def open_source(src: str, config: DataConfig, split: str, needs: Needs) -> Sourc
     if src == "shapes":
         if needs.channels != 3:
             raise UsageError("data.source=shapes is in colour; a network of one channel learns from files")
+        if config.recaptions is not None and len(config.sources) == 1:
+            raise UsageError(f"data.recaptions={config.recaptions}: shapes are not files, and caption themselves")
         return ShapesSource(config, split, needs.keys)
-    source = _open_files(src, config, needs)
+    source = open_files(src, config, needs)
     held = [mix("val", key) / 2**63 < config.val_fraction for key in source.keys]
     if all(held) or not any(held):  # training comes first
         return source if split == "train" else None
     return Subset(source, [row for row, is_val in enumerate(held) if is_val == (split == "val")])
 
 
-def _open_files(src: str, config: DataConfig, needs: Needs) -> FolderSource | ShardSource:
+def open_files(src: str, config: DataConfig, needs: Needs) -> FolderSource | ShardSource:
     """All of a source on disk. A folder of pictures and tars is what it holds more of."""
     how = (config.size, config.crop, config.captions, needs.keys)
-    more: Any = {"policy": config.crop_policy, "channels": needs.channels}
+    more: Any = {"policy": config.crop_policy, "channels": needs.channels, "recaptions": config.recaptions}
     if not os.path.isdir(src):
         return ShardSource(src, *how, **more)
     found = scan(src)

@@ -56,7 +56,7 @@ def scan(root: str | Path) -> Scan:
             pictures.append(name)
         elif kind in (".txt", ".tar"):
             (texts if kind == ".txt" else tars).append(name)
-        else:
+        elif not name.endswith((".captions.parquet", ".captions.jsonl")):  # of t2i caption, read by their pictures
             left_out.add_other(name)
     captions = _captions(pictures, texts)
     for text in sorted(set(texts) - set(captions.values())):

@@ -11,7 +11,8 @@ VAL_SCENES = 1 << 62
 
 
 class ShapesSource:
-    """Scenes of the procedural world, drawn on demand; see `t2i.data.shapes`.
+    """Scenes of the procedural world, drawn on demand; see `t2i.data.shapes`. Without `image` among `needs` none is
+    rendered.
 
     Raises UsageError for caption kinds, crops and arrays that the world does not have.
     """
@@ -19,7 +20,7 @@ class ShapesSource:
     def __init__(self, config: DataConfig, split: str, needs: Sequence[str] = ("image", "caption")) -> None:
         from t2i.data import shapes
 
-        self.config, self.split, self.pictured = config, split, "image" in needs
+        self.config, self.split, self.needs = config, split, needs
         for kind in config.captions:
             if kind not in shapes.KINDS:
                 hint = did_you_mean(kind, shapes.KINDS)
@@ -39,9 +40,13 @@ class ShapesSource:
         counts = config.num_things or shapes.NUM_THINGS
         seeds = [seed | VAL_SCENES if self.split == "val" else seed & ~VAL_SCENES for seed in seeds]
         crop = None if config.crop == config.size else config.crop
-        names = ["caption", "key", "scene", "label"]
-        if self.pictured:
-            drawn, names = shapes.draw(seeds, config.size, crop, weights, counts), ["image", *names]
+        if "image" in self.needs:
+            drawn = shapes.draw(seeds, config.size, crop, weights=weights, num_things=counts)
         else:
-            drawn = shapes.words(seeds, weights, counts)
-        return [{name: drawn[name][i] for name in names} for i in range(len(seeds))]
+            drawn = shapes.texts(seeds, weights, counts)
+        names = [name for name in ("image", "caption", "key", "scene", "label") if name in drawn]
+        kinds = [kind for kind in shapes.KINDS if kind in self.needs]
+        return [
+            {name: drawn[name][i] for name in names} | {kind: drawn["captions"][i][kind] for kind in kinds}
+            for i in range(len(seeds))
+        ]

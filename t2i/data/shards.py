@@ -13,6 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from t2i.core.errors import DataError, UsageError, lacks_memory, quoted, shown
 from t2i.core.paths import IMAGE_TYPES
 from t2i.core.seed import Streams
+from t2i.data.caption.written import of_shards
 from t2i.data.framing import CropPolicy
 from t2i.data.scan import scan
 from t2i.data.source import (
@@ -32,6 +34,7 @@ from t2i.data.source import (
     Tally,
     clean,
     decode,
+    kinds_of,
     lines_of,
     pick_caption,
     states_of,
@@ -66,6 +69,7 @@ class ShardSource:
             read only if they are needed; a caption that is not needed may be missing, and is empty then.
         left_out: what lies beside the tars and is not used.
         policy, channels: see `decode`.
+        recaptions: folder of captions that `t2i caption` wrote; None for those beside the tars, if there are some.
 
     Raises:
         UsageError: a compressed tar or a `pipe:` address.
@@ -82,6 +86,7 @@ class ShardSource:
         left_out: Tally | None = None,
         policy: CropPolicy = "center",
         channels: int = 3,
+        recaptions: str | None = None,
     ) -> None:
         self.size, self.crop, self.captions, self.needs = size, crop, captions or {}, tuple(needs)
         self.policy, self.channels = policy, channels
@@ -109,6 +114,7 @@ class ShardSource:
             wanted = " with ".join([*(["picture"] if "image" in needs else []), *sorted(arrays)]) or "sample"
             beside = f"; left out: {self.left_out}" if self.left_out.counts else ""
             raise DataError(f"no {wanted} in the {len(self.tars)} tars of {src}{beside}")
+        self.written = of_shards(self.tars, self.tar_of, self.keys, recaptions)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -116,14 +122,29 @@ class ShardSource:
     def __str__(self) -> str:
         """What is used and what is not, in one line."""
         used = f"{len(self):,} samples from {len(self.tars):,} tar{'s' * (len(self.tars) != 1)}"
+        used += f", {self.written}" if self.written is not None else ""
         return used + (f"; left out: {self.left_out}" if self.left_out.counts else "")
 
     def head(self, index: int) -> bytes:
         """The first bytes of a picture; see `Source`."""
         tar, members = self._samples[index]
-        picture = next(kind for kind in IMAGE_TYPES if kind in members)
+        picture = _picture(members)
         offset, size = members[picture]
         return self._read(tar, {picture: (offset, min(size, HEAD))}, picture)
+
+    @property
+    def tar_of(self) -> list[int]:
+        """Which of `tars` each sample lies in."""
+        return [tar for tar, _ in self._samples]
+
+    def raw(self, index: int) -> tuple[bytes, dict[str, list[str]]]:
+        """A picture's file, and its captions by kind, as many of them as can be read; or BadSample."""
+        tar, members = self._samples[index]
+        captions: dict[str, list[str]] = {}
+        for kind in ("txt", "json"):
+            with suppress(BadSample, ValueError, RecursionError):
+                captions |= self._captions(tar, members, kind) if kind in members else {}
+        return self._read(tar, members, _picture(members)), captions
 
     def load(self, index: int, rng: Streams) -> Sample:
         """Sample `index`; see `Source`."""
@@ -133,35 +154,45 @@ class ShardSource:
         for kind in members:
             if kind in IMAGE_TYPES:
                 continue
-            data = self._read(tar, members, kind)
             try:
                 if kind == "txt":
-                    captions.setdefault("text", []).extend(lines_of(text_of(data)))
+                    captions["text"] = captions.get("text", []) + self._captions(tar, members, kind)["text"]
                 elif kind == "json":
-                    captions.update(_json_captions(json.loads(data), "txt" in members))
+                    captions |= self._captions(tar, members, kind)
                 elif kind == "cls":
-                    sample["label"] = _label(data)
+                    sample["label"] = _label(self._read(tar, members, kind))
                 else:
-                    sample[kind.removesuffix(".npy")] = array = _array(data)
+                    sample[kind.removesuffix(".npy")] = array = _array(self._read(tar, members, kind))
                     usual = self._usual_shape(kind)
                     if array.shape != usual and kind.removesuffix(".npy") not in RAGGED:
                         raise ValueError(f"shape {tuple(array.shape)}, of others {tuple(usual)}")
+            except BadSample:
+                raise
             except Exception as error:  # whatever a damaged member provokes in its parser costs one sample
                 if lacks_memory(error):
                     raise
                 raise BadSample(f"unreadable {kind}", f"{self.tars[tar]}: {sample['key']}: {error}") from None
         if "caption" not in self.needs and not any(captions.values()):
             captions = {"text": [""]}
+        data = self._read(tar, members, _picture(members)) if "image" in self.needs else None
+        if self.written is not None:
+            captions = self.written.joined(index, captions, data)
         sample["caption"] = pick_caption(captions, self.captions, rng)
         if "captions" in self.needs:
             sample["captions"] = captions
         if "states" in sample:
             sample |= states_of(sample, captions)
-        if "image" in self.needs:
-            picture = next(kind for kind in IMAGE_TYPES if kind in members)
-            data = self._read(tar, members, picture)
+        sample |= kinds_of(captions, self.needs, rng)
+        if data is not None:
             sample |= decode(data, self.size, self.crop, rng, self.policy, self.channels)
         return sample
+
+    def _captions(self, tar: int, members: Members, kind: str) -> dict[str, list[str]]:
+        """Captions by kind in a sample's `txt` or `json`."""
+        data = self._read(tar, members, kind)
+        if kind == "txt":
+            return {"text": lines_of(text_of(data))}
+        return _json_captions(json.loads(data), "txt" in members)
 
     def _usual_shape(self, kind: str) -> torch.Size:
         """What most of the first whole arrays of a name have, so that one of another shape costs no more than its
@@ -202,6 +233,11 @@ class ShardSource:
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_open", {}).values():
             os.close(descriptor)
+
+
+def _picture(members: Members) -> str:
+    """The type of a sample's picture."""
+    return next(kind for kind in IMAGE_TYPES if kind in members)
 
 
 def expand(src: str) -> list[str]:

@@ -20,7 +20,7 @@ from t2i.core.reading import open_regular
 from t2i.core.seed import Streams
 from t2i.core.types import Batch
 from t2i.data.framing import CropPolicy, framed
-from t2i.data.shapes.captions import WEIGHTS
+from t2i.data.shapes.captions import KINDS, WEIGHTS
 from t2i.io.decode import once
 from t2i.io.images import from_pil, open_image
 
@@ -40,8 +40,9 @@ class Needs(NamedTuple):
     """What a task needs of every sample.
 
     Attributes:
-        keys: image, caption, label, or an array of shards by its name, such as `z` of `000.z.npy`. A picture whose
-            caption is not needed and not there has an empty one. With `captions` samples hold all of theirs by kind.
+        keys: image, caption, label, a kind of caption, such as short, or an array of shards by its name, such as `z` of
+            `000.z.npy`. A picture whose caption is not needed and not there has an empty one. With `captions` samples
+            hold all of theirs by kind.
         num_classes: samples with other labels than 0 … num_classes-1 are of no use; None for any.
         channels: of pictures, 3 or 1.
     """
@@ -149,6 +150,16 @@ def pick_caption(captions: Mapping[str, Sequence[str]], weights: Mapping[str, fl
         chances = [WEIGHTS.get(kind, 1.0) for kind in kinds]
     lines = captions[choose(kinds, chances, rng)]
     return lines[int(rng.integers(len(lines)))]
+
+
+def kinds_of(captions: Mapping[str, Sequence[str]], needs: Sequence[str], rng: Streams) -> dict[str, str]:
+    """A caption of each kind that is needed by name; BadSample where one is not there."""
+    found = {}
+    for kind in (kind for kind in KINDS if kind in needs):
+        if not captions.get(kind):
+            raise BadSample(f"no {kind} caption")
+        found[kind] = captions[kind][int(rng.integers(len(captions[kind])))]
+    return found
 
 
 def choose(names: Sequence[str], weights: Sequence[float], rng: Streams) -> str:

@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 MAX_HEADER = 2**20
 """Bytes; longer names and attributes of members are refused before they are read."""
-RESERVED = ("image", "caption", "captions", "label", "key", "seed", "bad", "enlarged", "failed", "notices")
+RESERVED = (
+    "image", "caption", "captions", "short", "descriptive", "alt", "label", "key", "seed", "bad", "enlarged", "failed",
+    "notices",
+)  # fmt: skip
 """What a sample holds beside its arrays."""
 
 TEXT_TYPES = ("txt", "json", "cls")

@@ -71,12 +71,13 @@ class Inpaint(Sentences, total=False):
 
 
 class Texts(NamedTuple):
-    """Sentences of N pictures, what guidance moves away from instead of nothing, and which sentences are longer than
-    what is read."""
+    """Sentences of N pictures, what guidance moves away from instead of nothing, which sentences are longer than what
+    is read, and what was asked for where the sentences are written from that."""
 
     prompts: list[str]
     negatives: list[str]
     truncated: list[bool]
+    asked: list[str] | None = None
 
 
 def check_draw(draw: Mapping[str, Any]) -> None:
@@ -239,16 +240,21 @@ def read_prompts(
 
 
 def prompt_rows(
-    prompt: Prompts, negative: Prompts | None, num_images_per_prompt: int, tokenizers: "Sequence[Tokenizer]"
+    prompt: Prompts,
+    negative: Prompts | None,
+    num_images_per_prompt: int,
+    tokenizers: "Sequence[Tokenizer]",
+    asked: Sequence[str] | None = None,
 ) -> Texts:
-    """Sentences of every picture, prompt by prompt."""
+    """Sentences of every picture, prompt by prompt; `asked` is what prompts were written from, where they were."""
     prompts, truncated = read_prompts(prompt, tokenizers)
     negatives, _ = read_prompts("" if negative is None else negative, tokenizers, negative=True)
     if len(negatives) not in (1, len(prompts)):
         raise UsageError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
     num = positive_int("num_images_per_prompt", num_images_per_prompt, MAX_PICTURES // len(prompts))
     negatives *= len(prompts) // len(negatives)
-    return Texts(repeat_each(prompts, num), repeat_each(negatives, num), repeat_each(truncated, num))
+    wrote = None if asked is None else repeat_each(asked, num)
+    return Texts(repeat_each(prompts, num), repeat_each(negatives, num), repeat_each(truncated, num), wrote)
 
 
 def repeat_each(values: Sequence[Any], num: int) -> list[Any]:

@@ -44,7 +44,8 @@ class Output:
 
     `embeddings` (N, D) are the CLIP image embeddings, where there are any; `timings` are seconds by stage;
     `truncated[i]` tells that the prompt was longer than the model reads; `recipe` repeats the call, with one prompt,
-    negative prompt, class and seed per picture: its lists are of pictures.
+    negative prompt, class and seed per picture: its lists are of pictures. Where prompts were upsampled, `prompt` is
+    what was drawn, and `asked` are the words of the user.
     """
 
     images: list[Image]
@@ -73,7 +74,8 @@ class Output:
         group = {key: value[first : first + size] for key, value in arguments.items() if isinstance(value, list)}
         if len(group.get("prompt", ())) == 1:
             group["prompt"] = group["prompt"][0]
-        return {**self.recipe, "arguments": {**arguments, **group}, "picture": i - first}
+        asked = {"asked": self.recipe["asked"][i]} if "asked" in self.recipe else {}
+        return {**self.recipe, **asked, "arguments": {**arguments, **group}, "picture": i - first}
 
     def save(self, path: str | Path, which: Sequence[int] | None = None) -> list[Path]:
         """Write pictures with their recipes, as PNG, JPEG or WebP by the extension of `path`: there for one picture, to
@@ -111,6 +113,7 @@ def recipe_in(path: Path) -> dict[str, Any]:
         or not 0 <= picture < len(seeds)
         or not all(isinstance(recipe.get(key), str) for key in ("model", "weights", "torch", "device", "dtype"))
         or not isinstance(recipe.get("preset", ""), str)
+        or not isinstance(recipe.get("asked", ""), str)
     ):
         raise DataError(f"{path}: its recipe is not one of this version of t2i")
     return recipe

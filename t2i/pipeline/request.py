@@ -169,6 +169,7 @@ class Request:
             **({"preset": pipe.preset} if pipe.preset else {}),
             "device": pipe.device.type,
             "dtype": str(pipe.dtype).removeprefix("torch."),
+            **({"asked": self.texts.asked} if self.texts is not None and self.texts.asked is not None else {}),
             "arguments": arguments,
         }
 

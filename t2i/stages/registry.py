@@ -25,6 +25,7 @@ STAGES = {
     "decoder": "t2i.stages.decoder",
     "upsampler": "t2i.stages.upsampler",
     "reader": "t2i.stages.reader",
+    "rewriter": "t2i.stages.rewriter",
     "classifier": "t2i.stages.classifier",
     "noised_clip": "t2i.stages.noised_clip",
     "t5": "t2i.stages.t5",

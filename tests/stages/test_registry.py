@@ -9,7 +9,7 @@ import pytest
 import torch
 from codec import SmallCodec
 from conftest import given, small_classifier, small_clip, small_decoder, small_noised_clip, small_prior, small_upsampler
-from small import ar_prior, autoencoder, captioner, consistency_decoder, t5
+from small import ar_prior, autoencoder, captioner, consistency_decoder, rewriter, t5
 from torch import nn
 
 from t2i.core.errors import DataError, UsageError
@@ -50,6 +50,7 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "decoder": small_decoder,
     "upsampler": lambda: small_upsampler(8, 32),
     "reader": lambda: Reader(ReaderConfig(widths=(8, 8, 16), blocks=(0, 1, 1))).eval(),
+    "rewriter": rewriter,
     "classifier": small_classifier,
     "noised_clip": small_noised_clip,
     "t5": t5,
@@ -70,6 +71,8 @@ def batch(count: int = 4) -> dict:
     return {
         "image": torch.rand(count, 3, 32, 32, generator=generator) * 2 - 1,
         "caption": ["a red cube", "a blue sphere", "a cube", "a green cube and a red sphere"][:count],
+        "short": ["a red cube", "a blue sphere", "a cube", "a green cube"][:count],
+        "descriptive": ["a red cube and a cube", "a blue sphere", "a", "a green cube and a red sphere"][:count],
         "label": torch.arange(count),
         "seed": list(range(count)),
         "key": [str(i) for i in range(count)],

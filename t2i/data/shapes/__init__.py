@@ -39,8 +39,8 @@ __all__ = [
     "sample",
     "sample_scene",
     "scene_from_seed",
+    "texts",
     "truth",
-    "words",
 ]
 
 
@@ -118,12 +118,10 @@ def draw(
     return crops(seeds, size, crop, weights=weights, num_things=num_things)
 
 
-def words(
-    seeds: Sequence[int],
-    weights: Mapping[str, float] = WEIGHTS,
-    num_things: Mapping[int, float] = NUM_THINGS,
+def texts(
+    seeds: Sequence[int], weights: Mapping[str, float] = WEIGHTS, num_things: Mapping[int, float] = NUM_THINGS
 ) -> dict[str, Any]:
-    """`batch` without the pictures, for those who only read."""
+    """`batch` without the pictures, which take longest."""
     return _texts(seeds, [scene_from_seed(s, num_things) for s in seeds], weights)
 
 

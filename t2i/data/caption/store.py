@@ -1,0 +1,132 @@
+"""Captions on disk: a parquet file beside each shard, whole or absent, and the journal of one that is being made."""
+
+import hashlib
+import importlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from t2i.core.errors import DataError, UsageError
+from t2i.core.reading import clear_errors
+from t2i.core.seed import mix
+from t2i.data.caption.captioner import KINDS
+from t2i.io.files import write
+
+SUFFIX = ".captions.parquet"
+"""`00000.tar` has `00000.captions.parquet`."""
+JOURNAL = ".captions.jsonl"
+TEXTS = ("key", "hash", "alt", *KINDS, "model", "revision", "settings")
+"""Columns of text: key and BLAKE2 of the picture's file; its own caption, lines of it apart, and those written; which
+model, revision and settings wrote them, as JSON by kind. Beside them stand `seconds` and `error`."""
+COLUMNS = (*TEXTS, "seconds", "error")
+_SHARE = 1000  # pictures of a part of a folder, about
+_PART = re.compile(rf"pictures-\d+-of-(\d{{1,6}}){re.escape(SUFFIX)}")
+
+Row = dict[str, Any]
+
+
+def arrow(module: str = "pyarrow") -> Any:
+    """A module of pyarrow; UsageError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UsageError('captions are parquet files, for which pyarrow is needed: pip install "t2i[data]"') from None
+
+
+def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> Any:
+    """Columns of a file as a table of pyarrow. DataError for a file that is cut short or holds something else."""
+    pa, pq = arrow(), arrow("pyarrow.parquet")
+    with clear_errors(path):
+        try:
+            found = pq.ParquetFile(path)
+            if lacking := [name for name in columns if name not in found.schema_arrow.names]:
+                raise DataError(f"{path} holds no captions of t2i: it has no column {', '.join(lacking)}")
+            return found.read(columns=list(columns))
+        except pa.ArrowException as error:
+            said = " ".join(str(error).split())[:120]
+            raise DataError(f"{path} is no whole parquet file, maybe cut short ({said}); remove it") from None
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, none where there is none."""
+    return read_table(path).to_pylist() if path.exists() else []
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a file, whole or not at all; the same rows give the same bytes."""
+    pa, pq = arrow(), arrow("pyarrow.parquet")
+    types = {name: pa.string() for name in COLUMNS} | {"seconds": pa.float64()}
+    table = pa.Table.from_pylist(list(rows), pa.schema(list(types.items())))
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    write(path, file.getvalue())
+
+
+def names_of(tars: Sequence[str]) -> list[str]:
+    """What the captions of each tar are called: its path below the folder that holds them all, without `.tar`."""
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(tar)) for tar in tars])
+    return [os.path.splitext(os.path.relpath(os.path.abspath(tar), root))[0] for tar in tars]
+
+
+def num_parts(out: Path, count: int) -> int:
+    """How many parts a folder of pictures has: as many as the first time, though pictures may have come since."""
+    names = [path.name for path in out.glob(f"pictures*{SUFFIX}")] if out.is_dir() else []
+    if f"pictures{SUFFIX}" in names:
+        return 1
+    earlier = [int(found[1]) for name in names if (found := _PART.fullmatch(name))]
+    return max(earlier) if earlier else max(1, -(-count // _SHARE))
+
+
+def part_of(key: str, num: int) -> str:
+    """The part of a picture, by its key alone, so that those that come later move no other."""
+    return "pictures" if num == 1 else f"pictures-{mix('captions', key) % num:05d}-of-{num:05d}"
+
+
+def hash_of(data: bytes) -> str:
+    """By which a picture's file is known again."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def plain(text: str) -> str:
+    """Text that is valid UTF-8, as names of files need not be, nor what models write."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+class Journal:
+    """What is done of a file that is not whole yet: JSON lines, each the rows of one batch, which is there or not.
+
+    `rows` are those that an earlier process left; what it was writing when it was killed is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, list[Row]()
+        self._whole = 0
+        with clear_errors(path):
+            data = path.read_bytes() if path.exists() else b""
+        for line in data.splitlines(keepends=True):
+            batch: Any = None
+            with suppress(ValueError, RecursionError):
+                batch = json.loads(line) if line.endswith(b"\n") else None
+            if not isinstance(batch, list) or not all(isinstance(row, dict) and "key" in row for row in batch):
+                break
+            self.rows += batch
+            self._whole += len(line)
+
+    def append(self, batches: Iterable[Sequence[Row]]) -> None:
+        """Add batches, and wait until they are on the disk."""
+        data = b"".join(json.dumps(batch).encode() + b"\n" for batch in batches)
+        with clear_errors(self.path), open(self.path, "ab") as file:
+            file.truncate(self._whole)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._whole += len(data)
+
+    def remove(self) -> None:
+        """Its rows stand in the whole file."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,306 @@
+"""Every picture is captioned once, whatever is killed, and what went wrong is a row or a line."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from campaigns.caption_kills import main as kill
+from files_of_data import make_folder, make_shard, make_tar, picture
+from PIL import Image
+
+from t2i.core.errors import DataError, FullDiskError, UsageError
+from t2i.data.caption.job import GIVE_UP, Job
+from t2i.data.caption.store import Journal, num_parts, part_of, read_rows
+from t2i.data.caption.units import units_of
+
+KINDS = ("short", "descriptive")
+
+
+class Grey:
+    """Tells a picture by its grey."""
+
+    def __init__(self, name: str = "grey", fail: Callable[[int], Any] = lambda grey: None) -> None:
+        self.name, self.revision, self.fail, self.asked = name, "7", fail, list[tuple[str, int]]()
+        self.settings = {kind: {"prompt": f"{kind}?"} for kind in KINDS}
+
+    def caption(self, images: Sequence[Image.Image], kind: str, seeds: Sequence[int]) -> list[Any]:
+        greys = [image.getpixel((0, 0))[0] for image in images]
+        self.asked += [(kind, grey) for grey in greys]
+        return [self.fail(grey) or f"a {kind} picture\nof {grey}" for grey in greys]
+
+
+def run(src: Path | str, out: Path, captioner: Any = None, kinds: Sequence[Any] = KINDS, **how: Any) -> Job:
+    job = Job(captioner or Grey(), kinds, out, **how)
+    job.run(units_of(str(src), out))
+    return job
+
+
+def rows(path: Path) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(path)]
+
+
+def test_a_row_says_who_wrote_what_of_which_picture(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    make_shard(shards / "00000.tar", 0, 3)
+    job = run(shards, tmp_path / "out")
+    assert str(job) == "3 pictures captioned, 0 were there"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000.captions.parquet"]
+    found = rows(tmp_path / "out" / "00000.captions.parquet")
+    assert found[1] | {"hash": ""} == {
+        "key": "0001",
+        "hash": "",
+        "alt": "picture 1",
+        "short": "a short picture of 1",
+        "descriptive": "a descriptive picture of 1",
+        "model": json.dumps({"descriptive": "grey", "short": "grey"}),
+        "revision": json.dumps({"descriptive": "7", "short": "7"}),
+        "settings": json.dumps({kind: {"prompt": f"{kind}?"} for kind in sorted(KINDS)}),
+        "error": None,
+    }
+    assert len({row["hash"] for row in found}) == 3
+
+
+def test_only_what_is_missing_is_done_again(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "pictures", 5), tmp_path / "out"
+    run(folder, out, kinds=["short"])
+    before = (out / "pictures.captions.parquet").read_bytes()
+    same = Grey()
+    assert str(run(folder, out, same, kinds=["short"])) == "0 pictures captioned, 5 were there"
+    assert same.asked == []
+    assert (out / "pictures.captions.parquet").read_bytes() == before
+    (folder / "001.png").write_bytes(picture(99))  # another picture
+    (folder / "002.txt").write_text("new words")
+    (folder / "003.png").unlink()
+    make_folder(folder, 1, start=7)
+    changed = Grey()
+    assert str(run(folder, out, changed, kinds=["short"])) == "2 pictures captioned, 3 were there"
+    assert sorted(changed.asked) == [("short", 7), ("short", 99)]
+    found = {row["key"]: row for row in rows(out / "pictures.captions.parquet")}
+    assert list(found) == ["000", "001", "002", "004", "007", "003"]  # what is gone may come back
+    assert (found["001"]["short"], found["002"]["alt"]) == ("a short picture of 99", "new words")
+    both = Grey("other")
+    told = str(run(folder, out, both))
+    assert {kind for kind, _ in both.asked} == {"descriptive"}
+    assert "5 pictures captioned" in told
+    found = {row["key"]: row for row in rows(out / "pictures.captions.parquet")}
+    assert json.loads(found["000"]["model"]) == {"short": "grey", "descriptive": "other"}
+    assert "5 were there (5 short of model grey (such as 000))" in str(run(folder, out, Grey("other"), kinds=["short"]))
+
+
+def test_nothing_but_captions_is_written_beside_the_pictures(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", 3)
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    run(folder, folder)
+    run(folder, folder)
+    after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    assert after.keys() - before.keys() == {"pictures.captions.parquet"}
+    assert {name: after[name] for name in before} == before
+
+
+def test_failures_are_rows_and_are_tried_again(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "pictures", 6), tmp_path / "out"
+    (folder / "001.png").write_bytes(b"no picture")
+    (folder / "005.txt").write_bytes(b"\xff\xfe\xfd")
+
+    def fail(grey: int) -> Any:
+        return {2: " \n ", 3: DataError("server said no"), 4: "\ud83d fine"}.get(grey)
+
+    job = run(folder, out, Grey(fail=fail), kinds=["short"])
+    assert str(job) == (
+        "3 pictures captioned, 0 were there, 3 without a caption: 2 no short caption (such as 002), "
+        "1 unreadable picture (such as 001)"
+    )
+    found = {row["key"]: row for row in rows(out / "pictures.captions.parquet")}
+    assert found["001"]["error"].startswith("unreadable picture")
+    assert found["002"]["error"] == "no short caption: the captioner wrote nothing"
+    assert found["003"]["error"] == "no short caption: server said no"
+    assert (found["004"]["short"], found["005"]["alt"]) == ("\\ud83d fine", None)
+    better = Grey()
+    assert str(run(folder, out, better, kinds=["short"])).startswith("2 pictures captioned, 3 were there, 1 without")
+    assert sorted(better.asked) == [("short", 2), ("short", 3)]
+    before = (out / "pictures.captions.parquet").read_bytes()
+    run(folder, out, kinds=["short"])
+    assert (out / "pictures.captions.parquet").read_bytes() == before
+
+
+def test_a_batch_that_fails_as_a_whole_costs_only_the_picture_to_blame(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", 6)
+
+    def fail(grey: int) -> Any:
+        if grey == 3:
+            raise RuntimeError("shapes cannot be multiplied")
+
+    run(folder, tmp_path, Grey(fail=fail), kinds=["short"])
+    errors = {row["key"]: row["error"] for row in rows(tmp_path / "pictures.captions.parquet")}
+    assert [key for key, error in errors.items() if error] == ["003"]
+    assert errors["003"] == "no short caption: shapes cannot be multiplied"
+
+
+def test_a_captioner_that_writes_nothing_ends_the_job_in_one_line(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "pictures", 200), tmp_path / "out"
+    dead = Grey(fail=lambda grey: DataError("http://x cannot be reached"))
+    message = r"grey wrote no caption for 8 pictures in a row, such as 007: no short caption: http://x cannot"
+    with pytest.raises(DataError, match=message):
+        run(folder, out, dead, kinds=["short"])
+    assert len(dead.asked) == 8
+    dies = Grey(fail=lambda grey: DataError("gone") if grey >= 100 else None)
+    with pytest.raises(DataError, match="in a row"):
+        run(folder, out, dies, kinds=["short"])
+    assert len(dies.asked) == 104 - 104 % 8 + GIVE_UP
+    again = Grey()
+    run(folder, out, again, kinds=["short"])
+    assert min(grey for _, grey in again.asked) == 104  # the last batch with a caption is done, failures among it rows
+    assert len(rows(out / "pictures.captions.parquet")) == 200
+    assert sorted(path.name for path in out.iterdir()) == ["pictures.captions.parquet"]
+
+
+def test_mistakes_of_the_user_and_a_lack_of_memory_are_no_rows(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", 3)
+    for error in (UsageError("wrong kind"), MemoryError()):
+
+        def fail(grey: int, error: Exception = error) -> Any:
+            raise error
+
+        with pytest.raises(type(error)):
+            run(folder, tmp_path / "out", Grey(fail=fail))
+    assert not (tmp_path / "out" / "pictures.captions.parquet").exists()
+
+
+def test_a_file_cut_short_is_one_line(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "pictures", 3), tmp_path / "out"
+    run(folder, out)
+    path = out / "pictures.captions.parquet"
+    whole = path.read_bytes()
+    for data in (whole[:-9], whole[:100], b"", b"PAR1" + b"\0" * 50):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"pictures.captions.parquet is no whole parquet file") as caught:
+            run(folder, out)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    pq.write_table(pq.read_table(path).select(["key"]), path)
+    with pytest.raises(DataError, match="holds no captions of t2i: it has no column hash, alt"):
+        run(folder, out)
+
+
+def test_a_journal_that_was_cut_off_is_taken_up_at_its_last_whole_batch(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "x.jsonl")
+    journal.append([[{"key": "a"}, {"key": "b"}], [{"key": "é\udcff"}]])
+    whole = (tmp_path / "x.jsonl").read_bytes()
+    for cut in range(len(whole)):
+        (tmp_path / "x.jsonl").write_bytes(whole[:cut])
+        again = Journal(tmp_path / "x.jsonl")
+        assert [row["key"] for row in again.rows] == (["a", "b"] if cut > whole.index(b"\n") else [])
+        again.append([[{"key": "c"}]])
+        assert [row["key"] for row in Journal(tmp_path / "x.jsonl").rows][-1] == "c"
+    (tmp_path / "x.jsonl").write_bytes(whole)
+    assert Journal(tmp_path / "x.jsonl").rows[-1]["key"] == "é\udcff"
+
+
+def test_a_full_disk_ends_it_in_one_line_and_what_was_written_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "x.jsonl")
+    journal.append([[{"key": "a"}]])
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(FullDiskError, match=r"no space left to write .*x.jsonl"):
+            journal.append([[{"key": "b"}]])
+    journal.append([[{"key": "b"}]])
+    assert [row["key"] for row in Journal(tmp_path / "x.jsonl").rows] == ["a", "b"]
+
+
+def test_two_jobs_do_not_write_the_same_captions(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "pictures", 3), tmp_path / "out"
+
+    def fail(grey: int) -> Any:
+        with pytest.raises(UsageError, match="is being written by another process"):
+            run(folder, out)
+
+    assert str(run(folder, out, Grey(fail=fail), kinds=["short"])) == "3 pictures captioned, 0 were there"
+
+
+def test_processes_share_the_shards_out(tmp_path: Path) -> None:
+    (tmp_path / "shards" / "more").mkdir(parents=True)
+    for i in range(3):
+        make_shard(tmp_path / "shards" / ("more" if i == 2 else "") / f"{i}.tar", 10 * i, 4)
+    parts = [Grey(), Grey()]
+    told = [str(run(tmp_path / "shards", tmp_path / "out", parts[i], rank=i, world=2)) for i in (0, 1)]
+    asked = [{grey for _, grey in part.asked} for part in parts]
+    assert not asked[0] & asked[1]
+    assert asked[0] | asked[1] == {10 * i + j for i in range(3) for j in range(4)}
+    assert told[1] == "process 2 of 2: 4 pictures captioned, 0 were there"
+    names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.parquet")}
+    assert names == {"0.captions.parquet", "1.captions.parquet", "more/2.captions.parquet"}
+
+
+def test_large_folders_are_cut_by_keys_that_never_move(tmp_path: Path) -> None:
+    names = [part_of(str(i), num_parts(tmp_path, 3500)) for i in range(3500)]
+    assert num_parts(tmp_path, 3500) == 4
+    assert all(750 < names.count(f"pictures-{i:05d}-of-00004") < 1000 for i in range(4))
+    (tmp_path / "pictures-00002-of-00004.captions.parquet").touch()
+    assert num_parts(tmp_path, 90_000) == 4
+    assert num_parts(tmp_path / "other", 1000) == 1
+    assert part_of("x", 1) == "pictures"
+
+
+def test_keys_that_are_not_utf8_are_known_again(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", 1)
+    try:
+        os.rename(os.fsencode(folder) + b"/000.png", os.fsencode(folder) + b"/\xff.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    run(folder, tmp_path / "out")
+    assert rows(tmp_path / "out" / "pictures.captions.parquet")[0]["key"] == "\\udcff"
+    assert str(run(folder, tmp_path / "out")) == "0 pictures captioned, 1 were there"
+
+
+def test_scenes_are_captioned_as_they_are_counted(tmp_path: Path) -> None:
+    job = Job(Grey(), ["short"], tmp_path)
+    job.run(units_of("shapes", tmp_path, count=3, size=16))
+    found = rows(tmp_path / "shapes-00000.captions.parquet")
+    assert [row["key"] for row in found] == ["000000000", "000000001", "000000002"]
+    assert all(row["alt"] and row["short"] for row in found)
+    with pytest.raises(UsageError, match="say how many scenes with --count"):
+        units_of("shapes", tmp_path)
+    with pytest.raises(UsageError, match="--count=3 is for shapes"):
+        units_of(str(make_folder(tmp_path / "x", 1)), tmp_path, count=3)
+    with pytest.raises(DataError, match="shaeps does not exist, did you mean 'shapes'"):
+        units_of("shaeps", tmp_path)
+
+
+def test_captions_by_kind_of_a_shard_give_its_alt(tmp_path: Path) -> None:
+    own = json.dumps({"captions": {"alt": ["img 001", "cube"], "short": "a cube"}}).encode()
+    make_tar(tmp_path / "0.tar", [("a.png", picture(1)), ("a.json", own), ("b.png", picture(2)), ("b.json", b"{")])
+    run(tmp_path / "0.tar", tmp_path)
+    assert [row["alt"] for row in rows(tmp_path / "0.captions.parquet")] == ["img 001\ncube", None]
+
+
+def test_kills_lose_little_and_repeat_nothing() -> None:
+    told = kill(num=3, seed=0, shards=4, pictures=150, longest=0.5)
+    assert told["hit"] == 3
+    assert told["kept"] > 0
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_little_and_repeat_nothing() -> None:
+    told = kill(num=20, seed=1)
+    assert told["hit"] == 20
+    assert told["kept"] > 5
+    assert told["asked"] > told["captions"]
+
+
+def test_without_pyarrow_a_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r'pip install "t2i\[data\]"$'):
+        Job(Grey(), KINDS, tmp_path)
