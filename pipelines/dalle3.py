@@ -27,6 +27,7 @@ from t2i.pipeline.output import Output
 from t2i.pipeline.placement import on_device
 from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Slot
+from t2i.pipeline.upsampled import upsampled
 from t2i.stages.follow import same_clip
 from t2i.stages.registry import stage_of
 
@@ -53,10 +54,15 @@ class DALLE3(Pipeline):
         *,
         negative_prompt: Prompts | None = None,
         num_images_per_prompt: int = 1,
+        upsample_prompt: str | None = None,
         **draw: Unpack[Draw],
     ) -> Output:
-        """Draw pictures; arguments and errors as in `DALLE2`, guidance acts in the decoder."""
-        texts = prompt_rows(prompt, negative_prompt, num_images_per_prompt, self.readers)
+        """Draw pictures; arguments and errors as in `DALLE2`, guidance acts in the decoder.
+
+        `upsample_prompt="lm"` lets the rewriter write a prompt out, as the captions that the generator learned from.
+        """
+        prompt, asked = upsampled(self, prompt, upsample_prompt)
+        texts = prompt_rows(prompt, negative_prompt, num_images_per_prompt, self.readers, asked)
         return self.run(self.request(draw, texts=texts, sampled=self._sampled(draw)))
 
     def run(self, r: Request) -> Output:

@@ -20,6 +20,7 @@ def parts(**changes: Any) -> dict[str, Any]:
         "text": small.t5(),
         "decoder": small.latent_decoder(latents=latents),
         "autoencoder": codec,
+        "rewriter": small.rewriter(),
         "consistency": small.consistency_decoder(latents=latents, image_size=64),
     } | changes
 
@@ -59,6 +60,14 @@ def test_what_is_said_and_guidance_change_the_picture() -> None:
         )
     }  # fmt: skip
     assert len(drawn) == 4
+
+
+def test_a_prompt_is_written_out_by_the_models_own_rewriter() -> None:
+    out = chain()("a red cube", seed=3, progress=False, upsample_prompt="lm")
+    assert out.recipe["asked"] == ["a red cube"]
+    assert out.prompts != ["a red cube"]
+    again = chain("rewriter")(out.prompts, seed=3, progress=False)
+    assert again[0].tobytes() == out[0].tobytes()
 
 
 def test_it_is_saved_opened_and_described(tmp_path: Path) -> None:
