@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
@@ -10,7 +11,9 @@ from forked import run_script
 from manifests import shapes
 from PIL import Image
 
+from t2i.data import shapes as shapes_world
 from t2i.pipeline.base import Pipeline
+from t2i.stages.registry import save_stage, stage_of
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -113,6 +116,28 @@ def test_11_how_fast(tmp_path: Path) -> None:
     assert [" ".join(line.split()[:4]) for line in lines[1:4]] == [f"picture of {s} px" for s in (64, 256, 1024)]
     assert "GB" in lines[4]
     assert len(lines) == 7
+
+
+def test_12_recaption_and_train(tmp_path: Path) -> None:
+    """Tiny networks with random weights; what they write and draw means nothing."""
+    parts = {"text": small.t5(), "autoencoder": small.autoencoder()}
+    with torch.no_grad():
+        codec: Any = parts["autoencoder"]
+        codec.measure(codec.posterior(shapes_world.batch(range(8), 32)["image"]).mean)
+    parts |= {f"captioner-{kind}": small.captioner() for kind in ("short", "descriptive")}
+    for name, part in parts.items():
+        save_stage(tmp_path / "model" / name, stage_of(part).name, part)
+    few = ["--model", tmp_path / "model", "--count", 24, "--size", 32, "--steps", 1, "--num", 3, "--seeds", 2]
+    less = ["model.unet.channels=32", "model.unet.multipliers=[1,1]", "model.unet.attention=[2]", "model.image_size=4"]
+    less += ["model.unet.patch_size=1", "model.unet.context_dim=32", "model.ports.states.layers=1", "data.size=32"]
+    less += ["train.batch_size=4", "train.sample_every=0", "data.num_workers=0", "data.val_fraction=0.2"]
+    arms = ["--arms", "100 % alt", "95 % descriptive"]
+    out = run("12", *few, *arms, "--out", tmp_path / "out", "--set", *less, cwd=tmp_path)
+    assert out.count("asked in alt: clip ") == out.count("asked in descriptive: clip ") == 2
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert list(table) == ["100 % alt", "95 % descriptive"]
+    assert (tmp_path / "out" / "plot.png").is_file()
+    assert (tmp_path / "out" / "pictures" / "00000.captions.parquet").is_file()
 
 
 def test_10_typographic_attack(tmp_path: Path) -> None:
