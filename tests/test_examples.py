@@ -151,6 +151,7 @@ def test_10_typographic_attack(tmp_path: Path) -> None:
 SMALL = ["train.steps=1", "train.batch_size=2", "train.num_samples=2", "data.num_workers=0", "train.val_every=0"]
 
 
+@pytest.mark.slow  # the README's own commands are tested with the others
 def test_02_train_each_stage(tmp_path: Path) -> None:
     """All but the last, which the README's commands train as well, and whose picture takes half a minute."""
     stages = "clip,prior,decoder,up256"

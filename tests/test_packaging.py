@@ -29,6 +29,7 @@ def python(executable: str | Path, code: str, cwd: Path, path: str = "") -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_bare_checkout(tmp_path: Path) -> None:
     assert python(sys.executable, PROBE, ROOT) == str(ROOT / "t2i" / "__init__.py")
     assert python(sys.executable, PROBE, tmp_path, path=str(ROOT)) == str(ROOT / "t2i" / "__init__.py")

@@ -140,7 +140,7 @@ def bpd(
         loader = load(split="train" if whole else "val")
     except NothingHeldOutError:
         whole, loader = True, load(split="train")
-    bits = measure(task, process, pictures(loader, num, task.keys, on))
+    bits = measure(task, process, pictures(loader, num, on))
     result = summary(bits, process)
     facts = {"model": model, "data": data, "held_out": not whole, "seed": seed, **result}
     return Report(table(result, f"{'' if whole else 'held-out '}pictures of {data}"), facts)

@@ -58,7 +58,7 @@ def calibrate(
             raise DataError(f"{prior}: this prior has no CLIP statistics (mean and std are NaN)")
         config = DataConfig(source=data, size=encoder.image_size, num_workers=0)
         loader = Loader(config, seed=seed, batch_size=min(_BATCH, num))
-        batches = pictures(loader, num, ("image", "caption"), pipe.device)
+        batches = pictures(loader, num, pipe.device)
         task = PriorTask(model, PriorOptions(sampling=Sampling(steps=1)), clip=encoder)
         errors = torch.cat([task.squared_errors(batch, task.process) for batch in batches])  # (B, T)
         stored, state = stored_folder(find_stage(prior))

@@ -121,7 +121,7 @@ def prior(
     errors: list[Tensor] = []  # (B, T)
     drawn: dict[PriorVariance, list[Tensor]] = {kind: [] for kind in kinds}
     with torch.no_grad():
-        for batch in pictures(loader, 2 * num, task.keys, pipe.device):
+        for batch in pictures(loader, 2 * num, pipe.device):
             true.append(clip.encode_image(batch["image"]).cpu())
             if sum(len(part) for part in errors) < num:
                 errors.append(task.squared_errors(batch, process))

@@ -299,7 +299,7 @@ def test_variances_are_compared_on_held_out_captions(
     assert bounds["analytic"] < min(bounds["fixed_small"], bounds["fixed_large"])
     assert run(monkeypatch, *wanted[:-1], "gpu") == 2
     assert run(monkeypatch, "eval", "prior", "--model", folders / "model", "--steps", "no") == 2
-    assert "steps of" in capsys.readouterr().err
+    assert "--steps: expected a whole number" in capsys.readouterr().err
 
 
 def test_a_prior_of_analytic_variance_is_trained_and_then_calibrated(folders: Path) -> None:

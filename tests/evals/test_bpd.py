@@ -81,7 +81,7 @@ def test_the_decoder_is_told_captions_and_embeddings(pipe: DALLE2) -> None:
     decoder, clip = small_decoder(), pipe.parts["clip"]
     task = DecoderTask(decoder, DecoderOptions(sampling=Sampling(steps=1)), clip=clip)  # type: ignore[arg-type]
     loader = Loader(DataConfig(size=32, num_workers=0), seed=0, batch_size=2, split="val")
-    (batch,) = pictures(loader, 2, task.keys, torch.device("cpu"))
+    (batch,) = pictures(loader, 2, torch.device("cpu"))
     process = task.process.respace(3)
     bits = measure(task, process, [batch])
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_labels_are_told_or_missed(tmp_path: Path, folder: Path) -> None:
     batch = {"image": images, "caption": ["", ""], "label": torch.tensor([0, 2]), "seed": [1, 2]}
     assert measure(task, task.process.respace(2), [batch]).total.shape == (2,)
     save_stage(tmp_path / "decoder", "decoder", decoder)
-    with pytest.raises(UsageError, match=r"the model needs \['label'\], the data has \['caption', 'image'"):
+    with pytest.raises(UsageError, match=r"the task needs \['label'\], the data has \['caption', 'image'"):
         bpd(str(tmp_path / "decoder"), data=str(folder), num=1, device="cpu")
 
 

@@ -21,6 +21,7 @@ def test_the_bundled_model_draws_what_it_is_asked_for(task: str, every: int, lea
     assert sum(right) >= least
 
 
+@pytest.mark.slow
 def test_a_large_picture_is_the_same_alone_and_in_a_batch() -> None:
     """Through all five stages, where rounding between them could make a small difference large."""
     pipe = Pipeline.from_pretrained("shapes", device="cpu")
