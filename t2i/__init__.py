@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     from t2i.pipeline.base import Pipeline
     from t2i.pipelines.adm import ADM
     from t2i.pipelines.dalle2 import DALLE2
+    from t2i.pipelines.dalle3 import DALLE3
     from t2i.pipelines.ddpm import DDPM
     from t2i.pipelines.glide import GLIDE
     from t2i.stages.registry import load_stage
 
-__all__ = ["ADM", "DALLE2", "DDPM", "GLIDE", "Pipeline", "__version__", "load_stage"]
+__all__ = ["ADM", "DALLE2", "DALLE3", "DDPM", "GLIDE", "Pipeline", "__version__", "load_stage"]
 
 _WHERE = {
     "Pipeline": "t2i.pipeline.base",
     "DALLE2": "t2i.pipelines.dalle2",
+    "DALLE3": "t2i.pipelines.dalle3",
     "GLIDE": "t2i.pipelines.glide",
     "ADM": "t2i.pipelines.adm",
     "DDPM": "t2i.pipelines.ddpm",

@@ -44,7 +44,7 @@ def _t2i(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Text to picture: DDPM to DALL-E 2, every stage trainable on its own."""
+    """Text to picture: DDPM to DALL-E 3, every stage trainable on its own."""
 
 
 for command in (generate, variations, interpolate, text_diff, upsample):

@@ -78,7 +78,7 @@ def assemble(
     stages: Annotated[
         list[str], typer.Argument(metavar="STAGE=FOLDER...", help="Such as clip=runs/clip prior=runs/prior.")
     ],
-    kind: Annotated[str, typer.Option(help="Of the pipeline: dalle2, ddpm, adm or glide.")] = "dalle2",
+    kind: Annotated[str, typer.Option(help="Of the pipeline: dalle2, dalle3, ddpm, adm or glide.")] = "dalle2",
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, float16 or int8.")] = "bfloat16",
     steps: Annotated[str | None, typer.Option(help="The model's own, stage=N,stage=N.")] = None,
     guidance: Annotated[str | None, typer.Option(help="The model's own, stage=S,stage=S.")] = None,
