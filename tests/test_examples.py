@@ -52,6 +52,7 @@ def saved(pipe: Pipeline, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_03_guidance_dial(tmp_path: Path) -> None:
     """Two ways of two small models that know a cube; what they draw means nothing."""
     models = [
@@ -76,6 +77,7 @@ def test_04_inpaint(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "row.png").height >= 16
 
 
+@pytest.mark.slow
 def test_06_learned_variance(tmp_path: Path) -> None:
     less = ["train.batch_size=2", "data.num_workers=0", "train.sample_every=0", "model.unet.num_blocks=1"]
     out = run("06", "--steps", 1, "--num", 2, "--spacing", 4, "--out", tmp_path / "out", "--set", *less, cwd=tmp_path)
@@ -94,12 +96,14 @@ def test_05_variations_interpolation_textdiff(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "a" / "interpolate.gif").n_frames == 2
 
 
+@pytest.mark.slow
 def test_08_measure_manipulations(tmp_path: Path) -> None:
     out = run("08", "--num", 2, "--num-variations", 1, "--steps", 2, "--main-steps", 2, cwd=tmp_path)
     assert out.count("dB") == 7
     assert out.count(" of 2 (") == 12
 
 
+@pytest.mark.slow
 def test_07_load_published_checkpoint(tmp_path: Path) -> None:
     """Weights with the real keys and shapes of DDPM's CIFAR-10 network, and with values that mean nothing."""
     assert "openai/glide" in run("07", cwd=tmp_path)
