@@ -51,9 +51,11 @@ def train(
 
 def configs() -> None:
     """List the training configs at hand, with what each is for."""
-    for name in bundled_configs():
+    names = bundled_configs()
+    width = max(map(len, names))
+    for name in names:
         with open(find_config(name), encoding="utf-8") as file:
-            typer.echo(f"{name:<40}  {file.readline().lstrip('# ').rstrip()}")
+            typer.echo(f"{name:<{width}}  {file.readline().lstrip('# ').rstrip()}")
 
 
 def calibrate(
