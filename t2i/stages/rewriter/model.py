@@ -15,6 +15,7 @@ from t2i.core.config import Config
 from t2i.core.seed import Streams, upload
 from t2i.core.sizes import Heads, Layers, Multiplier, Width
 from t2i.core.types import KeysValues
+from t2i.nn.generate import Cache, Decoding, generate
 from t2i.nn.layers import timestep_embedding
 from t2i.nn.transformer import Transformer, TransformerConfig
 from t2i.text.tokenizers import ClipTokenizer, TokenizerConfig
@@ -111,28 +112,21 @@ class Rewriter(nn.Module):
         """
         if temperature < 0 or (temperature > 0 and streams is None):
             raise ValueError(f"temperature={temperature} must be at least 0, and above it needs streams to draw from")
-        room = self.config.tokenizer.context - 1
-        drawn = streams.uniform(room) if streams is not None else torch.zeros(len(sentences), room)  # (B, room)
-        return [self._write(s, u.tolist(), temperature) for s, u in zip(sentences, drawn, strict=True)]
+        if not sentences:
+            return []
+        decoding = Decoding(max_length=self.config.tokenizer.context - 1, temperature=temperature)
+        prompts, device = [self._prompt(sentence) for sentence in sentences], self.positions.device
+        written = generate(self.step, prompts, decoding, end=self._marks[1], streams=streams, device=device)
+        return [self.tokenizer.decode(tokens) for tokens in written]
 
-    def _write(self, sentence: str, chances: Sequence[float], temperature: float) -> str:
-        """One sentence, token after token; keys and values of what is written are kept."""
-        unread, context, written = self._prompt(sentence), None, list[int]()
+    def step(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """Tokens (B, n) after those in the cache → logits (B, V) of the next, and the cache with them. Marks that no
+        sentence contains have -inf."""
+        logits, past = self.extend(tokens, cache.past or None)
         never = [self.separator, *([PAD, START, UNKNOWN] if self._marks[0] == START else [self._marks[0]])]
-        for u in chances:
-            logits, context = self.extend(torch.tensor([unread], device=self.positions.device), context)
-            last = logits[0, -1].index_fill(0, torch.tensor(never, device=logits.device), -torch.inf)  # (V,)
-            if temperature > 0:
-                cdf = (last / temperature).softmax(0).cumsum(0)
-                token = int(torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=len(cdf) - 1))
-            else:
-                token = int(last.argmax())
-            if token == self._marks[1]:
-                break
-            written.append(token)
-            unread = [token]
-        text: str = self.tokenizer.decode(written)
-        return text
+        last = logits[:, -1]
+        last[:, never] = -torch.inf
+        return last, Cache(past)
 
     @property
     def _marks(self) -> tuple[int, int]:
