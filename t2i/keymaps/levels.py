@@ -118,12 +118,17 @@ def _resampler(config: UNetConfig, foreign: str, ours: str, names: Names) -> Ite
 
 
 def _attention(config: UNetConfig, foreign: str, ours: str, names: Names) -> Iterator[Entry]:
+    yield from attention_entries(foreign, ours, names)
+    if config.context_dim is not None:  # only diffusers has such
+        yield Entry((f"{foreign}.add_k_proj", f"{foreign}.add_v_proj"), f"{ours}.attention.context")
+
+
+def attention_entries(foreign: str, ours: str, names: Names) -> Iterator[Entry]:
+    """An attention layer over a picture, without a context."""
     norm, q, k, v, proj = (f"{foreign}.{part}" for part in names.in_attention)
     yield Entry(norm, f"{ours}.norm")
     yield Entry((q, k, v), f"{ours}.attention.qkv", kernel=names.kernel)
     yield Entry(proj, f"{ours}.attention.proj", kernel=names.kernel)
-    if config.context_dim is not None:  # only diffusers has such
-        yield Entry((f"{foreign}.add_k_proj", f"{foreign}.add_v_proj"), f"{ours}.attention.context")
 
 
 def unet_from(theirs: Mapping[str, Any]) -> UNetConfig:

@@ -1,12 +1,11 @@
-"""Reading KL autoencoders as CompVis (latent diffusion, Stable Diffusion) and as diffusers save them.
-
-L level, 0 the finest · U level counted from the coarsest
-"""
+"""Reading KL autoencoders as CompVis (latent diffusion, Stable Diffusion) and as diffusers save them: in the words of
+`t2i.keymaps.levels`, since CompVis' are those of DDPM's port by pesser."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from t2i.keymaps.flat import Entry, Layout, Shape, prefixed
+from t2i.keymaps.levels import DIFFUSERS, DIFFUSERS_BEFORE_0_12, PESSER, Names, attention_entries
 from t2i.stages.autoencoder.model import Autoencoder, AutoencoderConfig
 from t2i.stages.autoencoder.presets import PRESETS, SCALE
 
@@ -14,49 +13,7 @@ _LOSS = r"loss\..*"  # discriminator, LPIPS and log variance of a training
 _OTHERS = r"(?!first_stage_model\.).*|first_stage_model\.loss\..*"  # networks that share the file
 
 
-class Names(NamedTuple):
-    """The words of one dialect; `{L}` and `{U}` stand for a level, `{i}` for a block."""
-
-    down: str
-    up: str
-    block: str
-    attention: str
-    downsample: str
-    upsample: str
-    middle: tuple[str, str, str]  # block, attention, block
-    norm_out: str
-    skip: str
-    in_attention: tuple[str, str, str, str, str]  # norm, q, k, v, output
-    kernel: int  # axes of size 1 of the attention's weights
-
-
-COMPVIS = Names(
-    down="down.{L}",
-    up="up.{L}",
-    block="block.{i}",
-    attention="attn.{i}",
-    downsample="downsample.conv",
-    upsample="upsample.conv",
-    middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
-    norm_out="norm_out",
-    skip="nin_shortcut",
-    in_attention=("norm", "q", "k", "v", "proj_out"),
-    kernel=2,
-)
-DIFFUSERS = Names(
-    down="down_blocks.{L}",
-    up="up_blocks.{U}",
-    block="resnets.{i}",
-    attention="attentions.{i}",
-    downsample="downsamplers.0.conv",
-    upsample="upsamplers.0.conv",
-    middle=("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"),
-    norm_out="conv_norm_out",
-    skip="conv_shortcut",
-    in_attention=("group_norm", "to_q", "to_k", "to_v", "to_out.0"),
-    kernel=0,
-)
-DIFFUSERS_BEFORE_0_12 = DIFFUSERS._replace(in_attention=("group_norm", "query", "key", "value", "proj_attn"))
+COMPVIS = PESSER
 DIALECTS = (COMPVIS, DIFFUSERS, DIFFUSERS_BEFORE_0_12, DIFFUSERS_BEFORE_0_12._replace(kernel=2))
 
 
@@ -137,14 +94,16 @@ def _entries(config: AutoencoderConfig, names: Names) -> Iterator[Entry]:
             for i in range(config.num_blocks + extra):
                 yield from _block(f"{theirs}.{names.block.format(i=i)}", f"{ours}.blocks.{i}", names)
                 if 2**level in config.attention:
-                    yield from _attention(f"{theirs}.{names.attention.format(i=i)}", f"{ours}.attentions.{i}", names)
+                    yield from attention_entries(
+                        f"{theirs}.{names.attention.format(i=i)}", f"{ours}.attentions.{i}", names
+                    )
             if level < num_levels - 1 if side == "down" else level > 0:
                 resampler = names.downsample if side == "down" else names.upsample
-                yield Entry(f"{theirs}.{resampler}", f"{ours}.resample.conv")
+                yield Entry(f"{theirs}.{resampler}.conv", f"{ours}.resample.conv")
         first, attention, second = (f"{half}.{word}" for word in names.middle)
         yield from _block(first, f"{half}.mid.block1", names)
         if config.mid_attention:
-            yield from _attention(attention, f"{half}.mid.attention", names)
+            yield from attention_entries(attention, f"{half}.mid.attention", names)
         yield from _block(second, f"{half}.mid.block2", names)
         yield Entry(f"{half}.{names.norm_out}", f"{half}.norm_out")
         yield Entry(f"{half}.conv_out", f"{half}.conv_out")
@@ -154,11 +113,4 @@ def _entries(config: AutoencoderConfig, names: Names) -> Iterator[Entry]:
 
 def _block(foreign: str, ours: str, names: Names) -> Iterator[Entry]:
     yield from (Entry(f"{foreign}.{part}", f"{ours}.{part}") for part in ("norm1", "conv1", "norm2", "conv2"))
-    yield Entry(f"{foreign}.{names.skip}", f"{ours}.skip")
-
-
-def _attention(foreign: str, ours: str, names: Names) -> Iterator[Entry]:
-    norm, q, k, v, proj = (f"{foreign}.{part}" for part in names.in_attention)
-    yield Entry(norm, f"{ours}.norm")
-    yield Entry((q, k, v), f"{ours}.attention.qkv", kernel=names.kernel)
-    yield Entry(proj, f"{ours}.attention.proj", kernel=names.kernel)
+    yield Entry(f"{foreign}.{names.in_block[1]}", f"{ours}.skip")
