@@ -37,35 +37,35 @@ def never_silent(what: str) -> AbstractContextManager[object]:
 def check_model(model: str) -> str | None:
     """The kind of a model's pipeline, whether it is here or yet to be downloaded; UsageError for one that nobody knows.
     Nothing heavy is imported."""
+    return _kind_and_stages(model)[0]
+
+
+def _kind_and_stages(model: str) -> tuple[str | None, list[str]]:
+    """See `check_model`; and the names of the stages, none of a model that others wrote."""
     from t2i.hub.hub import find
     from t2i.hub.index import models
     from t2i.io.files import read_json
 
     if (folder := find(model)) is None:
-        return models()[model].pipeline
+        return models()[model].pipeline, list(models()[model].parts)
     index = read_json(folder / "model_index.json")
-    return index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(index, dict):
+        return None, []
+    places = [name for name, entry in index.items() if isinstance(entry, list)] if "_t2i_version" in index else []
+    return index.get("_class_name"), places
 
 
 def check_opening(model: str, draw: "Draw", dtype: str | None = None, preset: str | None = None) -> str | None:
     """`check_model`, and UsageError for stages that it does not have, and for a dtype or a preset that nobody knows."""
     from t2i.core.choices import dtype_name
-    from t2i.hub.hub import find
-    from t2i.hub.index import models, presets
-    from t2i.io.files import read_json
+    from t2i.hub.index import presets
 
-    kind = check_model(model)
+    kind, places = _kind_and_stages(model)
     if dtype is not None:
         dtype_name(dtype)
     if preset is not None and preset not in presets():
         known = f"known: {', '.join(presets())}{did_you_mean(preset, presets())}"
         raise UsageError(f"unknown preset {quoted(preset)}; {known}")
-    if (folder := find(model)) is None:
-        places = list(models()[model].parts)
-    else:
-        index = read_json(folder / "model_index.json")
-        ours = isinstance(index, dict) and "_t2i_version" in index
-        places = [name for name, entry in index.items() if isinstance(entry, list)] if ours else []
     named = [("stop_after", draw["stop_after"])] if draw.get("stop_after") else []
     named += [(what, name) for what, given in draw.items() if isinstance(given, dict) for name in given]
     for what, name in named if places else ():
