@@ -1,13 +1,14 @@
 """An OpenAI-compatible chat server on this machine that misbehaves as told, and keeps what it was asked."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from file_server import listening
 
 
 def said(text: object) -> bytes:
@@ -44,16 +45,9 @@ class ChatServer:
 def chatting(**given: Any) -> Iterator[ChatServer]:
     """The server, on a free port of 127.0.0.1, until the block ends."""
     state = ChatServer(**given)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
-    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with listening(_Handler, state) as address:
+        state.url = f"{address}/v1"
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -37,12 +37,18 @@ class FileServer:
 def serving(files: dict[str, bytes]) -> Iterator[FileServer]:
     """The server, on a free port of 127.0.0.1, until the block ends."""
     state = FileServer(files)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    with listening(_Handler, state) as state.url:
+        yield state
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler], state: object) -> Iterator[str]:
+    """The address of a server on a free port of 127.0.0.1, whose handlers have `state`, until the block ends."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"state": state}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield state
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

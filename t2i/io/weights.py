@@ -150,14 +150,14 @@ class _Lazy(Mapping[str, Tensor]):
     """Tensors by name, in files."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.where: dict[str, Path] = {}
+        self.where: dict[str, Any] = {}  # open files: their headers are read once
         for path in _files(folder, name)[0]:
-            with _opened(path, "cpu") as file:
-                self.where |= dict.fromkeys(file.keys(), path)
+            with _damage_told(path):
+                file = safe_open(path, framework="pt", device="cpu")
+                self.where |= dict.fromkeys(file.keys(), file)
 
     def __getitem__(self, key: str) -> Tensor:
-        with _opened(self.where[key], "cpu") as file:
-            tensor: Tensor = file.get_tensor(key)
+        tensor: Tensor = self.where[key].get_tensor(key)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -287,11 +287,16 @@ def _shape(file: Any, key: str) -> Tensor:
 
 @contextmanager
 def _opened(path: Path, device: str | torch.device) -> Iterator[Any]:
+    with _damage_told(path), safe_open(path, framework="pt", device=str(device)) as file:
+        yield file
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
     if (kind := weights_format(path)) != "safetensors":
         raise DataError(f"{path} is a {kind} file of torch, which may hold code: t2i convert reads such files")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            yield file
+        yield
     except SafetensorError as error:
         raise DataError(f"{path} is damaged or truncated: {error}") from None
 
