@@ -152,8 +152,7 @@ class _Lazy(Mapping[str, Tensor]):
     def __init__(self, folder: Path, name: str) -> None:
         self.where: dict[str, Any] = {}  # open files: their headers are read once
         for path in _files(folder, name)[0]:
-            with _damage_told(path):
-                file = safe_open(path, framework="pt", device="cpu")
+            with _opened(path, "cpu") as file:
                 self.where |= dict.fromkeys(file.keys(), file)
 
     def __getitem__(self, key: str) -> Tensor:
@@ -287,16 +286,10 @@ def _shape(file: Any, key: str) -> Tensor:
 
 @contextmanager
 def _opened(path: Path, device: str | torch.device) -> Iterator[Any]:
-    with _damage_told(path), safe_open(path, framework="pt", device=str(device)) as file:
-        yield file
-
-
-@contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
     if (kind := weights_format(path)) != "safetensors":
         raise DataError(f"{path} is a {kind} file of torch, which may hold code: t2i convert reads such files")
     try:
-        yield
+        yield safe_open(path, framework="pt", device=str(device))  # closed when nobody has it any more
     except SafetensorError as error:
         raise DataError(f"{path} is damaged or truncated: {error}") from None
 
