@@ -19,13 +19,18 @@ def compose(
     steps: Annotated[str | None, typer.Option(help="As in generate.")] = None,
     guidance: Annotated[str | None, typer.Option(help="As in generate.")] = None,
     stop_after: Annotated[str, typer.Option(help="Stage whose pictures are read.")] = "decoder",
+    upsample_prompt: Annotated[str | None, typer.Option(help="As in generate: draw what is written out.")] = None,
     device: Device = "auto",
 ) -> None:
     """Share of pictures that show what GenEval's six tasks ask for, judged by the bundled reader of scenes."""
     _writable(out)
     from t2i.evals.compose import compose as run
+    from t2i.text.upsampling import check_upsample_prompt
 
-    chosen = draw_options(None, steps, guidance, stop_after=stop_after)
+    chosen: dict[str, Any] = {**draw_options(None, steps, guidance, stop_after=stop_after)}
+    if upsample_prompt is not None:
+        check_upsample_prompt(upsample_prompt)
+        chosen["upsample_prompt"] = upsample_prompt
     with never_silent("drawing and reading pictures"):
         report = run(model, num=num, seed=seed, device=device, call=chosen)
     _tell(report, out)

@@ -515,6 +515,12 @@ def test_eval_compose_prints_a_row_per_task_and_writes_every_reading(
     assert result["pictures"][0]["seed"] == 7
     assert result["recipe"]["arguments"]["steps"]["decoder"] == 1
 
+    assert run(monkeypatch, "eval", "compose", "--model", model, *chosen, "--upsample-prompt", "rule") == 0
+    written = json.loads(out.read_text())["recipe"]
+    assert written["arguments"]["prompt"] != result["recipe"]["arguments"]["prompt"]
+    assert written["asked"] == [picture["prompt"] for picture in result["pictures"]]
+    assert run(monkeypatch, "eval", "compose", "--model", "not/opened", "--upsample-prompt", "rules") == 2
+
 
 def test_eval_captions_prints_a_row_per_question_and_writes_every_caption(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
