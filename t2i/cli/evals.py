@@ -105,6 +105,25 @@ def captions(
     _tell(report, out)
 
 
+@app.command()
+def latents(
+    autoencoder: Annotated[str, typer.Option(help="Folder of an autoencoder.")],
+    consistency: Annotated[str | None, typer.Option(help="Folder of a consistency decoder, to compare.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results, with every value.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Held-out renders.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the first render, and of the consistency decoder's noise.")] = 0,
+    size: Annotated[int, typer.Option(min=8, max=2048, help="Side of the renders in pixels.")] = 256,
+    device: Device = "auto",
+) -> None:
+    """What of held-out renders survives their latents, whole and where patterns are fine."""
+    _writable(out)
+    from t2i.evals.latents import latents as run
+
+    with never_silent("encoding and decoding pictures"):
+        report = run(autoencoder, consistency, num=num, seed=seed, size=size, device=device)
+    _tell(report, out)
+
+
 def _writable(out: Path | None) -> None:
     """Say before the work that a file cannot be written after it."""
     if out is not None:
