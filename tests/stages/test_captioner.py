@@ -290,6 +290,7 @@ def test_a_captioner_can_be_counted() -> None:
     ("change", "message"),
     [
         ("model.text.heads=5", r"model.text: width=\d+ is not a multiple of heads=5"),
+        ("model.stem=[16,16,16,16]", "patch_size=8 is not a multiple of 16, by which the stem shrinks"),
         ("model.patch_size=7", r"image_size=\d+ cannot be cut into patches of patch_size=7"),
         ("model.tokenizer.kind=gpt2", "kind='gpt2' marks neither start nor end"),
         ("task={contrastive: 0, captioning: 0}", "leave nothing to learn"),
@@ -345,3 +346,16 @@ def test_the_config_of_the_paper_is_its_preset() -> None:
 
 def test_a_cache_counts_what_was_read() -> None:
     assert Cache().num_tokens == 0
+
+
+def test_a_stem_shrinks_pictures_before_they_are_cut() -> None:
+    """As many tokens as without, and each sees beyond its patch: one pixel changes those of its neighbours, too."""
+    stemmed = captioner(stem=(8, 16))
+    assert stemmed.patches.weight.shape[-1] == 2
+    image = torch.zeros(1, 3, 32, 32)
+    with_pixel = image.clone()
+    with_pixel[:, :, 8, 8] = 1  # the first of a patch
+    changed = (stemmed.patches(stemmed.stem(with_pixel)) - stemmed.patches(stemmed.stem(image))).abs().sum(1)[0]
+    assert changed.shape == (4, 4)
+    assert changed[1, 1] > 0
+    assert stemmed.read_image(image).shape == captioner().read_image(image).shape

@@ -4,6 +4,7 @@ B batch · L tokens · P patches · Q captioning queries · D width · E embeddi
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -52,6 +53,9 @@ class CaptionerConfig(Config):
 
     image_size: Side = Field(64, description="side of the pictures, in pixels")
     patch_size: Side = Field(8, description="pixels of a side that make one token")
+    stem: tuple[Width, ...] = Field(
+        (), max_length=8, description="channels of convolutions of stride 2 before pictures are cut (Xiao et al. 2021)"
+    )
     vision: TowerConfig = Field(TowerConfig(), description="the image tower")
     text: TowerConfig = Field(TowerConfig(layers=2), description="the text decoder, unimodal and multimodal half")
     num_queries: Length = Field(64, description="tokens of a picture that captions are written from, 256 in the paper")
@@ -70,6 +74,8 @@ class CaptionerConfig(Config):
     def _check(self) -> Self:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} cannot be cut into patches of patch_size={self.patch_size}")
+        if self.patch_size % (shrunk := 2 ** len(self.stem)):
+            raise ValueError(f"patch_size={self.patch_size} is not a multiple of {shrunk}, by which the stem shrinks")
         return self
 
 
@@ -96,8 +102,13 @@ class Captioner(nn.Module):
         self.config, self.dim, self.image_size = config, config.embed_dim, config.image_size
         self.tokenizer = config.tokenizer.build()
         self.text_width = width = config.text.width
-        self.patches = nn.Conv2d(3, config.vision.width, config.patch_size, config.patch_size)
-        nn.init.normal_(self.patches.weight, std=(3 * config.patch_size**2) ** -0.5)  # of unit gain
+        ends = (3, *config.stem)
+        self.stem = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(1, b), nn.GELU()) for a, b in pairwise(ends))
+        )
+        side = config.patch_size // 2 ** len(config.stem)
+        self.patches = nn.Conv2d(ends[-1], config.vision.width, side, side)
+        nn.init.normal_(self.patches.weight, std=(ends[-1] * side**2) ** -0.5)  # of unit gain
         self.places = nn.Parameter(torch.randn(self.num_patches, config.vision.width) * config.vision.width**-0.5)
         self.vision = Transformer(config.vision.transformer(causal=False))
         self.norm_vision = nn.LayerNorm(config.vision.width)
@@ -135,7 +146,7 @@ class Captioner(nn.Module):
         if image.shape[-2:] != (self.image_size, self.image_size):
             sides = (self.image_size, self.image_size)
             image = F.interpolate(image.float(), size=sides, mode="bicubic", antialias=True).clamp(-1, 1)
-        x = self.patches(fit(image, self.cls)).flatten(2).transpose(1, 2)  # (B, P, W)
+        x = self.patches(self.stem(fit(image, self.cls))).flatten(2).transpose(1, 2)  # (B, P, W)
         return self.pool_caption(self.norm_vision(self.vision(x + self.places)))
 
     def embed_image(self, pooled: Tensor) -> Tensor:
