@@ -15,6 +15,7 @@ Legend: N pictures · C channels of latents · L tokens · W width of T5's state
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
@@ -98,10 +99,12 @@ class DALLE3(Pipeline):
         """Latents through the autoencoder, pixels as they are."""
         return to_pil(self._pixels(x_0) if stage == "decoder" else x_0)
 
+    @torch.no_grad()
     def _pixels(self, z: Tensor) -> Tensor:
+        """Latents (N, C, h, w) through the autoencoder, one by one: N are as many as are asked for."""
         with on_device(self, "autoencoder"):
-            x: Tensor = self.parts["autoencoder"].decode_latents(z.to(self.device))
-        return x
+            decode = self.parts["autoencoder"].decode_latents
+            return torch.cat([decode(one) for one in z.to(self.device).split(1)])
 
     def check_fit(self) -> None:
         check_fit(self.parts)

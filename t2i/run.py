@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -172,8 +172,12 @@ def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:
         others = start_from(run.init, run, spec, model) if run.init is not None else False
         with loaders_explained():
             task.prepare(_batches(loader, run.train.seed), anew=others)
-    elif run.init not in (None, before.get("init")):
-        log.warning("init=%s is not read: the run continues from %s; another train.out starts anew", run.init, saved)
+    else:
+        check_neighbours(saved, before, config, run)
+        if run.init not in (None, before.get("init")):
+            log.warning(
+                "init=%s is not read: the run continues from %s; another train.out starts anew", run.init, saved
+            )
     return task, Loader.announced(loader), config
 
 
@@ -248,12 +252,27 @@ def start_from(folder: str, run: Run, spec: Stage, model: Any) -> bool:
     others = "clip" in run.needs and not (same_clip(ours, theirs) and len(ours) == len(theirs))
     if others:
         log.warning("init=%s learned from another CLIP than %s, and learns on with this one", folder, run.needs["clip"])
-    earlier = fingerprints(before.config)
-    for name, mark in fingerprints(model.config).items():
-        if len(mark) and len(earlier.get(name, ())) and not same_clip(mark, earlier[name]):
-            given = run.needs.get(name, run.data.source)
-            log.warning("init=%s learned from another %s than that of %s, and learns on with this", folder, name, given)
+    for name, given in other_neighbours(before.config, model.config, run):
+        log.warning("init=%s learned from another %s than that of %s, and learns on with this", folder, name, given)
     return others
+
+
+def check_neighbours(saved: Path, before: Mapping[str, Any], config: Config, run: Run) -> None:
+    """UsageError for a neighbour that is another one than that of the run that goes on from `saved`."""
+    try:
+        earlier = parse(before["model"], type(config))
+    except (KeyError, ValueError):  # of a version that is too old to be compared with
+        return
+    for name, given in other_neighbours(earlier, config, run):
+        raise UsageError(f"{saved} learned from another {name} than that of {given}: choose another train.out")
+
+
+def other_neighbours(before: Config, now: Config, run: Run) -> Iterator[tuple[str, str]]:
+    """Names of the neighbours of two configs that are known and different, and what is given of them now."""
+    earlier = fingerprints(before)
+    for name, mark in fingerprints(now).items():
+        if len(mark) and len(earlier.get(name, ())) and not same_clip(mark, earlier[name]):
+            yield name, run.needs.get(name, run.data.source)
 
 
 def fingerprints(config: Any) -> dict[str, tuple[float, ...]]:

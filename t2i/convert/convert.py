@@ -136,7 +136,7 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
 
     Raises:
         DataError: there is none; the message says how the nearest one differs, or what to give instead.
-        UsageError: no network has that name, or none is given and priors of several have these keys.
+        UsageError: no network has that name, or none is given and priors or autoencoders of several have these keys.
     """
     candidates = _candidates(name)
     apart = [len(modules(layout.read(shapes)) ^ layout.keys) for layout in candidates]  # cheap: no network is built
@@ -144,8 +144,9 @@ def recognise(shapes: Mapping[str, Shape], where: str, name: str | None = None) 
     misfits = [(layout, misfit(layout.shapes, layout.read(shapes))) for layout in near]
     best, problems = min(misfits, key=lambda pair: len(pair[1]))
     if not problems:
-        alike = [x.name for x, wrong in misfits if not wrong and x.stage == "prior" and x.config != best.config]
-        if alike:  # they differ in how far x_0 is clamped
+        fitting = [x for x, wrong in misfits if not wrong and x.stage in ("prior", "autoencoder")]
+        alike = [x.name for x in fitting if (x.config, x.constants) != (best.config, best.constants)]
+        if alike:  # they differ in how far x_0 is clamped, or in the scale of latents
             raise UsageError(
                 f"{where}: its keys are those of {' and '.join([best.name, *alike])}; give its name (--network)"
             )

@@ -221,6 +221,9 @@ class Task(nn.Module):
         `anew` tells that the run starts from a stage whose neighbours were others than these.
         """
 
+    def renew(self) -> None:
+        """Called before a run goes on from a checkpoint without a `memory`, once the model is put back."""
+
     def after_step(self, step: int) -> None:
         """Called after every step, the first being 1: here target networks follow."""
 

@@ -120,6 +120,7 @@ def encode(
         if isinstance(part, nn.Module):
             part.to(device).eval()
     paths, count = [Path(out) / f"{i:05d}.tar" for i in range(-(-len(samples) // shard_size))], 0
+    cut = Tally()
     with output_folder(out) as folder, sole_writer(folder), torch.no_grad():
         first = next((few for few in _few(samples, range(len(samples)), 1) if few), None)
         if first is None:
@@ -137,10 +138,13 @@ def encode(
                     continue
                 with writing.shard(path, settings, len(rows)) as tar:
                     for few in _few(samples, rows, batch_size, bar):
+                        _count_cut(cut, few, text)
                         for key, files in _encoded(few, autoencoder, text, device):
                             writing.add(tar, key, files)
                             count += 1
     log.info("%s: %d samples encoded, left out: %s", out, count, samples.bad if samples.bad.counts else "none")
+    if cut.counts:
+        log.warning("%s: %s", out, cut)
     return paths
 
 
@@ -151,6 +155,17 @@ def _few(samples: Samples, rows: range, num: int, bar: tqdm | None = None) -> It
         yield samples.take(part)
         if bar is not None:
             bar.update(len(part))
+
+
+def _count_cut(cut: Tally, few: Sequence[Sample], text: TextEncoder | None) -> None:
+    """Captions that are longer than a text encoder reads, if that says so."""
+    if (reader := getattr(text, "tokenizer", None)) is None:
+        return
+    for sample in few:
+        for lines in sample["captions"].values():
+            for line in [lines] if isinstance(lines, str) else lines:
+                if reader.truncated(line):
+                    cut.add(f"captions are longer than the {reader.room} tokens that are read", line)
 
 
 def _facts(

@@ -227,6 +227,8 @@ class _Positions(Dataset[Batch]):
     def __init__(self, config: DataConfig, seed: int, micro: int, split: str, needs: Needs) -> None:
         self.num_classes, self.pictured = needs.num_classes, "image" in needs.keys
         self.config, self.seed, self.micro, self.split = config, seed, micro, split
+        if config.flip and not self.pictured:
+            raise UsageError("data.flip=true mirrors pictures, and none are read here: leave it out")
         opened = [(open_source(source.src, config, split, needs), source.weight) for source in config.sources]
         self.sources = [source for source, _ in opened if source is not None]
         if not self.sources:
@@ -275,6 +277,8 @@ class _Positions(Dataset[Batch]):
                     names = getattr(source, "classes", ())
                     named = f" ({names[label]})" if 0 <= label < len(names) else ""
                     raise BadSample("label out of range", f"{label}{named}, of {self.num_classes} classes")
+                if self.config.flip and "latents" in sample:
+                    raise BadSample("latents that data.flip=true would not mirror with their picture")
                 if self.config.flip and self.split == "train" and mix(self.seed, position, "flip") % 2:
                     sample["image"] = sample["image"].flip(-1)
                 return sample

@@ -11,6 +11,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from t2i.core.assets import offline
@@ -20,6 +22,10 @@ log = logging.getLogger(__name__)
 
 KINDS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 """Classes of transformers by the `model_type` of a config."""
+_BROKEN = (
+    OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises for files that are missing, damaged or something else."""
 
 
 class PretrainedT5:
@@ -62,9 +68,7 @@ class PretrainedT5:
     @cached_property
     def tokenizer(self) -> "T5Tokenizer":
         """Its own tokeniser."""
-        from transformers import AutoTokenizer
-
-        return T5Tokenizer(self._opened(AutoTokenizer.from_pretrained), self.context)
+        return T5Tokenizer(self._opened(_pieces), self.context)
 
     def _opened(self, load: Callable[..., Any], **how: Any) -> Any:
         """Something of the source, from this machine if it is there."""
@@ -72,17 +76,27 @@ class PretrainedT5:
         try:
             try:
                 return load(self.source, local_files_only=True, trust_remote_code=False, **how)
-            except OSError:  # not fetched before
+            except _BROKEN:  # not fetched before, or not all of it
                 if folder or offline():
                     raise
                 return load(self.source, local_files_only=False, trust_remote_code=False, **how)
-        except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        except _BROKEN as error:
             if folder:
                 raise DataError(f"{self.source} is no T5 of transformers with safetensors: {reason(error)}") from error
             raise UsageError(
                 f"source={self.source}: neither a folder nor a T5 with safetensors that is found by that name on the "
                 f"hub: {reason(error)}"
             ) from error
+
+
+def _pieces(source: str, **how: Any) -> Any:
+    """The tokeniser of a source; OSError where its files are missing, of which transformers makes one without words."""
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(source, **how)
+    if len(found) <= len({*found.all_special_tokens}) + 1:  # and the mark of a space
+        raise OSError("its tokenizer has no words, so its files are missing")
+    return found
 
 
 class T5Tokenizer:

@@ -146,10 +146,11 @@ def _tokenizers(task: Task) -> dict[str, Tokenizer]:
 def _open_vocabulary(task: Task, whom: str) -> str:
     """The keys with which a stage reads any word, or the neighbour that must be trained with them first."""
     if whom in task.needs:
+        made = "t5.yaml" if whom == "text" else "clip.yaml init=weights/shapes/clip"
         return (
             f"they are read with {whom}, which must be trained to read any word before this stage: t2i train "
-            "configs/shapes/clip.yaml init=weights/shapes/clip model.tokenizer.kind=clip "
-            f"data.source=… train.out=runs/{whom}, and then {whom}=runs/{whom} here"
+            f"configs/shapes/{made} model.tokenizer.kind=clip "
+            f"data.source=… train.out=runs/{whom}, and then needs.{whom}=runs/{whom} here"
         )
     section = "model.ports.text." if hasattr(getattr(task.model, "config", None), "ports") else "model."
     return f"{section}tokenizer.kind=clip reads any word"

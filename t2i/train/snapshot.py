@@ -58,7 +58,8 @@ class Snapshot:
         if memory is not None and "memory" in tensors:
             checkpoint.load_model(memory, tensors["memory"], path)
         elif memory is not None:
-            log.warning("%s has no memory of losses: starting it empty", path)
+            log.warning("%s has no memory: starting it anew", path)
+            self.task.renew()
         return numbers
 
 

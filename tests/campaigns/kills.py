@@ -4,8 +4,8 @@
     python tests/campaigns/kills.py --seed 0 --only 17          # one round again
 
 A round kills one of: training in one process, with loader processes, in two processes; `assemble` and `convert` over an
-earlier model; `data shapes`. Then it runs to the end, and must leave what an undisturbed run leaves, to the bit. While
-the first of a round runs, a second writer tries the same folder now and then, and must be refused.
+earlier model; `data shapes` and `data encode`. Then it runs to the end, and must leave what an undisturbed run leaves,
+to the bit. While the first of a round runs, a second writer tries the same folder now and then, and must be refused.
 """
 
 import argparse
@@ -60,6 +60,15 @@ def shapes(sources: Path, out: Path, rank: int, environment: dict[str, str]) -> 
     write_shards(out, count=48, size=16, shard_size=8)
 
 
+def encode(sources: Path, out: Path, rank: int, environment: dict[str, str]) -> None:
+    from small import Codec, t5
+
+    from t2i.data.encode import Scenes
+    from t2i.data.encode import encode as write
+
+    write(out, Scenes(16, 48), Codec(), t5(), shard_size=8, batch_size=4)
+
+
 @dataclass(frozen=True)
 class Kind:
     """Something that writes; `before` is what lies in its folder, `world` how many processes it has."""
@@ -76,6 +85,7 @@ KINDS = {
     "assemble": Kind(assemble, "old"),
     "convert": Kind(convert, "stage"),
     "data shapes": Kind(shapes),
+    "data encode": Kind(encode),
 }
 
 

@@ -1,12 +1,16 @@
 """Latents and states written once: what they are, that a broken-off command continues, and what does not fit them."""
 
 import json
+import os
+import re
+import signal
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import SERVER
 from PIL import Image
 from small import Codec, latent_decoder, t5
 from typer.testing import CliRunner
@@ -108,6 +112,44 @@ def test_a_broken_off_command_continues_and_leaves_the_same_bytes(cache: Path, t
     calls = Broken(0)
     encode(tmp_path, Scenes(32, 7), calls, t5(), shard_size=3, batch_size=2)
     assert calls.calls == 0, "what is there is not encoded again"
+
+
+class Killed(Codec):
+    """Kills its process with SIGKILL, once the second shard is begun."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def encode_latents(self, image: torch.Tensor) -> torch.Tensor:
+        if [*self.folder.glob("*.tar")] and [*self.folder.glob(".*.tmp")]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_latents(image)
+
+
+def encode_and_die(folder: Path) -> None:
+    encode(folder, Scenes(32, 7), Killed(folder), t5(), shard_size=3, batch_size=2)
+
+
+def test_a_command_killed_in_the_middle_of_a_shard_continues(cache: Path, tmp_path: Path) -> None:
+    process = SERVER.Process(target=encode_and_die, args=(tmp_path,))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name for path in sorted(tmp_path.glob("*.tar"))] == ["00000.tar"]
+    assert [*tmp_path.glob(".*.tmp")], "half a shard"
+    encode(tmp_path, Scenes(32, 7), Codec(), t5(), shard_size=3, batch_size=2)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        path.name: path.read_bytes() for path in cache.iterdir() if path.is_file()
+    }
+
+
+def test_captions_that_are_cut_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encode(tmp_path / "a", Scenes(32, 3), Codec(), t5())
+    assert re.search(r"\d captions are longer than the 10 tokens that are read \(such as", caplog.text)
+    caplog.clear()
+    encode(tmp_path / "b", Scenes(32, 3), Codec())
+    assert "longer" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -143,3 +143,5 @@ def test_pictures_may_be_mirrored(tmp_path: Path) -> None:
     assert (left[100:] == (again["image"][:, 0, :, 0].mean(dim=1) > 0)).all(), "by position, so a resume sees the same"
     with pytest.raises(UsageError, match="shapes are not mirrored"):
         Loader(DataConfig(flip=True), seed=0, batch_size=2)
+    with pytest.raises(UsageError, match=r"data\.flip=true mirrors pictures, and none are read here"):
+        Loader(config, seed=0, batch_size=2, needs=Needs(("caption",)))

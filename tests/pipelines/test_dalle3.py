@@ -51,6 +51,26 @@ def test_the_autoencoder_makes_pixels_where_it_is_asked_or_alone() -> None:
     assert asked.recipe["arguments"]["stop_after"] == "autoencoder"
 
 
+def test_what_is_not_read_of_a_prompt_is_told() -> None:
+    with pytest.warns(UserWarning, match="read|know") as told:
+        out = chain()("a purple cube " + "and a red cube " * 9, seed=3, progress=False)
+    assert [str(w.message).split(":")[0] for w in told] == [
+        "the model does not know",
+        "only the first 10 tokens are read of",
+    ]
+    assert out.truncated == [True]
+
+
+def test_pixels_of_latents_are_made_one_by_one_and_keep_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, seen = chain("consistency"), []
+    codec = pipe.parts["autoencoder"]
+    decode = codec.decode_latents
+    monkeypatch.setattr(codec, "decode_latents", lambda z: seen.append(decode(z)) or seen[-1])
+    out = pipe("a red cube", num_images_per_prompt=3, seed=3, progress=False, stop_after="decoder")
+    assert len(out.images) == 3
+    assert [(len(x), x.requires_grad) for x in seen] == [(1, False)] * 3
+
+
 def test_what_is_said_and_guidance_change_the_picture() -> None:
     pipe = chain()
     drawn = {

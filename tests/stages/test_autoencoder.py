@@ -102,8 +102,12 @@ def test_a_fingerprint_knows_its_autoencoder_and_its_scale(tmp_path: Path) -> No
         p.add_(0.1 * torch.randn_like(p))
     other.measure(other.posterior(batch(8)["image"]).mean)
     assert not same_clip(own, other.fingerprint())
-    model.scale.mul_(4)
-    assert not same_clip(own, model.fingerprint())
+    for factor in (1.2, 1 / 1.2):
+        model.scale.mul_(factor)
+        assert not same_clip(own, model.fingerprint())
+        assert not same_clip(model.fingerprint(), own)
+        model.scale.div_(factor)
+    assert same_clip(own, model.fingerprint())
 
 
 @pytest.mark.parametrize(
@@ -143,9 +147,15 @@ def test_pictures_and_latents_that_do_not_fit_are_one_line() -> None:
 
 def test_data_that_the_factor_does_not_divide_are_refused() -> None:
     model = autoencoder()
-    STAGE.fits(model, DataConfig(size=256, crop=128), None, {})
+    plain, sharp = AutoencoderOptions(), AutoencoderOptions(adversarial=0.5)
+    STAGE.fits(model, DataConfig(size=256, crop=128), plain, {})
     with pytest.raises(UsageError, match=r"data\.crop=100 is not a multiple of 8"):
-        STAGE.fits(model, DataConfig(size=256, crop=100), None, {})
+        STAGE.fits(model, DataConfig(size=256, crop=100), plain, {})
+    STAGE.fits(model, DataConfig(size=16), plain, {})
+    STAGE.fits(model, DataConfig(size=32), sharp, {})
+    assert Discriminator()(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 2, 2)
+    with pytest.raises(UsageError, match=r"data\.size=16: task\.adversarial=0\.5 needs 32 pixels"):
+        STAGE.fits(model, DataConfig(size=16), sharp, {})
 
 
 @torch.no_grad()
@@ -211,6 +221,12 @@ def test_the_decoder_alone_may_learn() -> None:
         "post_quant_conv",
     }
     assert torch.equal(model.scale, torch.ones(4))
+
+
+def test_an_encoder_that_has_learned_nothing_is_not_left_as_it_is() -> None:
+    new = Autoencoder(autoencoder().config)
+    with pytest.raises(UsageError, match=r"this one is untrained: name an autoencoder to start from, init=FOLDER"):
+        AutoencoderTask(new, AutoencoderOptions(decoder_only=True)).prepare(iter([]))
 
 
 # -- perceptual distances ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from t2i.convert.convert import convert_files, recognise
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, UsageError
 from t2i.keymaps.flat import Layout, prefixed
 from t2i.stages.autoencoder.convert import COMPVIS, DIFFUSERS, config_from, diffusers_layout, layout, layouts
 from t2i.stages.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior
@@ -84,7 +84,8 @@ def test_every_published_key_list_loads_strictly(name: str) -> None:
     others = {"loss.logvar": (), "loss.discriminator.main.0.weight": (64, 3, 4, 4)}
     if "Stable Diffusion" in name:
         others = {"model.diffusion_model.out.0.weight": (320,), "cond_stage_model.x.weight": (768,)}
-    found = recognise(keys | ({} if "diffusers" in name else others), "file.ckpt")
+    others = {} if "diffusers" in name else others
+    found = recognise(keys | others, "file.ckpt", None if "Stable Diffusion" in name else "kl-f8")
     with torch.device("meta"):
         model = found.model(found.config)
     converted = found.convert(state(keys))
@@ -98,7 +99,7 @@ def test_attention_of_earlier_diffusers_may_be_convolutions() -> None:
     keys = shapes("vae/kl-f8 (diffusers, older attention names)", MANIFESTS)
     wide = {k: (*s, 1, 1) if ".attentions." in k and len(s) == 2 else s for k, s in keys.items()}
     assert wide != keys
-    assert recognise(wide, "file.bin").name == "kl-f8"
+    assert recognise(wide, "file.bin", "kl-f8").name == "kl-f8"
 
 
 @pytest.mark.parametrize("name", manifests(MANIFESTS))
@@ -116,7 +117,22 @@ def test_every_preset_is_read_in_every_dialect(name: str) -> None:
     found = [each for each in layouts() if each.name == name]
     assert len(found) == 5
     for each in found:
-        assert recognise(each.shapes, "file.ckpt").name == name
+        assert recognise(each.shapes, "file.ckpt", name).name == name
+
+
+def test_stable_diffusion_xl_has_another_scale_by_its_text_encoder_or_by_name() -> None:
+    keys = next(x for x in layouts() if x.name == "kl-f8" and "first_stage" in str(x.ignored)).shapes
+    bare = {key.removeprefix("first_stage_model."): shape for key, shape in keys.items()}
+    xl = {"conditioner.embedders.0.x.weight": (768,), "model.diffusion_model.out.0.weight": (320,)}
+    for given, name in ((keys | xl, None), (bare, "kl-f8-sdxl")):
+        found = recognise(given, "xl.safetensors", name)
+        assert (found.name, found.constants["scale"]) == ("kl-f8-sdxl", 0.13025)
+    earlier = recognise(keys | {"cond_stage_model.x.weight": (768,)}, "sd.ckpt")
+    assert (earlier.name, earlier.constants["scale"]) == ("kl-f8", 0.18215)
+    with pytest.raises(UsageError, match=r"its keys are those of kl-f8 and kl-f8-sdxl; give its name \(--network\)"):
+        recognise(bare, "vae.safetensors")
+    with pytest.raises(DataError, match="almost kl-f8, but it has"):
+        recognise(keys | xl, "xl.safetensors", "kl-f8")
 
 
 def test_a_folder_of_diffusers_of_any_size_becomes_a_stage(tmp_path: Path) -> None:

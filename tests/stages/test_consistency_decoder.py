@@ -17,8 +17,8 @@ from golden_tools import check, fill, fill_state_dict, load_case, make_input
 from manifests import shapes, state
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from small import autoencoder, of
 from small import consistency_decoder as small
-from small import of
 from torch import Tensor, nn
 
 from t2i.cli.describe import describe
@@ -40,7 +40,7 @@ from t2i.stages.consistency_decoder.model import ConsistencyDecoder, Consistency
 from t2i.stages.consistency_decoder.presets import KL_F8, PRESETS
 from t2i.stages.consistency_decoder.sample import sample
 from t2i.stages.consistency_decoder.task import ConsistencyDecoderOptions, ConsistencyDecoderTask, psnr
-from t2i.stages.registry import load_stage, stage
+from t2i.stages.registry import load_stage, save_stage, stage
 from t2i.stages.stage import How, Inputs
 
 MANIFESTS = "manifests_consistency.json"
@@ -554,6 +554,42 @@ def test_a_distillation_from_a_cache_resumes_where_it_was(cache: Path) -> None:
     assert (here / "whole" / "checkpoints" / "step-000004" / "memory.safetensors").is_file()
     with pytest.raises(UsageError, match=r"latents of \(4, 4\) places, but these pictures have \(2, 2\)"):
         train(cache, [f"train.out={here / 'other'}", "data.crop=16", "task.crop=null"])
+
+
+def test_a_teacher_that_is_distilled_in_its_own_folder_begins_with_itself_as_target(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = []
+    after = ConsistencyDecoderTask.renew
+
+    def renew(self: ConsistencyDecoderTask) -> None:
+        after(self)
+        pairs = zip(self.memory.parameters(), self.model.parameters(), strict=True) if self.memory is not None else ()
+        apart.append([bool((a != b).any()) for a, b in pairs])
+
+    train(cache, [])
+    monkeypatch.setattr(ConsistencyDecoderTask, "renew", renew)
+    train(cache, ["task.objective=consistency", "train.steps=3"])
+    assert apart
+    assert not any(apart[-1])
+
+
+def test_a_run_does_not_go_on_with_another_autoencoder(tmp_path: Path, cache: Path) -> None:
+    for name in ("a", "b"):
+        model = autoencoder()
+        model.measure(model.posterior(pictures(8)["image"]).mean)
+        model.scale.mul_(1.2 if name == "b" else 1)
+        save_stage(tmp_path / name, "autoencoder", model)
+    train(cache, [f"needs.autoencoder={tmp_path / 'a'}"])
+    with pytest.raises(UsageError, match=r"step-000002 learned from another autoencoder than that of .*b: choose"):
+        train(cache, [f"needs.autoencoder={tmp_path / 'b'}", "train.steps=3"])
+    train(cache, [f"needs.autoencoder={tmp_path / 'a'}", "train.steps=3"])
+
+
+def test_latents_beside_pictures_are_not_mirrored_with_them(cache: Path, tmp_path: Path) -> None:
+    save_stage(tmp_path / "a", "autoencoder", autoencoder())
+    with pytest.raises(DataError, match=r"latents that data\.flip=true would not mirror with their picture"):
+        train(cache, [f"needs.autoencoder={tmp_path / 'a'}", "data.flip=true"])
 
 
 def test_psnr_is_of_the_mean_squared_error() -> None:

@@ -105,6 +105,14 @@ def test_grids_are_pictures_through_the_autoencoder() -> None:
     assert made.draw_prompts(data | {"caption": ["a cube", "", "a red sphere"], "seed": [1, 2, 3]}).shape[0] == 3
 
 
+def test_grids_of_classes_are_guided_away_from_no_class() -> None:
+    ports = {"states": latent_decoder().config.ports.states, "classes": {"num": 3, "null_class": True}}
+    made = DecoderTask(latent_decoder(ports=ports), OPTIONS, text=t5(), autoencoder=Codec())
+    grid = made.sample(batch() | {"label": torch.tensor([0, 1, 2, 0])})
+    assert grid is not None
+    assert grid.shape == (8, 3, 32, 32)
+
+
 def encoded(model: Any, *texts: list[str]) -> list[TextFeatures]:
     return [model.encode_text(sentences) for sentences in texts]
 

@@ -10,7 +10,7 @@ from golden_tools import check, fill_state_dict, load_case, make_input
 from safetensors.torch import save_file
 from small import TOKENIZER, t5
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers import T5Config as Shape
 from typer.testing import CliRunner
 
@@ -121,11 +121,40 @@ def test_what_is_no_t5_is_one_line(folder: Path, tmp_path: Path, monkeypatch: py
     torch.save(weights(), tmp_path / "pytorch_model.bin")
     with pytest.raises(DataError, match="is no T5 of transformers with safetensors"):
         opened(tmp_path)
+    for size in (4, 5000):
+        (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:size])
+        with pytest.raises(DataError, match=r"is no T5 of transformers with safetensors: .*header"):
+            opened(tmp_path)
     lacking = weights()
     del lacking["encoder.block.1.layer.0.layer_norm.weight"]
     save_file(lacking, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match=r"its weights lack 'encoder.block.1.layer.0.layer_norm.weight'"):
         opened(tmp_path)
+    with pytest.raises(DataError, match="its tokenizer has no words, so its files are missing"):
+        _ = PretrainedT5(str(tmp_path)).tokenizer
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "d_model": "wide"}')
+    with pytest.raises(DataError, match=r"is no T5 of transformers with safetensors: .*'d_model' expected int"):
+        opened(tmp_path)
+
+
+def test_a_tokenizer_of_which_only_the_config_was_fetched_is_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a config alone transformers makes a tokeniser that reads every word alike."""
+    here = tmp_path / "config alone"
+    here.mkdir()
+    (here / "config.json").write_bytes((folder / "config.json").read_bytes())
+    load = AutoTokenizer.from_pretrained
+
+    def hub(source: str, *, local_files_only: bool, **how: Any) -> Any:
+        return load(here if local_files_only else folder, local_files_only=True, **how)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", hub)
+    monkeypatch.setattr("t2i.text.t5.offline", lambda: False)
+    assert PretrainedT5("some/t5", context=4).tokenizer(["w3 w4"])[0].tolist() == [[3, 4, 1, 0]]
+    monkeypatch.setattr("t2i.text.t5.offline", lambda: True)
+    with pytest.raises(UsageError, match=r"source=some/t5: .*its tokenizer has no words"):
+        _ = PretrainedT5("some/t5").tokenizer
 
 
 def test_a_caption_says_the_same_alone_and_beside_a_longer_one() -> None:

@@ -454,7 +454,7 @@ def test_a_checkpoint_without_a_memory_starts_an_empty_one(tmp_path, caplog):
     run(tmp_path, steps=5)
     with caplog.at_level(logging.INFO):
         run(tmp_path, TinyTask(memory=True), steps=12)
-    assert "step-000005 has no memory of losses: starting it empty" in caplog.text
+    assert "step-000005 has no memory: starting it anew" in caplog.text
     assert memory_of(tmp_path)["seen"].sum() == 7 * 8
     run(tmp_path, steps=13)
     assert not (tmp_path / "checkpoints" / "step-000013" / "memory.safetensors").exists()

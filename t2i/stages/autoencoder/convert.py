@@ -7,10 +7,10 @@ from typing import Any
 from t2i.keymaps.flat import Entry, Layout, Shape, prefixed
 from t2i.keymaps.levels import DIFFUSERS, DIFFUSERS_BEFORE_0_12, PESSER, Names, attention_entries
 from t2i.stages.autoencoder.model import Autoencoder, AutoencoderConfig
-from t2i.stages.autoencoder.presets import PRESETS, SCALE
+from t2i.stages.autoencoder.presets import PRESETS, SCALE, SDXL
 
 _LOSS = r"loss\..*"  # discriminator, LPIPS and log variance of a training
-_OTHERS = r"(?!first_stage_model\.).*|first_stage_model\.loss\..*"  # networks that share the file
+_OTHERS = r"(?!first_stage_model\.|{}\.).*|first_stage_model\.loss\..*"  # networks that share the file, but one
 
 
 COMPVIS = PESSER
@@ -18,12 +18,15 @@ DIALECTS = (COMPVIS, DIFFUSERS, DIFFUSERS_BEFORE_0_12, DIFFUSERS_BEFORE_0_12._re
 
 
 def layouts() -> Iterator[Layout]:
-    """Every published autoencoder in every dialect; CompVis' also beside the other networks of a latent diffusion."""
-    for name, config in PRESETS.items():
+    """Every published autoencoder in every dialect; CompVis' also beside the other networks of a latent diffusion, by
+    whose text encoder Stable Diffusion XL is told from its forerunners."""
+    known = {name: (config, SCALE.get(name, 1.0), "conditioner") for name, config in PRESETS.items()}
+    known[SDXL[0]] = PRESETS["kl-f8"], SDXL[1], "cond_stage_model"
+    for name, (config, scale, not_beside) in known.items():
         for names in DIALECTS:
-            yield layout(name, config, names, SCALE.get(name, 1.0))
+            yield layout(name, config, names, scale)
         entries = tuple(prefixed("first_stage_model.", _entries(config, COMPVIS)))
-        yield Layout("autoencoder", name, config, Autoencoder, entries, _OTHERS, _constants(SCALE.get(name, 1.0)))
+        yield Layout("autoencoder", name, config, Autoencoder, entries, _OTHERS.format(not_beside), _constants(scale))
 
 
 def layout(name: str, config: AutoencoderConfig, names: Names, scale: float = 1.0, shift: float = 0.0) -> Layout:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 _WIDTHS = (64, 128, 256, 512)
 _LARGEST = 1e4  # of the adaptive weight
+SMALLEST = 32
+"""Side of pictures, in pixels, of which there are several patches."""
 
 
 class Discriminator(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor
 from t2i.core.errors import UsageError
 from t2i.data.config import DataConfig
 from t2i.diffusion.sampling import Sampling
+from t2i.stages.autoencoder.discriminator import SMALLEST
 from t2i.stages.autoencoder.model import Autoencoder, AutoencoderConfig
 from t2i.stages.stage import Example, How, Inputs, Neighbours
 
@@ -44,9 +45,13 @@ def example(model: Autoencoder) -> Example:
 
 
 def fits(model: Autoencoder, data: DataConfig, options: Any, neighbours: Neighbours) -> None:
-    """UsageError for pictures whose sides are not folded evenly."""
+    """UsageError for pictures whose sides are not folded evenly, or that a discriminator has no patch of."""
     if data.side % model.factor:
         raise UsageError(
             f"{data.side_key}={data.side} is not a multiple of {model.factor}, the pixels that share a place of the "
             "latents"
+        )
+    if options.adversarial and data.side < SMALLEST:
+        raise UsageError(
+            f"{data.side_key}={data.side}: task.adversarial={options.adversarial:g} needs {SMALLEST} pixels"
         )

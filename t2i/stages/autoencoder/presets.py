@@ -10,3 +10,5 @@ PRESETS: dict[str, AutoencoderConfig] = {
 }
 SCALE = {"kl-f8": 0.18215}
 """What latents are multiplied with by Stable Diffusion 1 and 2; of the others none was published."""
+SDXL = ("kl-f8-sdxl", 0.13025)
+"""Stable Diffusion XL's is of KL-f8's size and keys, with other weights and this scale."""

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.errors import UsageError
 from t2i.core.seed import Streams, upload
 from t2i.core.types import Batch, Phase, Task
 from t2i.stages.autoencoder.discriminator import Discriminator, adaptive_weight, hinge
@@ -82,8 +83,17 @@ class AutoencoderTask(Task):
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch], *, anew: bool = False) -> None:
-        """Measure the latents of the first pictures; from then on training follows them."""
-        if not self.options.decoder_only:
+        """Measure the latents of the first pictures; from then on training follows them.
+
+        Raises UsageError where an encoder is to stay as it is that has learned nothing.
+        """
+        if self.options.decoder_only:
+            if not self.model.encoder.mid.block1.conv2.weight.any():  # where training begins
+                raise UsageError(
+                    "task.decoder_only=true leaves the encoder as it is, and this one is untrained: name an "
+                    "autoencoder to start from, init=FOLDER"
+                )
+        else:
             few = next(iter(batches))["image"][:_FIRST].split(4)  # pictures in full size are large
             self.model.measure(torch.cat([self.model.posterior(image).mean for image in few]))
 

@@ -72,6 +72,10 @@ class ConsistencyDecoderTask(Task):
 
     def prepare(self, batches: Iterable[Batch], *, anew: bool = False) -> None:
         """The target begins as the student, which may have been started from its teacher meanwhile."""
+        self.renew()
+
+    def renew(self) -> None:
+        """The target is the student as it is now."""
         if self.memory is not None:
             self.memory.load_state_dict(self.model.state_dict())
 

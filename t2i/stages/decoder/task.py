@@ -209,8 +209,10 @@ class DecoderTask(Task):
             null = self.model.condition(Given(num, clip_text=self.clip.encode_text([""] * num).padded(length)))
         if ports.states is not None:
             states = states_of(batch, self.text)
-            nothing = {"states": torch.ones(num, dtype=torch.bool, device=self._device)}
-            null = self.model.condition(Given(num, states=states, dropped=nothing))
+            classes, every = ports.classes, torch.ones(num, dtype=torch.bool, device=self._device)
+            nothing = {"states": every} | ({"classes": every} if classes is not None and classes.null_class else {})
+            labels = batch["label"] if classes is not None else None
+            null = self.model.condition(Given(num, states=states, classes=labels, dropped=nothing))
         streams = Streams(batch["seed"], "sample")
         x_0 = sample(self.model, condition, streams, self.options.sampling, null=null)
         return pictures_of(x_0, self.autoencoder) if self.over_latents else x_0

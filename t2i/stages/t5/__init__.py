@@ -13,4 +13,13 @@ from t2i.stages.t5.model import T5, T5Config
 from t2i.stages.t5.policy import complete, example
 from t2i.stages.t5.task import T5Options, T5Task
 
-STAGE = Stage(name="t5", config=T5Config, model=T5, options=T5Options, task=T5Task, example=example, complete=complete)
+STAGE = Stage(
+    name="t5",
+    config=T5Config,
+    model=T5,
+    options=T5Options,
+    task=T5Task,
+    readers=lambda model: [model.tokenizer],
+    example=example,
+    complete=complete,
+)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from t2i.core.config import AtHome, Config
 from t2i.core.seed import upload
 from t2i.core.sizes import Entries, Heads, Layers, Length, Width
-from t2i.core.types import TextFeatures
+from t2i.core.types import TextFeatures, Tokenizer
 from t2i.text.t5 import PretrainedT5
 from t2i.text.tokenizers import TokenizerConfig
 
@@ -66,7 +66,7 @@ class T5(nn.Module):
         self.pretrained: PretrainedT5 | None = None
         if config.source is None:
             self.encoder = own_encoder(config)
-            self.tokenizer = config.tokenizer.build()
+            self._words = config.tokenizer.build()
         else:
             self.pretrained = PretrainedT5(config.source, config.context, getattr(torch, config.dtype))
 
@@ -81,6 +81,11 @@ class T5(nn.Module):
     def width(self) -> int:
         """W."""
         return self.config.width if self.pretrained is None else int(self.pretrained.shape.d_model)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What reads captions."""
+        return self._words if self.pretrained is None else self.pretrained.tokenizer
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) → rows (B, L, W) of the table of words of our own."""
@@ -104,8 +109,7 @@ class T5(nn.Module):
 
     def encode_text(self, captions: Sequence[str]) -> TextFeatures:
         """B sentences → `TextFeatures` on the module's device, L being the longest caption's length."""
-        reader: Any = self.tokenizer if self.pretrained is None else self.pretrained.tokenizer
-        tokens, mask = reader(captions)
+        tokens, mask = self.tokenizer(captions)
         length = max(int(mask.sum(dim=1).max()), 1)
         return self.encode_tokens(*(upload(x[:, :length], self.place.device) for x in (tokens, mask)))
 
