@@ -272,7 +272,7 @@ def other_neighbours(before: Config, now: Config, run: Run) -> Iterator[tuple[st
     earlier = fingerprints(before)
     for name, mark in fingerprints(now).items():
         if len(mark) and len(earlier.get(name, ())) and not same_clip(mark, earlier[name]):
-            yield name, run.needs.get(name, run.data.source)
+            yield name, run.needs.get(name) or str(run.data.source)
 
 
 def fingerprints(config: Any) -> dict[str, tuple[float, ...]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2i.core import progress
+from t2i.core.devices import fast_bfloat16
 from t2i.core.errors import DataError, UsageError
 from t2i.core.seed import Streams
 from t2i.core.types import LatentCodec, TextEncoder
@@ -199,7 +200,10 @@ def _encoded(
     """The key of every sample, and its files by their endings."""
     if not few:
         return
-    latents = autoencoder.encode_latents(torch.stack([sample["image"] for sample in few]).to(device)).float().cpu()
+    on = torch.device(device)
+    pictures = torch.stack([sample["image"] for sample in few]).to(on)
+    with torch.autocast(on.type, torch.bfloat16, enabled=fast_bfloat16(on)):  # as training on pictures encodes them
+        latents = autoencoder.encode_latents(pictures).float().cpu()
     kinds = [{k: [v] if isinstance(v, str) else list(v) for k, v in sample["captions"].items()} for sample in few]
     lines = [[line for of_kind in captions.values() for line in of_kind] for captions in kinds]
     read = text.encode_text([line for of_one in lines for line in of_one]) if text is not None else None

@@ -338,7 +338,7 @@ def _fingerprint(shards: list[dict[str, Stored]]) -> str:
     for shard in shards:
         for key, tensor in pack(shard)[0].items():
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -4,13 +4,14 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import SERVER
 from PIL import Image
 from small import Codec, latent_decoder, t5
 from typer.testing import CliRunner
@@ -127,19 +128,15 @@ class Killed(Codec):
         return super().encode_latents(image)
 
 
-def encode_and_die(folder: Path) -> None:
-    encode(folder, Scenes(32, 7), Killed(folder), t5(), shard_size=3, batch_size=2)
-
-
 def test_a_command_killed_in_the_middle_of_a_shard_continues(cache: Path, tmp_path: Path) -> None:
-    process = SERVER.Process(target=encode_and_die, args=(tmp_path,))
-    process.start()
-    process.join(300)
-    assert process.exitcode == -signal.SIGKILL
-    assert [path.name for path in sorted(tmp_path.glob("*.tar"))] == ["00000.tar"]
-    assert [*tmp_path.glob(".*.tmp")], "half a shard"
-    encode(tmp_path, Scenes(32, 7), Codec(), t5(), shard_size=3, batch_size=2)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+    out = tmp_path / "cache"
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, __file__, out], env=found, capture_output=True, text=True)  # as below
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [path.name for path in sorted(out.glob("*.tar"))] == ["00000.tar"]
+    assert [*out.glob(".*.tmp")], "half a shard"
+    encode(out, Scenes(32, 7), Codec(), t5(), shard_size=3, batch_size=2)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         path.name: path.read_bytes() for path in cache.iterdir() if path.is_file()
     }
 
@@ -269,3 +266,7 @@ def test_the_command_asks_for_the_right_stages(tmp_path: Path, monkeypatch: pyte
     result = CliRunner().invoke(app, argv)
     assert result.exit_code == 0, result.output
     assert first(tmp_path / "out", 2)["latents"].shape == (2, 4, 8, 8)
+
+
+if __name__ == "__main__":  # ends in the middle of its second shard
+    encode(folder := Path(sys.argv[1]), Scenes(32, 7), Killed(folder), t5(), shard_size=3, batch_size=2)
