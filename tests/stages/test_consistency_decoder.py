@@ -323,7 +323,7 @@ def test_the_stage_draws_in_two_evaluations() -> None:
 
 def test_its_cost_is_that_of_both_evaluations() -> None:
     told = describe("configs/shapes/consistency.yaml")
-    assert re.search(r"ConsistencyDecoder, 3\.15 M parameters, .* GFLOPs per picture of 2 evaluations", told)
+    assert re.search(r"ConsistencyDecoder, 1\.46 M parameters, .* GFLOPs per picture of 2 evaluations", told)
 
 
 def test_a_learned_table_of_timesteps_has_a_row_for_each() -> None:
