@@ -28,7 +28,7 @@ def upsampled(pipe: "Pipeline", prompt: Prompts, how: str | None) -> tuple[Promp
     if how is None:
         return prompt, None
     asked, _ = read_prompts(prompt, ())
-    sent = [_drawable(*pair) for pair in zip(_sent(pipe, asked, how), asked, strict=True)]
+    sent = list(map(_drawable, _sent(pipe, asked, how), asked))
     for before, after in dict.fromkeys(zip(asked, sent, strict=True)):
         log.info("%s is drawn as: %s", quoted(before), shown(after, 1000))
     return sent, asked
