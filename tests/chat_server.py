@@ -26,6 +26,8 @@ class ChatServer:
         wait: seconds before an answer.
         drip: seconds between the bytes of an answer.
         headers: more of every answer.
+        cut: how many answers end before they are whole.
+        reason: what stands beside a status.
         asked: the body of every request, `authorised`: its Authorization.
     """
 
@@ -35,6 +37,8 @@ class ChatServer:
     wait: float = 0.0
     drip: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
+    cut: int = 0
+    reason: str | None = None
     models: list[str] = field(default_factory=lambda: ["tiny"])
     asked: list[dict[str, Any]] = field(default_factory=list)
     authorised: list[str | None] = field(default_factory=list)
@@ -71,9 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes) -> None:
         with suppress(OSError):
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            for name, value in self.state.headers.items():
+            self.send_response(status, self.state.reason)
+            cut, self.state.cut = self.state.cut > 0, max(0, self.state.cut - 1)
+            for name, value in {"Content-Length": str(len(body) + cut), **self.state.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             for start in range(len(body)) if self.state.drip else ():

@@ -11,7 +11,8 @@ from t2i.cli.options import Device
 from t2i.core.errors import UsageError, explain
 
 if TYPE_CHECKING:
-    from t2i.data.caption.captioner import Captioner, Kind, Writing
+    from t2i.core.decoding import Decoding
+    from t2i.data.caption.captioner import Captioner, Kind
 
 
 def caption(
@@ -33,7 +34,10 @@ def caption(
     count: Annotated[int | None, typer.Option(min=1, help="Of shapes: scenes to render, seeds 0, 1, …")] = None,
     size: Annotated[int, typer.Option(min=16, max=2048, help="Of shapes: side of the pictures in pixels.")] = 256,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Pictures that are captioned at once.")] = 8,
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens of a caption, at most.")] = 120,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a caption, at most; 120 if not given, for our own all they can."),
+    ] = None,
     min_length: Annotated[int, typer.Option(min=0, help="Tokens of a caption, at least.")] = 0,
     beams: Annotated[int, typer.Option(min=1, help="Beginnings that beam search keeps; 1 is greedy.")] = 1,
     length_penalty: Annotated[float, typer.Option(help="With beams, below 1 favours short captions.")] = 1.0,
@@ -47,8 +51,9 @@ def caption(
 ) -> None:
     """Write captions of every picture that has none yet; the same command again continues. The pictures stay as they
     are. Under accelerate launch or torchrun, processes share the shards out."""
+    from t2i.core.decoding import Decoding
     from t2i.core.progress import to_stderr
-    from t2i.data.caption.captioner import Writing, check_kinds
+    from t2i.data.caption.captioner import check_kinds
     from t2i.data.caption.job import Job
     from t2i.data.caption.store import arrow
     from t2i.data.caption.units import units_of
@@ -57,13 +62,13 @@ def caption(
     arrow()
     asked = check_kinds([kind.strip() for kind in kinds.split(",") if kind.strip()])
     with explain("caption", UsageError):
-        writing = Writing(
+        decoding = Decoding(
             max_length=max_length, min_length=min_length, num_beams=beams, length_penalty=length_penalty,
             no_repeat_ngram=no_repeat, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
     units = units_of(src, out, count=count, size=size)
     rank, world, place = processes(device)
-    captioner = open_captioner(with_, asked, prompts_of(prompt, asked), writing, place, timeout)
+    captioner = open_captioner(with_, asked, prompts_of(prompt, asked), decoding, place, timeout)
     job = Job(captioner, asked, out, batch_size=batch, seed=seed, rank=rank, world=world)
     job.run(units)
     typer.echo(str(job))
@@ -88,14 +93,18 @@ def prompts_of(given: Sequence[str] | None, kinds: Sequence["Kind"]) -> "Mapping
 
     if not given:
         return None
-    prompts = dict(PROMPTS)
+    prompts, told = dict(PROMPTS), list[str]()
     for text in given:
         kind, _, rest = text.partition("=")
         named = next((one for one in KINDS if one == kind), None)
         if named is None and len(kinds) > 1:
             raise UsageError(f"--prompt is for which kind? Such as --prompt {kinds[0]}=TEXT")
-        prompts[named or kinds[0]] = rest if named is not None else text
-        if not prompts[named or kinds[0]].strip():
+        of = named or kinds[0]
+        if of not in kinds or of in told:
+            raise UsageError(f"--prompt: {of} captions " + ("have two prompts" if of in told else "are not in --kinds"))
+        told.append(of)
+        prompts[of] = rest if named is not None else text
+        if not prompts[of].strip():
             raise UsageError("--prompt is empty")
     return prompts
 
@@ -104,7 +113,7 @@ def open_captioner(
     name: str,
     kinds: Sequence["Kind"],
     prompts: "Mapping[Kind, str] | None",
-    writing: "Writing",
+    decoding: "Decoding",
     device: str,
     timeout: float = 60.0,
 ) -> "Captioner":
@@ -119,7 +128,7 @@ def open_captioner(
         from t2i.data.caption.endpoint import EndpointCaptioner
 
         asked = {kind: (prompts or PROMPTS)[kind] for kind in kinds}
-        return EndpointCaptioner(open_endpoint(name, timeout=timeout), asked, writing)
+        return EndpointCaptioner(open_endpoint(name, timeout=timeout), asked, decoding)
     folders: dict[Any, str] = dict.fromkeys(kinds, name)
     if any(name.startswith(f"{kind}=") for kind in PROMPTS):
         folders = {kind: folder for kind, _, folder in (part.partition("=") for part in name.split(","))}
@@ -128,14 +137,14 @@ def open_captioner(
     if any(_is_ours(folder) for folder in folders.values()) or len(set(folders.values())) > 1:
         if prompts is not None:
             raise UsageError("--prompt: our own captioners are asked nothing; each was trained for one kind of caption")
-        return own_captioner(folders, kinds, writing, device)
+        return own_captioner(folders, kinds, decoding, device)
     from transformers.utils import logging
 
     from t2i.core.devices import device_of
     from t2i.data.caption.pretrained import open_pretrained
 
     logging.disable_progress_bar()
-    return open_pretrained(name, kinds, PROMPTS if prompts is None else prompts, writing, device_of(device))
+    return open_pretrained(name, kinds, PROMPTS if prompts is None else prompts, decoding, device_of(device))
 
 
 def _is_ours(folder: str) -> bool:
@@ -148,13 +157,12 @@ def _is_ours(folder: str) -> bool:
 
 
 def own_captioner(
-    folders: "Mapping[Kind, str]", kinds: Sequence["Kind"], writing: "Writing", device: str
+    folders: "Mapping[Kind, str]", kinds: Sequence["Kind"], decoding: "Decoding", device: str
 ) -> "Captioner":
     """Stages of ours, one for each kind: what one writes follows from what it was fine-tuned on."""
     from t2i.core.devices import device_of
     from t2i.data.caption.own import OwnCaptioner
     from t2i.io.weights import fingerprint
-    from t2i.nn.generate import Decoding
     from t2i.stages.registry import find_stage, load_stage
 
     if len(kinds) > 1 and len(set(folders.values())) == 1:
@@ -165,6 +173,5 @@ def own_captioner(
     places = {kind: find_stage(folders[kind]) for kind in kinds}
     where = device_of(device)
     writers: dict[Kind, Any] = {kind: load_stage(place, "captioner").to(where) for kind, place in places.items()}
-    decoding = {kind: Decoding(**writing.model_dump(exclude_defaults=True)) for kind in kinds}
     name = ",".join(dict.fromkeys(str(place) for place in places.values()))
     return OwnCaptioner(writers, decoding, name, fingerprint(places), where)  # type: ignore[arg-type]

@@ -96,8 +96,8 @@ def captions(
     """Share of captions of held-out renders that name what is there and nothing else, checked against the scenes."""
     _writable(out)
     from t2i.core.config import load
+    from t2i.core.decoding import Decoding
     from t2i.evals.captions import captions as run
-    from t2i.nn.generate import Decoding
 
     chosen = load(None, decoding or [], Decoding)
     with never_silent("writing captions"):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-_UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 """Characters that move a terminal's cursor, end its line or turn its writing about, and halves of characters."""
 
 
@@ -106,7 +106,7 @@ def shown(text: object, limit: int = 200) -> str:
     `limit` characters."""
     text = str(text)
     cut = f"… ({len(text):,} characters)" if len(text) > limit else ""
-    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text[:limit]) + cut
+    return UNSEEN.sub(lambda found: repr(found[0])[1:-1], text[:limit]) + cut
 
 
 def did_you_mean(name: object, choices: Iterable[str], prefix: str = "") -> str:

@@ -137,15 +137,15 @@ def pick_caption(captions: Mapping[str, Sequence[str]], weights: Mapping[str, fl
     """One caption: first a kind by weight, then one of its lines.
 
     Where no kind of `weights` is at hand, kinds weigh what they do in the shapes world (any other 1), and plain `text`
-    counts only where it is the only kind: beside others it repeats one of them. That others are drawn is said once.
+    counts only where it is the only kind: beside others it repeats one of them. That kinds are lacking is said once.
     """
     kinds = [kind for kind, lines in captions.items() if lines]
     if not kinds:
         raise BadSample("no caption")
     chances = [weights.get(kind, 0.0) for kind in kinds]
+    if kinds != ["text"] and (lacking := [kind for kind, weight in weights.items() if weight and kind not in kinds]):
+        once(f"where a picture has no {' and no '.join(lacking)} caption (data.captions), one of another kind is drawn")
     if not sum(chances):
-        if weights and kinds != ["text"]:
-            once(f"where a picture has no caption of data.captions ({', '.join(weights)}), another is drawn")
         kinds = [kind for kind in kinds if kind != "text"] or kinds
         chances = [WEIGHTS.get(kind, 1.0) for kind in kinds]
     lines = captions[choose(kinds, chances, rng)]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from t2i.core.decoding import Decoding
 from t2i.core.devices import device_of
 from t2i.core.errors import UsageError, explain
 from t2i.core.progress import bar
@@ -20,7 +21,6 @@ from t2i.data.shapes.captions import ADJECTIVES, NOUNS, NUMBERS, PLURALS
 from t2i.data.shapes.scene import COLOURS, Scene, box
 from t2i.evals.compose import Share, wilson
 from t2i.evals.report import Report
-from t2i.nn.generate import Decoding
 from t2i.stages.captioner.model import Captioner
 from t2i.stages.registry import load_stage
 from t2i.text.words import split

@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from t2i.core.errors import DataError, UsageError, quoted, shown
+from t2i.core.errors import UNSEEN, DataError, UsageError, quoted, shown
 from t2i.version import __version__
 
 log = logging.getLogger(__name__)
@@ -24,13 +24,19 @@ MAX_ANSWER = 2**20
 """Bytes of an answer; what is longer is not read."""
 WAIT = 0.5
 """Seconds before another attempt, doubled for each further one."""
+MAX_WAIT = 60.0
+"""And at most, where a server says how long (`Retry-After`)."""
 _MAX_ERROR = 2**14  # bytes of an error that are read
 _BLOCK = 2**14
 _BUSY = (408, 409, 425, 429)  # beside all from 500
 
 
 class _Passing(Exception):
-    """A failure that may pass."""
+    """A failure that may pass, in so many seconds if the server says so."""
+
+    def __init__(self, problem: str, wait: float = 0.0) -> None:
+        super().__init__(problem)
+        self.wait = wait
 
 
 class _Stay(HTTPRedirectHandler):
@@ -73,7 +79,9 @@ class Endpoint:
             raise UsageError(f"timeout must be above 0, retries at least 0, got {self.timeout} and {self.retries}")
 
     def ask(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """What the model answers to messages as in OpenAI's chat API, pictures as data URLs; never empty.
+        """What the model answers to messages as in OpenAI's chat API, pictures as data URLs; in one line, never empty.
+
+        Control characters become spaces, and what a model thinks aloud before it answers is left out.
 
         Raises DataError in one line: nobody there, too slow, refused with a status, no JSON, no answer in it.
         """
@@ -84,9 +92,10 @@ class Endpoint:
         except (KeyError, IndexError, TypeError):
             said = f": {self._told(answer['error'])}" if isinstance(answer, dict) and "error" in answer else ""
             raise DataError(f"{self.url} sent JSON without an answer{said}") from None
-        if not isinstance(text, str) or not text.strip():
+        said = UNSEEN.sub(" ", text).rpartition("</think>")[2].strip() if isinstance(text, str) else ""
+        if not said:
             raise DataError(f"{self.url}: {shown(self.model, 60)} answered nothing")
-        return text.strip()
+        return said
 
     def models(self) -> list[str]:
         """The names of the server's models. Raises DataError as `ask`."""
@@ -102,10 +111,10 @@ class Endpoint:
             try:
                 return self._attempt(path, body)
             except _Passing as error:
-                problem = str(error)
+                problem, wait = str(error), error.wait
             if attempt < self.retries:
                 log.info("%s: %s; trying again", self.url, problem)
-                time.sleep(WAIT * 2**attempt)
+                time.sleep(max(WAIT * 2**attempt, wait))
         tries = f", after {self.retries + 1} attempts" if self.retries else ""
         raise DataError(f"{self.url}: {problem}{tries}")
 
@@ -127,7 +136,7 @@ class Endpoint:
             if isinstance(cause, TimeoutError):
                 raise _Passing(f"no answer within {self.timeout:g} s") from None
             words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-            raise _Passing(f"cannot be reached ({shown(words)})") from None
+            raise _Passing(f"cannot be reached ({shown(self._hidden(words))})") from None
         try:
             return json.loads(data)
         except (ValueError, RecursionError):
@@ -136,13 +145,15 @@ class Endpoint:
 
     def _body(self, answer: HTTPResponse, until: float) -> bytes:
         """What is sent in time, of at most `MAX_ANSWER` bytes."""
-        data = b""
+        data, whole = b"", answer.length or 0
         while block := answer.read1(_BLOCK):
             data += block
             if len(data) > MAX_ANSWER:
                 raise DataError(f"{self.url} sent more than {MAX_ANSWER:,} bytes")
             if time.monotonic() > until:
                 raise TimeoutError
+        if len(data) < whole:
+            raise _Passing("the answer was cut short")
         return data
 
     def _refused(self, error: HTTPError) -> None:
@@ -154,9 +165,10 @@ class Endpoint:
         with suppress(ValueError, RecursionError, KeyError, TypeError):
             said = json.loads(said)["error"]
         told = self._told(said)
-        problem = f"{error.code} {shown(error.reason, 60)}" + (f": {told}" if told else "")
+        problem = f"{error.code} {shown(self._hidden(error.reason), 60)}" + (f": {told}" if told else "")
         if error.code >= 500 or error.code in _BUSY:
-            raise _Passing(problem)
+            wait = error.headers.get("Retry-After", "")
+            raise _Passing(problem, min(float(wait), MAX_WAIT) if wait.isdecimal() else 0.0)
         raise DataError(f"{self.url}: {problem}")
 
     def _told(self, said: Any) -> str:
@@ -194,7 +206,7 @@ def _address(url: str) -> str:
     """An address without what follows `/v1`; UsageError for one that is none, and for secrets in it."""
     try:
         parts = urlsplit(url)
-        named = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        named = bool((parts.hostname or "").encode("idna")) and (parts.port is None or parts.port > 0)
     except ValueError:
         named = False
     if not named or parts.scheme not in ("http", "https") or not (url.isascii() and url.isprintable()) or " " in url:

@@ -6,64 +6,14 @@ B rows · K beams of a row · R = B·K rows that the network sees · n tokens ·
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from t2i.core.config import Config
+from t2i.core.decoding import Decoding
 from t2i.core.errors import NonFiniteError
 from t2i.core.seed import Streams, upload
-from t2i.core.sizes import Entries, Length
 from t2i.core.types import KeysValues
-
-
-class Decoding(Config):
-    """How a text is written. The default takes the likeliest token at every place (greedy)."""
-
-    max_length: Length | None = Field(
-        None,
-        description="tokens that are written at most, the end token among them; None for all there is room for",
-    )
-    min_length: int = Field(0, ge=0, le=2**14, description="tokens before the end token, at least")
-    temperature: float = Field(
-        0.0, ge=0, le=100, description="0 takes the likeliest token; above, tokens are drawn, from p^(1 / temperature)"
-    )
-    top_k: Entries | None = Field(None, description="tokens are drawn from the k likeliest")
-    top_p: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="tokens are drawn from the fewest that have this probability (nucleus, Holtzman et al. 2020)",
-    )
-    num_beams: int = Field(1, ge=1, le=256, description="beginnings that are kept, for beam search")
-    length_penalty: float = Field(
-        1.0, ge=-10, le=10, description="with beams, texts compete by log p / length^this: 0 favours short ones"
-    )
-    no_repeat_ngram: int = Field(
-        0, ge=0, le=2**14, description="no n tokens in a row are written twice; 0 lets everything repeat"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.max_length is not None and self.min_length >= self.max_length:
-            raise ValueError(f"min_length={self.min_length} leaves no room for the end in max_length={self.max_length}")
-        if self.temperature == 0 and (self.top_k is not None or self.top_p < 1):
-            given = f"top_k={self.top_k}" if self.top_k is not None else f"top_p={self.top_p}"
-            raise ValueError(f"{given} is for tokens that are drawn: set temperature, which is 0")
-        if self.num_beams > 1 and self.temperature > 0:
-            raise ValueError(f"num_beams={self.num_beams} draws nothing: leave temperature={self.temperature} out")
-        if self.num_beams == 1 and self.length_penalty != 1:
-            raise ValueError(f"length_penalty={self.length_penalty} compares beams, and num_beams is 1")
-        return self
-
-    def within(self, room: int) -> "Decoding":
-        """The same for a network that has room for so many tokens; ValueError where that is less than is asked for."""
-        if (self.max_length or self.min_length + 1) > room:
-            key = "max_length" if self.max_length is not None else "min_length"
-            raise ValueError(f"{key}={getattr(self, key)}, but there is room for {room} tokens, the end among them")
-        return self.model_copy(update={"max_length": self.max_length or room})
 
 
 @dataclass(frozen=True)
@@ -121,15 +71,16 @@ def generate(
         streams: one random stream per row; needed where `decoding` draws.
 
     Raises:
-        ValueError: an empty prompt, no `max_length`, or no streams to draw from.
+        ValueError: an empty prompt, no `max_length`, or not one stream per row to draw from.
         NonFiniteError: logits that are NaN.
     """
     if decoding.max_length is None:
         raise ValueError("max_length is open: a network says how much room it has, Decoding.within(room)")
     if not prompts or not all(prompts):
         raise ValueError("every prompt needs a token to begin with, such as the start token")
-    if decoding.temperature > 0 and streams is None:
-        raise ValueError(f"temperature={decoding.temperature} draws tokens: give streams, one per row")
+    if decoding.temperature > 0 and (streams is None or len(streams) != len(prompts)):
+        given = "none" if streams is None else len(streams)
+        raise ValueError(f"temperature={decoding.temperature} draws tokens: give {len(prompts)} streams, got {given}")
     writing = _Writing(step, prompts, decoding, end, cache, device)
     return writing.search() if decoding.num_beams > 1 else writing.draw(streams)
 
@@ -257,7 +208,7 @@ class _Writing:
 def nucleus(log_p: Tensor, decoding: Decoding) -> Tensor:
     """Log probabilities (R, V), up to a constant, that tokens are drawn from: tempered, then of the `top_k` likeliest,
     then of the fewest that together have `top_p`."""
-    log_p = log_p / decoding.temperature
+    log_p = (log_p - log_p.amax(dim=1, keepdim=True)) / decoding.temperature  # nothing overflows where it is tiny
     if decoding.top_k is not None:
         least = log_p.topk(min(decoding.top_k, log_p.shape[1]), dim=1).values[:, -1:]
         log_p = log_p.masked_fill(log_p < least, -torch.inf)

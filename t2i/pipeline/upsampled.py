@@ -2,10 +2,11 @@
 asked."""
 
 import logging
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from t2i.core.errors import quoted, shown
-from t2i.pipeline.arguments import Prompts, read_prompts
+from t2i.core.errors import UsageError, quoted, shown
+from t2i.pipeline.arguments import Prompts, check_text, read_prompts
 from t2i.pipeline.placement import on_device
 from t2i.text.upsampling import WAYS, upsample_prompts
 
@@ -27,8 +28,8 @@ def upsampled(pipe: "Pipeline", prompt: Prompts, how: str | None) -> tuple[Promp
     if how is None:
         return prompt, None
     asked, _ = read_prompts(prompt, ())
-    sent = _sent(pipe, asked, how)
-    for before, after in dict(zip(asked, sent, strict=True)).items():
+    sent = list(map(_drawable, _sent(pipe, asked, how), asked))
+    for before, after in dict.fromkeys(zip(asked, sent, strict=True)):
         log.info("%s is drawn as: %s", quoted(before), shown(after, 1000))
     return sent, asked
 
@@ -43,3 +44,13 @@ def _sent(pipe: "Pipeline", prompts: list[str], how: str) -> list[str]:
         rewriter: Any = load_stage(how, "rewriter")
         return upsample_prompts(prompts, "lm", rewriter)
     return upsample_prompts(prompts, how)
+
+
+def _drawable(sent: str, asked: str) -> str:
+    """What was written, or what was asked where a model cannot read that, such as of thousands of characters."""
+    try:
+        check_text("upsampled prompt", sent)
+    except UsageError as error:
+        warnings.warn(f"prompt upsampling: {error}; the prompt is drawn as given", stacklevel=4)
+        return asked
+    return sent

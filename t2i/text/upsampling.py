@@ -110,7 +110,7 @@ def upsample_prompts(
 
 def by_rule(prompt: str, template: str = TEMPLATE) -> str:
     """A prompt in a template, unless it is as long as a descriptive caption."""
-    return prompt if len(prompt.split()) >= LEAST else template.format(prompt=prompt.strip().rstrip("."))
+    return prompt if len(prompt.split()) >= LEAST else template.format(prompt=prompt.strip().rstrip(" .,;:!?"))
 
 
 def by_endpoint(prompt: str, endpoint: Endpoint, history: Sequence[Turn] = ()) -> str:

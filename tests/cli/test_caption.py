@@ -72,6 +72,9 @@ def test_a_model_of_transformers_captions_a_folder(tmp_path: Path) -> None:
         (["--count", 4], "--count=4 is for shapes"),
         (["--prompt", "what?"], "--prompt is for which kind"),
         (["--prompt", "short="], "--prompt is empty"),
+        (["--prompt", "short=a", "--prompt", "short=b"], "--prompt: short captions have two prompts"),
+        (["--kinds", "short", "--prompt", "descriptive=a"], "--prompt: descriptive captions are not in --kinds"),
+        (["--min-length", 130], "min_length=130 leaves no room for the end in max_length=120"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, options: list, message: str) -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from small import captioner
 
+from t2i.core.decoding import Decoding
 from t2i.core.errors import DataError, UsageError
 from t2i.data import shapes
 from t2i.data.shapes.captions import descriptive, short
 from t2i.data.shapes.scene import Scene, Thing
 from t2i.evals.captions import ROWS, Mention, captions, judge, mentions
-from t2i.nn.generate import Decoding
 from t2i.stages.captioner.model import Captioner
 from t2i.stages.registry import save_stage
 from t2i.text.tokenizers import TokenizerConfig

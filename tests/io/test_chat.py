@@ -42,6 +42,7 @@ def test_the_key_is_sent_and_shown_nowhere(
     assert server.authorised == ["Bearer sk-given", "Bearer sk-environment"]
     server.statuses, problem = [401, 500, 500], json.dumps({"error": {"message": "wrong key sk-given, go away"}})
     server.bodies = [problem.encode()] * 3 + [b"sk-given is no JSON"]
+    server.reason = "no sk-given here"
     told = [repr(given)]
     for _ in range(3):
         with pytest.raises(DataError) as caught:
@@ -95,6 +96,41 @@ def test_attempts_are_bounded_and_wait_longer_each_time(server: ChatServer, monk
     assert "\n" not in str(caught.value)
 
 
+def test_a_server_says_how_long_it_is_busy(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("t2i.io.chat.time.sleep", lambda seconds: waits.append(seconds) if seconds else None)
+    for said_, waited in (("7", 7.0), ("9" * 400, 60.0), ("soon", 0.5), ("-3", 0.5)):
+        monkeypatch.setattr("t2i.io.chat.WAIT", 0.5)
+        server.statuses, server.headers = [429], {"Retry-After": said_}
+        waits.clear()
+        assert Endpoint(server.url, "tiny").ask(HELLO) == "a red cube"
+        assert waits == [waited]
+
+
+def test_an_answer_that_is_cut_short_is_asked_for_again(server: ChatServer) -> None:
+    server.cut = 1
+    assert Endpoint(server.url, "tiny").ask(HELLO) == "a red cube"
+    assert len(server.asked) == 2
+    server.cut = 9
+    with pytest.raises(DataError, match=r"the answer was cut short, after 2 attempts$"):
+        Endpoint(server.url, "tiny", retries=1).ask(HELLO)
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [
+        ("a\0 red\x1b[2J\ncube\x85", "a  red [2J cube"),
+        ("half \ud83d a face", "half   a face"),
+        ("\u202eebuc", "ebuc"),
+        ("<think>\na cube?\n</think>\n\na red cube", "a red cube"),
+        ("un cube rouge, 赤い立方体 \U0001f9ca", "un cube rouge, 赤い立方体 \U0001f9ca"),
+    ],
+)
+def test_an_answer_is_one_line_that_can_be_shown(server: ChatServer, sent: str, text: str) -> None:
+    server.reply = lambda _: sent
+    assert Endpoint(server.url, "tiny").ask(HELLO) == text
+
+
 def test_a_mistake_of_ours_is_not_repeated(server: ChatServer) -> None:
     server.statuses, server.bodies = [400], [json.dumps({"error": "no such model"}).encode()]
     with pytest.raises(DataError, match=r"400 Bad Request: no such model$"):
@@ -116,6 +152,8 @@ def test_a_mistake_of_ours_is_not_repeated(server: ChatServer) -> None:
         (said(""), "tiny answered nothing"),
         (said("  \n"), "tiny answered nothing"),
         (said(None), "tiny answered nothing"),
+        (said("\0\x1b"), "tiny answered nothing"),
+        (said("<think>what is a cube?</think>"), "tiny answered nothing"),
         (said("a" * 10_000_000), "sent more than 1,048,576 bytes"),
     ],
 )
@@ -142,7 +180,8 @@ def test_a_redirect_does_not_carry_the_key_away(server: ChatServer) -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "localhost:8000", "ftp://x/v1", "http://", "http://x:port/v1", "http://x:99999/v1", "http://a b/v1",
-     "http://x/\nv1", "file:///etc/passwd", "http://me:secret@x/v1", "http://x/v1?key=secret"],
+     "http://x/\nv1", "file:///etc/passwd", "http://me:secret@x/v1", "http://x/v1?key=secret",
+     "http://a..b/v1", f"http://{'a' * 70}/v1"],
 )  # fmt: skip
 def test_an_address_that_is_none_is_refused_without_what_may_be_secret(url: str) -> None:
     with pytest.raises(UsageError, match="an endpoint") as caught:

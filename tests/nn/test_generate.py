@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from t2i.core.decoding import Decoding
 from t2i.core.seed import Streams
-from t2i.nn.generate import Cache, Decoding, Step, _Writing, generate, nucleus, pick
+from t2i.nn.generate import Cache, Step, _Writing, generate, nucleus, pick
 from t2i.nn.transformer import Transformer, TransformerConfig
 
 END = 0
@@ -144,6 +145,13 @@ def test_what_is_drawn_is_distributed_as_the_chain_says() -> None:
     assert cold.count([]) / 2000 == pytest.approx(squares[0] / sum(squares), abs=0.03)
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    log_p = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
+    left = nucleus(log_p, Decoding(temperature=temperature, top_p=0.9))
+    assert pick(left, torch.tensor([0.99])).tolist() == [1]
+
+
 def test_nucleus_and_top_k_by_hand() -> None:
     log_p = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
 
@@ -239,8 +247,9 @@ def test_bad_settings_are_refused(given: dict, message: str) -> None:
 def test_what_cannot_begin_is_refused() -> None:
     with pytest.raises(ValueError, match="every prompt needs a token"):
         write(chain(GARDEN), [[1], []], max_length=3)
-    with pytest.raises(ValueError, match=r"temperature=1.0 draws tokens: give streams"):
-        write(chain(GARDEN), temperature=1.0, max_length=3)
+    for streams, got in ((None, "none"), (Streams([1, 2]), "2")):
+        with pytest.raises(ValueError, match=rf"temperature=1.0 draws tokens: give 1 streams, got {got}"):
+            write(chain(GARDEN), streams=streams, temperature=1.0, max_length=3)
     with pytest.raises(ValueError, match="max_length is open"):
         write(chain(GARDEN))
 

@@ -58,6 +58,30 @@ def test_what_is_written_is_drawn_told_and_kept(
 
 
 @pytest.mark.filterwarnings("ignore:only the first", "ignore:the model does not know")
+def test_a_prompt_that_is_asked_twice_is_told_as_it_was_written_each_time(
+    pipe: DALLE2, server: ChatServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    answers = [f"{LONG} {colour}" for colour in ("red", "blue")]
+    server.reply = lambda _: answers[len(server.asked) - 1]
+    how: dict[str, Any] = {"seed": 3, "stop_after": "prior", "progress": False}
+    assert pipe(["a cube", "a cube"], upsample_prompt=f"{server.url}#tiny", **how).prompts == answers
+    assert all(f"'a cube' is drawn as: {text}\n" in caplog.text for text in answers)
+
+
+@pytest.mark.filterwarnings("ignore:only the first", "ignore:the model does not know")
+@pytest.mark.parametrize("way", ["server", "rule"])
+def test_what_no_model_can_read_is_drawn_as_given(pipe: DALLE2, server: ChatServer, way: str) -> None:
+    asked = "cube" if way == "server" else "cube" * 500
+    server.reply = lambda _: ("cube" * 40 + " ") * 15
+    how: dict[str, Any] = {"seed": 3, "stop_after": "prior", "progress": False}
+    with pytest.warns(UserWarning, match=r"the upsampled prompt has 2,\d\d\d characters; .*drawn as given") as told:
+        out = pipe(asked, upsample_prompt="rule" if way == "rule" else f"{server.url}#tiny", **how)
+    assert out.prompts == [asked]
+    assert {warning.filename for warning in told} == {__file__}
+
+
+@pytest.mark.filterwarnings("ignore:only the first", "ignore:the model does not know")
 def test_a_rewriter_may_be_a_folder(pipe: DALLE2, tmp_path: Path) -> None:
     save_stage(tmp_path / "rewriter", "rewriter", model := rewriter())
     how: dict[str, Any] = {"seed": 3, "stop_after": "prior", "progress": False}
@@ -87,7 +111,7 @@ def test_warnings_point_at_the_line_that_calls(pipe: DALLE2) -> None:
     for how in (None, "identity"):
         with pytest.warns(UserWarning, match="the model does not know: corgi") as told:
             pipe("a corgi", upsample_prompt=how, seed=3, stop_after="prior", progress=False)
-        assert told[0].filename == __file__
+        assert {warning.filename for warning in told} == {__file__}
 
 
 @pytest.mark.filterwarnings("ignore:only the first", "ignore:the model does not know")

@@ -10,11 +10,12 @@ from conftest import captioned
 from small import captioner
 from torch import Tensor
 
+from t2i.core.decoding import Decoding
 from t2i.core.errors import NonFiniteError, UsageError
 from t2i.core.seed import Streams
 from t2i.core.types import Encoder
 from t2i.evals.flops import cost
-from t2i.nn.generate import Cache, Decoding
+from t2i.nn.generate import Cache
 from t2i.run import load_run, train
 from t2i.stages.captioner.model import Captioner, CaptionerConfig, marks
 from t2i.stages.captioner.policy import start

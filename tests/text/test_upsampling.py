@@ -43,6 +43,7 @@ def test_identity_and_rule_ask_nobody() -> None:
     assert text == "the picture shows a red cube. the floor is grey and the sky is blue."
     assert WordTokenizer(shapes.WORDS).unknown(text) == []
     assert by_rule(LONG) == LONG
+    assert by_rule("a red {cube}!") == "the picture shows a red {cube}. the floor is grey and the sky is blue."
 
 
 def test_a_server_is_told_the_rules_and_what_was_before(server: ChatServer) -> None:

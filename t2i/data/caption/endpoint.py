@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from t2i.core.decoding import Decoding
 from t2i.core.errors import DataError, UsageError
-from t2i.data.caption.captioner import PROMPTS, Kind, Writing
+from t2i.data.caption.captioner import PROMPTS, Kind, bounded
 from t2i.io.chat import Endpoint
 
 MAX_SIDE = 1024
@@ -23,18 +24,20 @@ class EndpointCaptioner:
     Args:
         endpoint: the model of a server.
         prompts: what is asked, by kind.
-        writing: of it a server is told the length and how to draw; with beams, or a ban of repetitions, it is refused.
+        decoding: of it a server is told the length and how to draw; with beams, or a ban of repetitions, it is refused.
 
     Raises UsageError for what a server cannot be told.
     """
 
-    def __init__(self, endpoint: Endpoint, prompts: Mapping[Kind, str] = PROMPTS, writing: Writing = Writing()) -> None:
-        told = {"temperature": writing.temperature, "max_tokens": writing.max_length}
-        if writing.top_p < 1:
-            told["top_p"] = writing.top_p
-        for name in writing.given():
-            if name not in ("max_length", "temperature", "top_p"):
-                raise UsageError(f"{name}={getattr(writing, name)}: an endpoint takes no such setting")
+    def __init__(
+        self, endpoint: Endpoint, prompts: Mapping[Kind, str] = PROMPTS, decoding: Decoding = Decoding()
+    ) -> None:
+        given = bounded(decoding).model_dump(exclude_defaults=True)
+        told = {"temperature": given.pop("temperature", 0.0), "max_tokens": given.pop("max_length")}
+        if "top_p" in given:
+            told["top_p"] = given.pop("top_p")
+        for name, value in given.items():
+            raise UsageError(f"{name}={value}: an endpoint takes no such setting")
         self.endpoint, self.prompts = replace(endpoint, settings={**told, **endpoint.settings}), prompts
         self.name, self.revision = f"{endpoint.url}#{endpoint.model}", ""
         self.settings = {kind: {"prompt": prompt, **self.endpoint.settings} for kind, prompt in prompts.items()}

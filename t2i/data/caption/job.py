@@ -19,7 +19,7 @@ from tqdm import tqdm
 from t2i.core.errors import DataError, T2IError, UsageError, lacks_memory, reason, shown
 from t2i.core.progress import bar
 from t2i.data.caption.captioner import Captioner, Kind, seed_of
-from t2i.data.caption.store import JOURNAL, SUFFIX, Journal, Row, arrow, plain, read_rows, write_rows
+from t2i.data.caption.store import COLUMNS, JOURNAL, SUFFIX, Journal, Row, arrow, plain, read_rows, write_rows
 from t2i.data.caption.units import Raw, Unit
 from t2i.data.source import BadSample, Tally, clean
 from t2i.io.files import output_folder
@@ -44,7 +44,8 @@ class Job:
         seed: of captions that are drawn by chance.
         rank, world: this process and the number of processes: each takes every `world`-th part.
 
-    `written` and `kept` count pictures; `failed` those that have no caption, by reason.
+    `written` and `kept` count pictures, `silent` those in a row that the captioner wrote nothing of; `failed` are those
+    that have no caption, by reason.
     """
 
     def __init__(
@@ -63,7 +64,8 @@ class Job:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         self.captioner, self.kinds, self.out, self.batch_size, self.seed = captioner, kinds, out, batch_size, seed
         self.rank, self.world = rank, world
-        self.written = self.kept = 0
+        self.written = self.kept = self.silent = 0
+        self.worked = False  # the captioner has written something
         self.failed, self.others = Tally(), Tally()
 
     def run(self, units: Sequence[Unit]) -> None:
@@ -99,12 +101,15 @@ class _Part:
         self.job, self.unit, self.told = job, unit, told
         self.path = job.out / f"{unit.name}{SUFFIX}"
         self.journal = Journal(job.out / f"{unit.name}{JOURNAL}")
+        begun = {row["key"]: row for row in self.journal.rows}
+        whole = {key for key, row in begun.items() if row["error"] or all(row[kind] is not None for kind in job.kinds)}
+        self.done = {key: row for key, row in begun.items() if key in whole}
         self.before = {row["key"]: row for row in read_rows(self.path)}
-        self.done = {row["key"]: row for row in self.journal.rows}
+        self.before |= {key: row for key, row in begun.items() if key not in whole}  # fewer kinds were asked for
         self.pending: list[list[Row]] = []
         self.doubtful: list[list[Row]] = []  # batches in a row for which the captioner wrote nothing
-        self.worked = bool(self.done)
-        job.kept += sum(row["error"] is None for row in self.journal.rows)
+        there = sum(row["error"] is None for row in self.done.values())
+        job.kept, job.worked = job.kept + there, job.worked or there > 0
 
     def run(self) -> None:
         """Every batch, then the whole file."""
@@ -118,7 +123,7 @@ class _Part:
             self.flush()
         self.pending = self.doubtful
         self.flush()
-        rows = [self.done[key] for key in keys]
+        rows = [self.done[key] for key in dict.fromkeys(keys)]
         rows += [row for key, row in self.before.items() if key not in self.done]  # pictures that are gone
         if rows != list(self.before.values()):
             write_rows(self.path, rows)
@@ -138,7 +143,8 @@ class _Part:
         new: list[tuple[Row, Raw]] = []
         rows: list[Row] = []
         for i in numbers:
-            if (key := plain(self.unit.keys[i])) in self.done:
+            key = plain(self.unit.keys[i])
+            if key in self.done or any(row["key"] == key for row in rows):  # a.jpg beside a.png
                 continue
             row, raw = self.begun(key, i)
             rows.append(row)
@@ -156,15 +162,16 @@ class _Part:
 
     def begun(self, key: str, i: int) -> tuple[Row, Raw | None]:
         """The row of a picture with what is known of it; without a picture where its file cannot be read."""
-        empty: Row = dict.fromkeys(("alt", "short", "descriptive", "model", "revision", "settings", "error"))
+        empty: Row = dict.fromkeys(COLUMNS) | {"key": key, "hash": "", "seconds": 0.0}
+        before = self.before.get(key, empty)
         try:
             raw = self.unit.read(i)
         except BadSample as error:
-            return {"key": key, "hash": "", **empty, "seconds": 0.0, "error": plain(str(error))}, None
-        before, alt = self.before.get(key), raw.alt if raw.alt is None else plain(raw.alt)
-        if before is not None and before["hash"] == raw.hash:
+            return {**before, "error": plain(str(error))}, None
+        alt = raw.alt if raw.alt is None else plain(raw.alt)
+        if before["hash"] == raw.hash:
             return {**before, "alt": alt, "error": None}, raw
-        return {"key": key, "hash": raw.hash, **empty, "alt": alt, "seconds": 0.0}, raw
+        return {**empty, "hash": raw.hash, "alt": alt}, raw
 
     def write(self, new: Sequence[tuple[Row, Raw]]) -> list[Row]:
         """Fill in the captions of pictures; those that were shown to the captioner."""
@@ -239,19 +246,22 @@ class _Part:
         return row
 
     def judge(self, rows: list[Row], asked: Sequence[Row]) -> None:
-        """Note a batch; DataError where the captioner has written nothing for too long, and from its first batch."""
+        """Note a batch; DataError where the captioner has written nothing for too long, and from its first batch. That
+        a picture failed before says nothing of the captioner."""
         if not rows:
             return
-        if not asked or any(row["error"] is None for row in asked):
-            self.worked = self.worked or bool(asked)
-            self.pending += [*self.doubtful, rows]
-            self.doubtful = []
-            return
+        job, new = self.job, [row for row in asked if not self.before.get(row["key"], {}).get("error")]
         self.doubtful.append(rows)
-        if not self.worked or sum(map(len, self.doubtful)) >= GIVE_UP:
-            name, last = shown(self.job.captioner.name, 100), asked[-1]
-            key, why = shown(last["key"], 60), last["error"]
-            raise DataError(f"{name} wrote no caption for {len(asked)} pictures in a row, such as {key}: {why}")
+        if any(row["error"] is None for row in asked):
+            job.worked, job.silent = True, 0
+        else:
+            job.silent += len(new)
+        if not job.silent:
+            self.pending += self.doubtful
+            self.doubtful = []
+        elif new and (not job.worked or job.silent >= GIVE_UP):
+            name, key, why = shown(job.captioner.name, 100), shown(new[-1]["key"], 60), new[-1]["error"]
+            raise DataError(f"{name} wrote no caption for {job.silent} pictures in a row, such as {key}: {why}")
 
 
 def _said(text: str) -> str | Exception:

@@ -14,10 +14,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from t2i.core.assets import offline
+from t2i.core.decoding import Decoding
 from t2i.core.devices import memory_explained
 from t2i.core.errors import UsageError, shown
 from t2i.core.seed import Streams
-from t2i.data.caption.captioner import PROMPTS, Captioner, Kind, Writing
+from t2i.data.caption.captioner import PROMPTS, Captioner, Kind, bounded
 from t2i.io.weights import fingerprint
 
 PIXELS = ("blip", "git", "vision-encoder-decoder")
@@ -34,10 +35,10 @@ class PixelCaptioner:
     """
 
     def __init__(
-        self, model: Any, processor: Any, tokenizer: Any, kind: Kind, writing: Writing, name: str, revision: str
+        self, model: Any, processor: Any, tokenizer: Any, kind: Kind, decoding: Decoding, name: str, revision: str
     ) -> None:
-        self.model, self.processor, self.tokenizer, self.writing = model, processor, tokenizer, writing
-        self.name, self.revision, self.settings = name, revision, {kind: writing.given()}
+        self.model, self.processor, self.tokenizer, self.decoding = model, processor, tokenizer, decoding
+        self.name, self.revision, self.settings = name, revision, {kind: decoding.model_dump(exclude_defaults=True)}
 
     @torch.inference_mode()
     def caption(self, images: Sequence[Image], kind: Kind, seeds: Sequence[int]) -> list[str]:
@@ -46,7 +47,7 @@ class PixelCaptioner:
             raise UsageError(f"{self.name} writes captions of one kind, {', '.join(self.settings)}")
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         pixels = pixels.to(self.model.device, self.model.dtype)
-        tokens = self.model.generate(pixel_values=pixels, **decoding(self.writing, seeds))
+        tokens = self.model.generate(pixel_values=pixels, **generation(self.decoding, seeds))
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
@@ -57,16 +58,18 @@ class ChatCaptioner:
     """
 
     def __init__(
-        self, model: Any, processor: Any, prompts: Mapping[Kind, str], writing: Writing, name: str, revision: str
+        self, model: Any, processor: Any, prompts: Mapping[Kind, str], decoding: Decoding, name: str, revision: str
     ) -> None:
         if getattr(processor, "chat_template", None) is None:
             raise UsageError(f"{name}: its processor has no chat template, so nobody knows how to ask it")
-        self.model, self.processor, self.prompts, self.writing = model, processor, prompts, writing
+        self.model, self.processor, self.prompts, self.decoding = model, processor, prompts, decoding
         processor.tokenizer.padding_side = "left"
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         self.name, self.revision = name, revision
-        self.settings = {kind: {"prompt": prompt, **writing.given()} for kind, prompt in prompts.items()}
+        self.settings = {
+            kind: {"prompt": prompt, **decoding.model_dump(exclude_defaults=True)} for kind, prompt in prompts.items()
+        }
 
     @torch.inference_mode()
     def caption(self, images: Sequence[Image], kind: Kind, seeds: Sequence[int]) -> list[str]:
@@ -82,7 +85,7 @@ class ChatCaptioner:
             processor_kwargs={"padding": True},
         ).to(self.model.device, self.model.dtype)
         more = {"pad_token_id": self.processor.tokenizer.pad_token_id}
-        tokens = self.model.generate(**inputs, **more, **decoding(self.writing, seeds))  # (B, L)
+        tokens = self.model.generate(**inputs, **more, **generation(self.decoding, seeds))  # (B, L)
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(answers, skip_special_tokens=True)]
 
@@ -91,7 +94,7 @@ def open_pretrained(
     name: str,
     kinds: Sequence[Kind],
     prompts: Mapping[Kind, str] = PROMPTS,
-    writing: Writing = Writing(),
+    decoding: Decoding = Decoding(),
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Captioner:
@@ -103,6 +106,7 @@ def open_pretrained(
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
     # False, and not left out: transformers would ask on the terminal.
+    decoding = bounded(decoding)
     how: dict[str, Any] = {"trust_remote_code": False, "local_files_only": os.path.isdir(name) or offline()}
     with memory_explained(name, "a smaller captioner"):
         config = _had(name, lambda: AutoConfig.from_pretrained(name, **how))
@@ -126,26 +130,26 @@ def open_pretrained(
         processor = _had(name, lambda: AutoProcessor.from_pretrained(name, **how))
         tokenizer = getattr(processor, "tokenizer", None)
     if pixels:
-        return PixelCaptioner(model, processor, tokenizer, kinds[0], writing, name, revision)
-    return ChatCaptioner(model, processor, {kind: prompts[kind] for kind in kinds}, writing, name, revision)
+        return PixelCaptioner(model, processor, tokenizer, kinds[0], decoding, name, revision)
+    return ChatCaptioner(model, processor, {kind: prompts[kind] for kind in kinds}, decoding, name, revision)
 
 
-def decoding(writing: Writing, seeds: Sequence[int]) -> dict[str, Any]:
+def generation(decoding: Decoding, seeds: Sequence[int]) -> dict[str, Any]:
     """What `generate` of transformers is told. Tokens are drawn by `_Drawn`, each row from its own stream."""
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     rules: list[Any] = []
-    if writing.temperature > 0:
-        rules.append(TemperatureLogitsWarper(writing.temperature))
-        rules += [] if writing.top_k is None else [TopKLogitsWarper(writing.top_k)]
-        rules += [] if writing.top_p == 1 else [TopPLogitsWarper(writing.top_p)]
+    if decoding.temperature > 0:
+        rules.append(TemperatureLogitsWarper(decoding.temperature))
+        rules += [] if decoding.top_k is None else [TopKLogitsWarper(decoding.top_k)]
+        rules += [] if decoding.top_p == 1 else [TopPLogitsWarper(decoding.top_p)]
         rules.append(_Drawn(Streams(seeds, "captioner")))
     return {
-        "max_new_tokens": writing.max_length,
-        "min_new_tokens": writing.min_length or None,
-        "num_beams": writing.num_beams,
-        "length_penalty": writing.length_penalty,
-        "no_repeat_ngram_size": writing.no_repeat_ngram,
+        "max_new_tokens": decoding.max_length,
+        "min_new_tokens": decoding.min_length or None,
+        "num_beams": decoding.num_beams,
+        "length_penalty": decoding.length_penalty,
+        "no_repeat_ngram_size": decoding.no_repeat_ngram,
         "do_sample": False,
         "logits_processor": LogitsProcessorList(rules),
     }

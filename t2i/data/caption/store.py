@@ -25,7 +25,7 @@ TEXTS = ("key", "hash", "alt", *KINDS, "model", "revision", "settings")
 model, revision and settings wrote them, as JSON by kind. Beside them stand `seconds` and `error`."""
 COLUMNS = (*TEXTS, "seconds", "error")
 _SHARE = 1000  # pictures of a part of a folder, about
-_PART = re.compile(rf"pictures-\d+-of-(\d{{1,6}}){re.escape(SUFFIX)}")
+_PART = re.compile(r"pictures-\d+-of-(\d{1,6})")
 
 Row = dict[str, Any]
 
@@ -75,8 +75,9 @@ def names_of(tars: Sequence[str]) -> list[str]:
 
 def num_parts(out: Path, count: int) -> int:
     """How many parts a folder of pictures has: as many as the first time, though pictures may have come since."""
-    names = [path.name for path in out.glob(f"pictures*{SUFFIX}")] if out.is_dir() else []
-    if f"pictures{SUFFIX}" in names:
+    ends = (SUFFIX, JOURNAL)  # a first run that was killed may have left journals alone
+    names = [path.name.removesuffix(end) for end in ends for path in out.glob(f"pictures*{end}")]
+    if "pictures" in names:
         return 1
     earlier = [int(found[1]) for name in names if (found := _PART.fullmatch(name))]
     return max(earlier) if earlier else max(1, -(-count // _SHARE))

@@ -13,11 +13,12 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.decoding import Decoding
 from t2i.core.errors import quoted
 from t2i.core.seed import Streams, upload
 from t2i.core.sizes import Heads, Layers, Length, Multiplier, Side, Width
 from t2i.core.types import KeysValues, TextFeatures
-from t2i.nn.generate import Cache, Decoding, generate
+from t2i.nn.generate import Cache, generate
 from t2i.nn.layers import fit
 from t2i.nn.transformer import Transformer, TransformerConfig
 from t2i.stages.captioner.parts import AttentionalPooler, MultimodalBlock

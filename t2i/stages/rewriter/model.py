@@ -12,10 +12,11 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from t2i.core.config import Config
+from t2i.core.decoding import Decoding
 from t2i.core.seed import Streams, upload
 from t2i.core.sizes import Heads, Layers, Multiplier, Width
 from t2i.core.types import KeysValues
-from t2i.nn.generate import Cache, Decoding, generate
+from t2i.nn.generate import Cache, generate
 from t2i.nn.layers import timestep_embedding
 from t2i.nn.transformer import Transformer, TransformerConfig
 from t2i.text.tokenizers import ClipTokenizer, TokenizerConfig
@@ -108,10 +109,8 @@ class Rewriter(nn.Module):
             temperature: 0 takes the likeliest word at every place; above, words are drawn.
             streams: one random stream per sentence, to draw from.
 
-        Raises ValueError for a temperature without streams.
+        Raises ValueError for a temperature below 0, or without streams.
         """
-        if temperature < 0 or (temperature > 0 and streams is None):
-            raise ValueError(f"temperature={temperature} must be at least 0, and above it needs streams to draw from")
         if not sentences:
             return []
         decoding = Decoding(max_length=self.config.tokenizer.context - 1, temperature=temperature)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from chat_server import ChatServer, chatting
 from PIL import Image
-from pydantic import ValidationError
 from tiny_captioners import ALL, WORDS, chat
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, BertTokenizerFast, ViTImageProcessor
 
+from t2i.core.decoding import Decoding
 from t2i.core.errors import DataError, UsageError
-from t2i.data.caption.captioner import KINDS, PROMPTS, Captioner, Writing, check_kinds, seed_of
+from t2i.data.caption.captioner import KINDS, PROMPTS, Captioner, bounded, check_kinds, seed_of
 from t2i.data.caption.endpoint import MAX_SIDE, EndpointCaptioner, data_url
 from t2i.data.caption.own import OwnCaptioner
 from t2i.data.caption.pretrained import open_pretrained
@@ -41,7 +41,7 @@ def test_a_picture_has_the_same_caption_alone_and_in_a_batch(
     folders: dict[str, Path], name: str, temperature: float
 ) -> None:
     torch.manual_seed(0)
-    captioner = open_pretrained(str(folders[name]), ["short"], writing=Writing(max_length=6, temperature=temperature))
+    captioner = open_pretrained(str(folders[name]), ["short"], decoding=Decoding(max_length=6, temperature=temperature))
     images, seeds = pictures(6), list(range(6))
     together = captioner.caption(images, "short", seeds)
     torch.manual_seed(1)  # which nobody draws from
@@ -58,7 +58,7 @@ def test_a_picture_has_the_same_caption_alone_and_in_a_batch(
 
 def test_tokens_are_drawn_as_often_as_they_are_likely(folders: dict[str, Path]) -> None:
     """Against the softmax of the same network, 4 standard deviations."""
-    captioner: Any = open_pretrained(str(folders["git"]), ["short"], writing=Writing(max_length=1, temperature=2.0))
+    captioner: Any = open_pretrained(str(folders["git"]), ["short"], decoding=Decoding(max_length=1, temperature=2.0))
     image, num = pictures(1), 600
     pixels = captioner.processor(images=image, return_tensors="pt")["pixel_values"]
     start = torch.tensor([[captioner.model.generation_config.bos_token_id or 2]])
@@ -72,7 +72,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(folders: dict[str, Path]) 
 
 def test_an_answer_is_what_follows_the_question(folders: dict[str, Path]) -> None:
     """Of the chat model, against its own `generate` on the same prompt; that is cut off."""
-    captioner: Any = open_pretrained(str(folders["chat"]), KINDS, writing=Writing(max_length=5))
+    captioner: Any = open_pretrained(str(folders["chat"]), KINDS, decoding=Decoding(max_length=5))
     assert captioner.processor.tokenizer.padding_side == "left"
     chat_ = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPTS["short"]}]}]
     text = captioner.processor.apply_chat_template(chat_, add_generation_prompt=True)
@@ -85,7 +85,7 @@ def test_an_answer_is_what_follows_the_question(folders: dict[str, Path]) -> Non
 
 
 def test_questions_of_different_lengths_are_padded_on_the_left(folders: dict[str, Path]) -> None:
-    captioner: Any = open_pretrained(str(folders["chat"]), ["short"], writing=Writing(max_length=5))
+    captioner: Any = open_pretrained(str(folders["chat"]), ["short"], decoding=Decoding(max_length=5))
     padded = captioner.processor.tokenizer(["a a a", "a"], padding=True)["input_ids"]
     assert padded[1][:2] == [0, 0]
     assert padded[1][2] == padded[0][0] != 0
@@ -93,7 +93,7 @@ def test_questions_of_different_lengths_are_padded_on_the_left(folders: dict[str
 
 def test_beams_find_what_is_likelier_and_repetition_can_be_forbidden(folders: dict[str, Path]) -> None:
     greedy, beams, never = (
-        open_pretrained(str(folders["git"]), ["short"], writing=Writing(max_length=6, **more)).caption(
+        open_pretrained(str(folders["git"]), ["short"], decoding=Decoding(max_length=6, **more)).caption(
             pictures(1), "short", [0]
         )[0]
         for more in ({}, {"num_beams": 4}, {"no_repeat_ngram": 1})
@@ -162,7 +162,7 @@ def seen(request: dict[str, Any]) -> Image.Image:
 def test_a_server_sees_each_picture_and_the_question(server: ChatServer) -> None:
     server.reply = lambda request: f"a picture of {seen(request).getpixel((0, 0))[0]}"
     images = [Image.new("RGB", (30, 20), (value, value, value)) for value in (0, 100, 200)]
-    captioner = EndpointCaptioner(Endpoint(server.url, "tiny"), writing=Writing(max_length=50))
+    captioner = EndpointCaptioner(Endpoint(server.url, "tiny"), decoding=Decoding(max_length=50))
     assert captioner.caption(images, "descriptive", [1, 2, 3]) == [f"a picture of {v}" for v in (0, 100, 200)]
     assert {request["messages"][0]["content"][1]["text"] for request in server.asked} == {PROMPTS["descriptive"]}
     assert {(request["max_tokens"], request["temperature"]) for request in server.asked} == {(50, 0.0)}
@@ -179,12 +179,12 @@ def test_what_goes_wrong_with_one_picture_is_its_own(server: ChatServer) -> None
 
 
 def test_a_server_is_told_the_seed_of_what_it_draws(server: ChatServer) -> None:
-    EndpointCaptioner(Endpoint(server.url, "tiny"), writing=Writing(temperature=1.0, top_p=0.9)).caption(
+    EndpointCaptioner(Endpoint(server.url, "tiny"), decoding=Decoding(temperature=1.0, top_p=0.9)).caption(
         pictures(2), "short", [5, 2**40]
     )
     assert sorted(request["seed"] for request in server.asked) == [2**40 % 2**31, 5]
     with pytest.raises(UsageError, match="num_beams=3: an endpoint takes no such setting"):
-        EndpointCaptioner(Endpoint(server.url, "tiny"), writing=Writing(num_beams=3))
+        EndpointCaptioner(Endpoint(server.url, "tiny"), decoding=Decoding(num_beams=3))
 
 
 def test_large_pictures_are_reduced_before_they_are_sent() -> None:
@@ -201,32 +201,26 @@ class StandIn:
     def caption(self, images: Tensor, decoding: Any, *, streams: Any) -> list[str]:
         assert images.shape[1:] == (3, 8, 8)
         return [
-            f"{decoding.word} {float(x.mean()):.1f} {float(u):.3f}"
+            f"{decoding.min_length} {float(x.mean()):.1f} {float(u):.3f}"
             for x, u in zip(images, streams.uniform(), strict=True)
         ]
 
 
-class Decoding(Writing):
-    word: str = "light"
-
-
 def test_a_stage_of_ours_sees_what_it_was_trained_on() -> None:
-    captioner = OwnCaptioner({"short": StandIn()}, {"short": Decoding(word="dark")}, "runs/ssc", "abc")
+    captioner = OwnCaptioner({"short": StandIn()}, Decoding(min_length=4), "runs/ssc", "abc")
     assert isinstance(captioner, Captioner)
     images = [Image.new("RGB", (30, 20), (value,) * 3) for value in (0, 255)]
     both = captioner.caption(images, "short", [1, 2])
-    assert [text[:9] for text in both] == ["dark -1.0", "dark 1.0 "]
+    assert [text[:6] for text in both] == ["4 -1.0", "4 1.0 "]
     assert captioner.caption(images[1:], "short", [2]) == both[1:]
-    assert captioner.settings == {"short": {"word": "dark"}}
+    assert captioner.settings == {"short": {"min_length": 4}}
 
 
-@pytest.mark.parametrize(
-    "given",
-    [{"min_length": 120}, {"top_p": 0.5}, {"top_k": 3}, {"num_beams": 2, "temperature": 1}, {"length_penalty": 2}],
-)
-def test_settings_that_would_say_nothing_are_refused(given: dict) -> None:
-    with pytest.raises(ValidationError):
-        Writing(**given)
+def test_a_caption_has_an_end_where_nobody_says_one() -> None:
+    assert bounded(Decoding(temperature=1.0)) == Decoding(temperature=1.0, max_length=120)
+    assert bounded(Decoding(max_length=7)).max_length == 7
+    with pytest.raises(UsageError, match="captions: min_length=130 leaves no room for the end in max_length=120"):
+        bounded(Decoding(min_length=130))
 
 
 def test_kinds_are_known_and_seeds_are_of_the_picture() -> None:

@@ -18,6 +18,7 @@ from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.data.caption.job import GIVE_UP, Job
 from t2i.data.caption.store import Journal, num_parts, part_of, read_rows
 from t2i.data.caption.units import units_of
+from t2i.data.source import BadSample
 
 KINDS = ("short", "descriptive")
 
@@ -128,6 +129,70 @@ def test_failures_are_rows_and_are_tried_again(tmp_path: Path) -> None:
     before = (out / "pictures.captions.parquet").read_bytes()
     run(folder, out, kinds=["short"])
     assert (out / "pictures.captions.parquet").read_bytes() == before
+
+
+def test_pictures_that_failed_before_do_not_end_the_job(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "pictures", 4), tmp_path / "out"
+    refused = Grey(fail=lambda grey: DataError("refused") if grey == 2 else None)
+    run(folder, out, refused, kinds=["short"])
+    before = (out / "pictures.captions.parquet").read_bytes()
+    told = "0 pictures captioned, 3 were there, 1 without a caption: 1 no short caption (such as 002)"
+    assert str(run(folder, out, refused, kinds=["short"])) == told
+    assert (out / "pictures.captions.parquet").read_bytes() == before
+    make_folder(folder, 2, start=8)
+    assert str(run(folder, out, refused, kinds=["short"], batch_size=3)).startswith("2 pictures captioned, 3 were")
+
+
+def test_a_captioner_that_has_worked_may_fail_at_the_start_of_a_shard(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for i in range(12):
+        make_shard(tmp_path / "shards" / f"{i:02d}.tar", 4 * i, 4)
+    one = Grey(fail=lambda grey: DataError("refused") if grey == 4 else None)
+    assert str(run(tmp_path / "shards", tmp_path / "out", one, ["short"], batch_size=1)).startswith("47 pictures cap")
+    dies = Grey(fail=lambda grey: DataError("gone") if grey > 4 else None)
+    with pytest.raises(DataError, match=rf"no caption for {GIVE_UP} pictures in a row, such as 0036: no short caption"):
+        run(tmp_path / "shards", tmp_path / "other", dies, ["short"], batch_size=1)
+
+
+def test_a_journal_of_fewer_kinds_is_completed(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "pictures", 40), tmp_path / "out"
+
+    def fail(grey: int) -> Any:
+        if grey == 39:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, out, Grey(fail=fail), kinds=["short"])
+    both = Grey()
+    assert str(run(folder, out, both)) == "40 pictures captioned, 0 were there"
+    assert sorted(both.asked) == [("descriptive", i) for i in range(40)] + [("short", i) for i in range(32, 40)]
+    assert all(row["short"] and row["descriptive"] for row in rows(out / "pictures.captions.parquet"))
+
+
+def test_a_file_that_cannot_be_read_for_once_keeps_its_captions(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", 3)
+    run(folder, tmp_path, kinds=["short"])
+    (unit,) = units_of(str(folder), tmp_path)
+
+    def read(i: int) -> Any:
+        raise BadSample("unreadable file", "Stale file handle")
+
+    job = Job(Grey(), ["short"], tmp_path)
+    job.run([unit._replace(read=read)])
+    assert str(job) == "0 pictures captioned, 0 were there, 3 without a caption: 3 unreadable file (such as 000)"
+    assert [row["short"] for row in rows(tmp_path / "pictures.captions.parquet")] == [
+        f"a short picture of {i}" for i in range(3)
+    ]
+    assert str(run(folder, tmp_path, kinds=["short"])) == "0 pictures captioned, 3 were there"
+
+
+def test_of_two_pictures_of_one_name_the_first_is_captioned_once(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", 3)
+    (folder / "001.webp").write_bytes(picture(77))
+    for _ in range(2):
+        job = run(folder, tmp_path, captioner := Grey(), kinds=["short"])
+        assert [row["key"] for row in rows(tmp_path / "pictures.captions.parquet")] == ["000", "001", "002"]
+    assert (captioner.asked, str(job)) == ([], "0 pictures captioned, 3 were there")
 
 
 def test_a_batch_that_fails_as_a_whole_costs_only_the_picture_to_blame(tmp_path: Path) -> None:
@@ -250,6 +315,9 @@ def test_large_folders_are_cut_by_keys_that_never_move(tmp_path: Path) -> None:
     assert all(750 < names.count(f"pictures-{i:05d}-of-00004") < 1000 for i in range(4))
     (tmp_path / "pictures-00002-of-00004.captions.parquet").touch()
     assert num_parts(tmp_path, 90_000) == 4
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "pictures.captions.jsonl").touch()
+    assert num_parts(tmp_path / "killed", 1001) == 1
     assert num_parts(tmp_path / "other", 1000) == 1
     assert part_of("x", 1) == "pictures"
 
