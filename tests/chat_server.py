@@ -24,6 +24,7 @@ class ChatServer:
         bodies: what to send instead, whatever it is, request by request.
         statuses: what to answer with, request by request; then 200.
         wait: seconds before an answer.
+        breaks_off: answers that end in their middle, of a length that is `announced`, or `chunked`.
         drip: seconds between the bytes of an answer.
         headers: more of every answer.
         asked: the body of every request, `authorised`: its Authorization.
@@ -32,6 +33,7 @@ class ChatServer:
     reply: Callable[[dict[str, Any]], object] = lambda _: "a red cube"
     bodies: list[bytes] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
+    breaks_off: list[str] = field(default_factory=list)
     wait: float = 0.0
     drip: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
@@ -72,10 +74,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes) -> None:
         with suppress(OSError):
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            half = self.state.breaks_off.pop(0) if self.state.breaks_off else None
+            if half == "chunked":
+                self.send_header("Transfer-Encoding", "chunked")
+            else:
+                self.send_header("Content-Length", str(len(body)))
             for name, value in self.state.headers.items():
                 self.send_header(name, value)
             self.end_headers()
+            if half is not None:
+                body = (b"%x\r\n" % len(body) if half == "chunked" else b"") + body[:20]
             for start in range(len(body)) if self.state.drip else ():
                 self.wfile.write(body[start : start + 1])
                 time.sleep(self.state.drip)

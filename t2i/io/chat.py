@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -84,7 +84,9 @@ class Endpoint:
         except (KeyError, IndexError, TypeError):
             said = f": {self._told(answer['error'])}" if isinstance(answer, dict) and "error" in answer else ""
             raise DataError(f"{self.url} sent JSON without an answer{said}") from None
-        if not isinstance(text, str) or not text.strip():
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{self.url} sent JSON without an answer: its content is a {type(text).__name__}, no text")
+        if not text or not text.strip():
             raise DataError(f"{self.url}: {shown(self.model, 60)} answered nothing")
         return text.strip()
 
@@ -122,6 +124,8 @@ class Endpoint:
                 self._refused(error)
         except TimeoutError:
             raise _Passing(f"no answer within {self.timeout:g} s") from None
+        except IncompleteRead:
+            raise _Passing("closed the connection in the middle of its answer") from None
         except (OSError, HTTPException) as error:
             cause = getattr(error, "reason", error)
             if isinstance(cause, TimeoutError):
@@ -143,6 +147,8 @@ class Endpoint:
                 raise DataError(f"{self.url} sent more than {MAX_ANSWER:,} bytes")
             if time.monotonic() > until:
                 raise TimeoutError
+        if answer.length:  # bytes that were announced and did not come
+            raise IncompleteRead(data)
         return data
 
     def _refused(self, error: HTTPError) -> None:

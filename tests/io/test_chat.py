@@ -116,6 +116,7 @@ def test_a_mistake_of_ours_is_not_repeated(server: ChatServer) -> None:
         (said(""), "tiny answered nothing"),
         (said("  \n"), "tiny answered nothing"),
         (said(None), "tiny answered nothing"),
+        (said([{"type": "text", "text": "a cube"}]), "sent JSON without an answer: its content is a list, no text"),
         (said("a" * 10_000_000), "sent more than 1,048,576 bytes"),
     ],
 )
@@ -128,6 +129,16 @@ def test_nonsense_is_one_line(server: ChatServer, body: bytes, message: str) -> 
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("encoding", ["announced", "chunked"])
+def test_an_answer_that_breaks_off_is_asked_for_again(server: ChatServer, encoding: str) -> None:
+    server.breaks_off = [encoding]
+    assert Endpoint(server.url, "tiny").ask(HELLO) == "a red cube"
+    assert len(server.asked) == 2
+    server.breaks_off = [encoding] * 2
+    with pytest.raises(DataError, match=r"closed the connection in the middle of its answer, after 2 attempts$"):
+        Endpoint(server.url, "tiny", retries=1).ask(HELLO)
 
 
 def test_a_redirect_does_not_carry_the_key_away(server: ChatServer) -> None:
