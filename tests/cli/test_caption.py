@@ -74,9 +74,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert isinstance(error, FullDiskError)
     assert str(error) == f"no space left to write {out}/pictures.captions.{file}"
     assert [path.name for path in out.iterdir()] == ["pictures.captions.jsonl"], "nothing half"
-    told = run(*command).output
-    assert told == ("0 pictures captioned, 3 were there\n" if writes else "3 pictures captioned, 0 were there\n")
-    assert len(server.asked) == (3 if writes else 6)
+    assert run(*command).output == "0 pictures captioned, 3 were there\n"
+    assert len(server.asked) == 3, "what was written counts"
     assert [path.name for path in out.iterdir()] == ["pictures.captions.parquet"]
 
 
