@@ -24,9 +24,9 @@ class ChatServer:
         bodies: what to send instead, whatever it is, request by request.
         statuses: what to answer with, request by request; then 200.
         wait: seconds before an answer.
+        breaks_off: answers that end in their middle, of a length that is `announced`, or `chunked`.
         drip: seconds between the bytes of an answer.
         headers: more of every answer.
-        cut: how many answers end before they are whole.
         reason: what stands beside a status.
         asked: the body of every request, `authorised`: its Authorization.
     """
@@ -34,10 +34,10 @@ class ChatServer:
     reply: Callable[[dict[str, Any]], object] = lambda _: "a red cube"
     bodies: list[bytes] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
+    breaks_off: list[str] = field(default_factory=list)
     wait: float = 0.0
     drip: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
-    cut: int = 0
     reason: str | None = None
     models: list[str] = field(default_factory=lambda: ["tiny"])
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -76,10 +76,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes) -> None:
         with suppress(OSError):
             self.send_response(status, self.state.reason)
-            cut, self.state.cut = self.state.cut > 0, max(0, self.state.cut - 1)
-            for name, value in {"Content-Length": str(len(body) + cut), **self.state.headers}.items():
+            half = self.state.breaks_off.pop(0) if self.state.breaks_off else None
+            if half == "chunked":
+                self.send_header("Transfer-Encoding", "chunked")
+            else:
+                self.send_header("Content-Length", str(len(body)))
+            for name, value in self.state.headers.items():
                 self.send_header(name, value)
             self.end_headers()
+            if half is not None:
+                body = (b"%x\r\n" % len(body) if half == "chunked" else b"") + body[:20]
             for start in range(len(body)) if self.state.drip else ():
                 self.wfile.write(body[start : start + 1])
                 time.sleep(self.state.drip)

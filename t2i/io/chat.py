@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -92,7 +92,9 @@ class Endpoint:
         except (KeyError, IndexError, TypeError):
             said = f": {self._told(answer['error'])}" if isinstance(answer, dict) and "error" in answer else ""
             raise DataError(f"{self.url} sent JSON without an answer{said}") from None
-        said = UNSEEN.sub(" ", text).rpartition("</think>")[2].strip() if isinstance(text, str) else ""
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{self.url} sent JSON without an answer: its content is a {type(text).__name__}, no text")
+        said = UNSEEN.sub(" ", text or "").rpartition("</think>")[2].strip()
         if not said:
             raise DataError(f"{self.url}: {shown(self.model, 60)} answered nothing")
         return said
@@ -131,6 +133,8 @@ class Endpoint:
                 self._refused(error)
         except TimeoutError:
             raise _Passing(f"no answer within {self.timeout:g} s") from None
+        except IncompleteRead:
+            raise _Passing("closed the connection in the middle of its answer") from None
         except (OSError, HTTPException) as error:
             cause = getattr(error, "reason", error)
             if isinstance(cause, TimeoutError):
@@ -145,15 +149,15 @@ class Endpoint:
 
     def _body(self, answer: HTTPResponse, until: float) -> bytes:
         """What is sent in time, of at most `MAX_ANSWER` bytes."""
-        data, whole = b"", answer.length or 0
+        data = b""
         while block := answer.read1(_BLOCK):
             data += block
             if len(data) > MAX_ANSWER:
                 raise DataError(f"{self.url} sent more than {MAX_ANSWER:,} bytes")
             if time.monotonic() > until:
                 raise TimeoutError
-        if len(data) < whole:
-            raise _Passing("the answer was cut short")
+        if answer.length:  # bytes that were announced and did not come
+            raise IncompleteRead(data)
         return data
 
     def _refused(self, error: HTTPError) -> None:

@@ -1,6 +1,9 @@
 """`t2i caption` from the command line."""
 
+import errno
+import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from t2i.cli.caption import processes, prompts_of
 from t2i.cli.main import app
-from t2i.core.errors import T2IError, UsageError
+from t2i.core.errors import FullDiskError, T2IError, UsageError
 from t2i.data.caption.captioner import PROMPTS
 from t2i.data.caption.store import read_rows
 
@@ -51,6 +54,29 @@ def test_a_server_that_is_down_ends_it_in_one_line(server: ChatServer, tmp_path:
     assert "wrote no caption for 3 pictures in a row" in str(error)
     assert "500 Internal Server Error" in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("writes", "file"), [(0, "jsonl"), (1, "parquet")])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, file: str
+) -> None:
+    out, calls, fsync = tmp_path / "out", itertools.count(), os.fsync
+    command = (make_folder(tmp_path / "pictures", 3), "--with", server.url, "--out", out, "--kinds", "short")
+
+    def full(descriptor: int) -> None:
+        if next(calls) >= writes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        error = run(*command).exception
+    assert isinstance(error, FullDiskError)
+    assert str(error) == f"no space left to write {out}/pictures.captions.{file}"
+    assert [path.name for path in out.iterdir()] == ["pictures.captions.jsonl"], "nothing half"
+    assert run(*command).output == "0 pictures captioned, 3 were there\n"
+    assert len(server.asked) == 3, "what was written counts"
+    assert [path.name for path in out.iterdir()] == ["pictures.captions.parquet"]
 
 
 def test_a_model_of_transformers_captions_a_folder(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Latents and states written once: what they are, that a broken-off command continues, and what does not fit them."""
 
+import errno
+import itertools
 import json
 import os
 import re
@@ -17,9 +19,9 @@ from small import Codec, latent_decoder, t5
 from typer.testing import CliRunner
 
 from t2i.cli.main import app
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.core.types import Batch
-from t2i.data import shapes
+from t2i.data import shapes, writing
 from t2i.data.config import DataConfig
 from t2i.data.encode import Files, Scenes, encode
 from t2i.data.encoded import FACTS, encoded_with
@@ -202,6 +204,26 @@ def test_shards_keep_every_kind_of_caption(tmp_path: Path) -> None:
     assert all({"alt", "short", "descriptive"} <= {*captions} for captions in batch["captions"])
     assert "label" in batch
     assert "states" not in batch
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, add = itertools.count(), writing.add
+
+    def full(*given: Any) -> None:
+        if next(calls) >= 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(*given)
+
+    how: Any = {"shard_size": 3, "batch_size": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "add", full)
+        with pytest.raises(FullDiskError, match=f"^no space left to write {tmp_path}/00001.tar$"):
+            encode(tmp_path, Scenes(32, 7), Codec(), t5(), **how)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.tar", FACTS], "nothing half"
+    encode(tmp_path, Scenes(32, 7), Codec(), t5(), **how)
+    assert all((tmp_path / path.name).read_bytes() == path.read_bytes() for path in cache.glob("*.tar"))
 
 
 def test_facts_follow_from_the_cache_and_are_checked_against_neighbours(cache: Path) -> None:

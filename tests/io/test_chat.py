@@ -107,15 +107,6 @@ def test_a_server_says_how_long_it_is_busy(server: ChatServer, monkeypatch: pyte
         assert waits == [waited]
 
 
-def test_an_answer_that_is_cut_short_is_asked_for_again(server: ChatServer) -> None:
-    server.cut = 1
-    assert Endpoint(server.url, "tiny").ask(HELLO) == "a red cube"
-    assert len(server.asked) == 2
-    server.cut = 9
-    with pytest.raises(DataError, match=r"the answer was cut short, after 2 attempts$"):
-        Endpoint(server.url, "tiny", retries=1).ask(HELLO)
-
-
 @pytest.mark.parametrize(
     ("sent", "text"),
     [
@@ -154,6 +145,7 @@ def test_a_mistake_of_ours_is_not_repeated(server: ChatServer) -> None:
         (said(None), "tiny answered nothing"),
         (said("\0\x1b"), "tiny answered nothing"),
         (said("<think>what is a cube?</think>"), "tiny answered nothing"),
+        (said([{"type": "text", "text": "a cube"}]), "sent JSON without an answer: its content is a list, no text"),
         (said("a" * 10_000_000), "sent more than 1,048,576 bytes"),
     ],
 )
@@ -166,6 +158,16 @@ def test_nonsense_is_one_line(server: ChatServer, body: bytes, message: str) -> 
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("encoding", ["announced", "chunked"])
+def test_an_answer_that_breaks_off_is_asked_for_again(server: ChatServer, encoding: str) -> None:
+    server.breaks_off = [encoding]
+    assert Endpoint(server.url, "tiny").ask(HELLO) == "a red cube"
+    assert len(server.asked) == 2
+    server.breaks_off = [encoding] * 2
+    with pytest.raises(DataError, match=r"closed the connection in the middle of its answer, after 2 attempts$"):
+        Endpoint(server.url, "tiny", retries=1).ask(HELLO)
 
 
 def test_a_redirect_does_not_carry_the_key_away(server: ChatServer) -> None:

@@ -6,6 +6,7 @@ the captioner the same batches as one that was not, and so leaves the same files
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ FLUSH = 64
 """Pictures that a kill may lose."""
 GIVE_UP = 32
 """Pictures in a row for which a captioner writes nothing, before the job ends."""
+MAX_CAPTION = 2**16
+"""Characters of a caption; a server that writes more has not heard how many tokens it may."""
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 
 class Job:
@@ -265,8 +269,11 @@ class _Part:
 
 
 def _said(text: str) -> str | Exception:
-    """A caption in one line, or that there is none."""
-    return plain(" ".join(clean(text).split())) or DataError("the captioner wrote nothing")
+    """A caption in one line without control characters, or why there is none."""
+    line = plain(" ".join(_CONTROL.sub(" ", clean(text)).split()))
+    if len(line) > MAX_CAPTION:
+        return DataError(f"the captioner wrote {len(line):,} characters, more than {MAX_CAPTION:,}")
+    return line if any(map(str.isalnum, line)) else DataError("the captioner wrote nothing")
 
 
 @contextmanager
@@ -279,6 +286,6 @@ def _alone(path: Path) -> Iterator[None]:
         raise UsageError(f"{path} is being written by another process; wait for it or choose another --out") from None
     try:
         yield
-        Path(lock.lock_file).unlink(missing_ok=True)
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from t2i.core.errors import DataError, UsageError
+from t2i.core.errors import DataError, UsageError, shown
 from t2i.core.reading import clear_errors
 from t2i.core.seed import mix
 from t2i.data.caption.captioner import KINDS
@@ -20,7 +20,8 @@ from t2i.io.files import write
 SUFFIX = ".captions.parquet"
 """`00000.tar` has `00000.captions.parquet`."""
 JOURNAL = ".captions.jsonl"
-TEXTS = ("key", "hash", "alt", *KINDS, "model", "revision", "settings")
+BY_KIND = ("model", "revision", "settings")
+TEXTS = ("key", "hash", "alt", *KINDS, *BY_KIND)
 """Columns of text: key and BLAKE2 of the picture's file; its own caption, lines of it apart, and those written; which
 model, revision and settings wrote them, as JSON by kind. Beside them stand `seconds` and `error`."""
 COLUMNS = (*TEXTS, "seconds", "error")
@@ -44,17 +45,41 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> Any:
     with clear_errors(path):
         try:
             found = pq.ParquetFile(path)
-            if lacking := [name for name in columns if name not in found.schema_arrow.names]:
-                raise DataError(f"{path} holds no captions of t2i: it has no column {', '.join(lacking)}")
-            return found.read(columns=list(columns))
-        except pa.ArrowException as error:
+            _check_columns(path, found.schema_arrow, columns)
+            table = found.read(columns=list(columns))
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             said = " ".join(str(error).split())[:120]
             raise DataError(f"{path} is no whole parquet file, maybe cut short ({said}); remove it") from None
+    keys = table.column("key")
+    if keys.null_count or len(keys.unique()) < len(keys):
+        raise DataError(f"{path} holds no captions of t2i: a key is missing, or stands in two rows")
+    return table
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, none where there is none."""
-    return read_table(path).to_pylist() if path.exists() else []
+    """The rows of a file, none where there is none; DataError as `read_table`, and for a model, revision or settings
+    that are not by kind."""
+    rows: list[Row] = read_table(path).to_pylist() if path.exists() else []
+    for row in rows:
+        for column in BY_KIND:
+            by_kind: Any = None
+            with suppress(ValueError, RecursionError):
+                by_kind = json.loads(row[column] or "{}")
+            if not isinstance(by_kind, dict):
+                raise DataError(f"{path}: the {column} of {shown(row['key'], 60)} is not JSON by kind")
+    return rows
+
+
+def _check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:
+    """DataError for columns that are missing, or hold something else than text and seconds."""
+    if lacking := [name for name in columns if name not in schema.names]:
+        raise DataError(f"{path} holds no captions of t2i: it has no column {', '.join(lacking)}")
+    for name in columns:
+        kind = str(schema.field(name).type)
+        if kind not in (("double",) if name == "seconds" else ("string", "large_string")):
+            raise DataError(f"{path} holds no captions of t2i: its column {name} is of {kind}")
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

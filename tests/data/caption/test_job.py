@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from campaigns.caption_kills import main as kill
@@ -111,7 +112,7 @@ def test_failures_are_rows_and_are_tried_again(tmp_path: Path) -> None:
     (folder / "005.txt").write_bytes(b"\xff\xfe\xfd")
 
     def fail(grey: int) -> Any:
-        return {2: " \n ", 3: DataError("server said no"), 4: "\ud83d fine"}.get(grey)
+        return {2: " \n\u200b . ", 3: DataError("server said no"), 4: "\ud83d fine\x1b\0"}.get(grey)
 
     job = run(folder, out, Grey(fail=fail), kinds=["short"])
     assert str(job) == (
@@ -195,6 +196,14 @@ def test_of_two_pictures_of_one_name_the_first_is_captioned_once(tmp_path: Path)
     assert (captioner.asked, str(job)) == ([], "0 pictures captioned, 3 were there")
 
 
+def test_a_caption_of_a_megabyte_is_none(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", 2)
+    job = run(folder, tmp_path, Grey(fail=lambda grey: "a cube " * 150_000 if grey else None), kinds=["short"])
+    assert str(job).startswith("1 pictures captioned, 0 were there, 1 without")
+    error = rows(tmp_path / "pictures.captions.parquet")[1]["error"]
+    assert error == "no short caption: the captioner wrote 1,049,999 characters, more than 65,536"
+
+
 def test_a_batch_that_fails_as_a_whole_costs_only_the_picture_to_blame(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "pictures", 6)
 
@@ -215,6 +224,7 @@ def test_a_captioner_that_writes_nothing_ends_the_job_in_one_line(tmp_path: Path
     with pytest.raises(DataError, match=message):
         run(folder, out, dead, kinds=["short"])
     assert len(dead.asked) == 8
+    assert not out.exists()
     dies = Grey(fail=lambda grey: DataError("gone") if grey >= 100 else None)
     with pytest.raises(DataError, match="in a row"):
         run(folder, out, dies, kinds=["short"])
@@ -252,6 +262,35 @@ def test_a_file_cut_short_is_one_line(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(path).select(["key"]), path)
     with pytest.raises(DataError, match="holds no captions of t2i: it has no column hash, alt"):
         run(folder, out)
+    path.write_bytes(whole[:50] + bytes(200) + whole[250:])
+    with pytest.raises(DataError, match="is no whole parquet file, maybe cut short"):
+        run(folder, out)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("key", [0, 1, 2], "its column key is of int64$"),
+        ("key", [None, "001", "002"], "a key is missing, or stands in two rows$"),
+        ("key", ["000", "000", "002"], "a key is missing, or stands in two rows$"),
+        ("short", [1.0, 2.0, 3.0], "its column short is of double$"),
+        ("seconds", ["a", "b", "c"], "its column seconds is of string$"),
+        ("model", ["{}", "x{", None], "the model of 001 is not JSON by kind$"),
+        ("settings", ["{}", "{}", "[1]"], "the settings of 002 is not JSON by kind$"),
+    ],
+)
+def test_a_file_of_something_else_is_one_line_and_stays(
+    tmp_path: Path, column: str, values: list, message: str
+) -> None:
+    folder, path = make_folder(tmp_path / "pictures", 3), tmp_path / "pictures.captions.parquet"
+    run(folder, tmp_path)
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(values)), path)
+    before, names = path.read_bytes(), sorted(tmp_path.iterdir())
+    with pytest.raises(DataError, match=message) as caught:
+        run(folder, tmp_path, kinds=["short"])
+    assert "\n" not in str(caught.value)
+    assert (path.read_bytes(), sorted(tmp_path.iterdir())) == (before, names)
 
 
 def test_a_journal_that_was_cut_off_is_taken_up_at_its_last_whole_batch(tmp_path: Path) -> None:
