@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from t2i.core.devices import device_of
 from t2i.core.errors import UsageError
+from t2i.core.measures import psnr
 from t2i.core.progress import bar
 from t2i.core.seed import Streams
 from t2i.data import shapes
@@ -21,7 +22,6 @@ from t2i.data.shapes.scene import Scene, box
 from t2i.evals.compose import load_reader
 from t2i.evals.report import Report
 from t2i.stages.autoencoder.perceptual import Distance
-from t2i.stages.autoencoder.task import psnr
 from t2i.stages.consistency_decoder.sample import sample
 from t2i.stages.follow import check_same
 from t2i.stages.registry import load_stage

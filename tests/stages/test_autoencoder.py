@@ -13,6 +13,7 @@ from small import autoencoder
 from torch import Tensor
 
 from t2i.core.errors import DataError, UsageError
+from t2i.core.measures import psnr
 from t2i.core.seed import Streams
 from t2i.core.types import LatentCodec
 from t2i.data.config import DataConfig
@@ -22,7 +23,7 @@ from t2i.stages.autoencoder import STAGE
 from t2i.stages.autoencoder.discriminator import Discriminator, adaptive_weight, hinge
 from t2i.stages.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior
 from t2i.stages.autoencoder.perceptual import FeatureMaps, Lpips, LpipsFiles, distance
-from t2i.stages.autoencoder.task import AutoencoderOptions, AutoencoderTask, psnr
+from t2i.stages.autoencoder.task import AutoencoderOptions, AutoencoderTask
 from t2i.stages.follow import same_clip
 from t2i.stages.reader.model import Reader, ReaderConfig
 from t2i.stages.registry import load_stage, save_stage

@@ -27,6 +27,7 @@ from t2i.convert import program
 from t2i.convert.convert import convert_files, recognise
 from t2i.convert.diffusers import layout_of
 from t2i.core.errors import DataError, UsageError
+from t2i.core.measures import psnr
 from t2i.core.seed import Streams
 from t2i.data.config import DataConfig
 from t2i.diffusion.consistency import Consistency, few_steps
@@ -39,7 +40,7 @@ from t2i.stages.consistency_decoder import convert as published
 from t2i.stages.consistency_decoder.model import ConsistencyDecoder, ConsistencyDecoderConfig, LatentsConfig
 from t2i.stages.consistency_decoder.presets import KL_F8, PRESETS
 from t2i.stages.consistency_decoder.sample import sample
-from t2i.stages.consistency_decoder.task import ConsistencyDecoderOptions, ConsistencyDecoderTask, psnr
+from t2i.stages.consistency_decoder.task import ConsistencyDecoderOptions, ConsistencyDecoderTask
 from t2i.stages.registry import load_stage, save_stage, stage
 from t2i.stages.stage import How, Inputs
 

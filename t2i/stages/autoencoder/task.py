@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from t2i.core.config import Config
 from t2i.core.errors import UsageError
+from t2i.core.measures import psnr
 from t2i.core.seed import Streams, upload
 from t2i.core.types import Batch, Phase, Task
 from t2i.stages.autoencoder.discriminator import Discriminator, adaptive_weight, hinge
@@ -161,11 +162,6 @@ class AutoencoderTask(Task):
             assert self.discriminator is not None
             self._step = int(self.discriminator.step)
         return self._step >= self.options.adversarial_start
-
-
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Of pictures (B, 3, H, W) in [-1, 1], in dB, (B,); equal ones have 100."""
-    return 10 * (4 / (x - y).square().flatten(1).mean(dim=1).clamp(min=4e-10)).log10()
 
 
 def _distance(options: AutoencoderOptions, network: FeatureMaps | None) -> nn.Module | None:

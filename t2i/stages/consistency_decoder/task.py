@@ -13,6 +13,7 @@ from torch import Tensor
 
 from t2i.core.config import Config
 from t2i.core.errors import UsageError
+from t2i.core.measures import psnr
 from t2i.core.seed import Streams, upload
 from t2i.core.sizes import Side
 from t2i.core.types import Batch, LatentCodec, Task
@@ -126,11 +127,13 @@ class ConsistencyDecoderTask(Task):
 
     @torch.no_grad()
     def metrics(self, batch: Batch) -> dict[str, float]:
-        """Peak signal-to-noise ratio in dB of what is drawn, and for comparison of what the autoencoder decodes."""
+        """Peak signal-to-noise ratio in dB of what is drawn, and for comparison of what the autoencoder decodes,
+        averaged over pictures."""
         truth, z = batch["image"], self.latents(batch)
-        found = {"psnr": psnr(sample(self.model, z, Streams(batch["seed"], "sample")), truth)}
+        drawn = sample(self.model, z, Streams(batch["seed"], "sample"))
+        found = {"psnr": float(psnr(drawn, truth).mean())}
         if self.autoencoder is not None:
-            found["psnr_autoencoder"] = psnr(self.autoencoder.decode_latents(z).clamp(-1, 1), truth)
+            found["psnr_autoencoder"] = float(psnr(self.autoencoder.decode_latents(z).clamp(-1, 1), truth).mean())
         return found
 
     def _cropped(self, batch: Batch, side: int, streams: Streams) -> Batch:
@@ -157,9 +160,3 @@ def difference(student: ConsistencyDecoderConfig, teacher: ConsistencyDecoderCon
         return "latents"
     ours, theirs = student.latents.fingerprint, teacher.latents.fingerprint
     return None if same_clip(ours, theirs) else "latents.fingerprint"
-
-
-def psnr(image: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of a batch (B, 3, H, W) in [-1, 1], of its mean squared error."""
-    error = (image - truth).float().square().mean()
-    return float(10 * torch.log10(4 / error.clamp(min=1e-10)))
