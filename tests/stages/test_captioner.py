@@ -320,7 +320,6 @@ def test_fine_tunings_start_from_the_base_and_learn_captions_alone(tmp_path: Pat
         run = load_run(path, [])
         assert run.model == first.model
         assert run.task.contrastive == 0  # type: ignore[attr-defined]
-        assert run.optim.lr < first.optim.lr
         assert run.data.captions == {name: 1}
         train(path, [*few, f"train.out={tmp_path / name}", f"init={base}", "optim.lr=1e-30", "save_dtype=float32"])
         kinds[name] = load_stage(tmp_path / name)
