@@ -5,7 +5,6 @@ small language model of ours (the stage `rewriter`), or any model that an OpenAI
 imported.
 """
 
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -18,9 +17,6 @@ WAYS = ("identity", "rule", "lm")
 """Beside the address of a server."""
 LEAST, MOST = 15, 80
 """Words of a caption that a server writes, as the paper asks for."""
-LONGEST = 20 * MOST
-"""Characters of such a caption."""
-_UNREAD = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 TEMPLATE = "the picture shows {prompt}. the floor is grey and the sky is blue."
 """What the rule adds: an opening and a background, in words of the shapes world."""
 
@@ -120,8 +116,7 @@ def by_rule(prompt: str, template: str = TEMPLATE) -> str:
 def by_endpoint(prompt: str, endpoint: Endpoint, history: Sequence[Turn] = ()) -> str:
     """The caption that a server's model writes, in one line of at most `MOST` words.
 
-    Raises DataError as `Endpoint.ask`, for an answer of fewer than `LEAST` words, asked for twice, and for one of more
-    than `LONGEST` characters.
+    Raises DataError as `Endpoint.ask`, and for an answer of fewer than `LEAST` words, asked for twice.
     """
     messages = [{"role": "system", "content": RULES}]
     for asked, caption in (*EXAMPLES, *history):
@@ -129,16 +124,11 @@ def by_endpoint(prompt: str, endpoint: Endpoint, history: Sequence[Turn] = ()) -
     messages.append({"role": "user", "content": prompt})
     words: list[str] = []
     for _ in range(2):
-        words = _UNREAD.sub(" ", endpoint.ask(messages)).strip('"“” ').split()
+        words = endpoint.ask(messages).strip('"“” ').split()
         if len(words) >= LEAST:
-            break
-    caption = " ".join(words[:MOST])
-    if len(caption) > LONGEST:
-        raise DataError(f"{endpoint.url} wrote {len(caption):,} characters, more than {LONGEST:,}")
-    if len(words) >= LEAST:
-        return caption
-    said = shown(caption, 60)
-    raise DataError(f"{endpoint.url} wrote {len(words)} words instead of {LEAST} to {MOST}: {quoted(said)}")
+            return " ".join(words[:MOST])
+    said = quoted(shown(" ".join(words), 60))
+    raise DataError(f"{endpoint.url} wrote {len(words)} words instead of {LEAST} to {MOST}: {said}")
 
 
 def _rewritten(prompt: str, rewriter: Rewriter) -> str:

@@ -67,12 +67,9 @@ def test_what_is_too_long_is_cut_and_quotes_go(server: ChatServer) -> None:
     assert by_endpoint("x", Endpoint(server.url, "tiny")) == " ".join(["word"] * MOST)
 
 
-def test_what_no_model_can_read_goes_or_is_refused(server: ChatServer) -> None:
+def test_what_no_model_can_read_goes(server: ChatServer) -> None:
     server.reply = lambda _: f'"\ud83d {LONG}\0\x1b[1m"'
     assert by_endpoint("x", Endpoint(server.url, "tiny")) == f"{LONG} [1m"
-    server.reply = lambda _: "x" * 2000 + LONG
-    with pytest.raises(DataError, match=r"wrote 2,.* characters, more than 1,600$"):
-        by_endpoint("x", Endpoint(server.url, "tiny"))
 
 
 def test_an_answer_that_is_too_short_is_asked_for_once_more(server: ChatServer) -> None:
