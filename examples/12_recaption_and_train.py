@@ -11,7 +11,6 @@ table.json and plot.png; intervals are of the mean over pictures, 95 %. The same
 import argparse
 import io
 import json
-import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from t2i.cli.caption import caption
 from t2i.data import shapes, writing
 from t2i.data.encode import Files, encode
 from t2i.evals.compose import load_reader
+from t2i.evals.report import Score
 from t2i.io.files import output_folder
 from t2i.io.images import from_pil, to_pil
 from t2i.pipelines.dalle3 import DALLE3
@@ -84,7 +84,8 @@ class Judge:
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean, and half of its 95 % interval."""
-    return statistics.fmean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
+    mean, half, _ = Score.of(values)
+    return mean, half
 
 
 def plot(table: dict[str, dict[str, dict[str, tuple[float, float]]]], path: Path) -> None:

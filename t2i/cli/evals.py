@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from t2i.cli.options import Device, Model, draw_options, never_silent, read_num_things, steps_option
+from t2i.cli.options import Device, Model, draw_options, never_silent, read_num_things, steps_option, upsampling_option
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
 
@@ -25,12 +25,9 @@ def compose(
     """Share of pictures that show what GenEval's six tasks ask for, judged by the bundled reader of scenes."""
     _writable(out)
     from t2i.evals.compose import compose as run
-    from t2i.text.upsampling import check_upsample_prompt
 
-    chosen: dict[str, Any] = {**draw_options(None, steps, guidance, stop_after=stop_after)}
-    if upsample_prompt is not None:
-        check_upsample_prompt(upsample_prompt)
-        chosen["upsample_prompt"] = upsample_prompt
+    drawn = draw_options(None, steps, guidance, stop_after=stop_after)
+    chosen = {**drawn, **upsampling_option(upsample_prompt)}
     with never_silent("drawing and reading pictures"):
         report = run(model, num=num, seed=seed, device=device, call=chosen)
     _tell(report, out)

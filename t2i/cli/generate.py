@@ -16,6 +16,7 @@ from t2i.cli.options import (
     check_opening,
     draw_options,
     never_silent,
+    upsampling_option,
 )
 from t2i.core.errors import DataError, UsageError
 
@@ -186,14 +187,9 @@ def _task(image: Path | None, mask: Path | None, strength: float | None) -> tupl
 
 def _upsampling(how: str | None, image: Path | None) -> dict[str, Any]:
     """The argument of a call that says how prompts are upsampled, checked before a model is opened."""
-    from t2i.text.upsampling import check_upsample_prompt
-
-    if how is None:
-        return {}
-    if image is not None:
+    if how is not None and image is not None:
         raise UsageError("--upsample-prompt is for pictures drawn from a prompt alone; leave out --image")
-    check_upsample_prompt(how)
-    return {"upsample_prompt": how}
+    return upsampling_option(how)
 
 
 def _redrawn(pipe: "Pipeline", recipe: dict[str, Any], path: Path | None) -> "Output":

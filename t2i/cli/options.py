@@ -120,6 +120,16 @@ def int_or_text(text: str) -> int | str:
     return int(text) if re.fullmatch("[+-]?[0-9]+", text) else text
 
 
+def upsampling_option(how: str | None) -> dict[str, Any]:
+    """The argument of a call that says how prompts are upsampled, checked before a model is opened; none for None."""
+    if how is None:
+        return {}
+    from t2i.text.upsampling import check_upsample_prompt
+
+    check_upsample_prompt(how)
+    return {"upsample_prompt": how}
+
+
 def draw_options(
     seed: int | None = None,
     steps: str | None = None,

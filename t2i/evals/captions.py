@@ -15,10 +15,9 @@ from t2i.core.devices import device_of
 from t2i.core.errors import UsageError, explain
 from t2i.core.progress import bar
 from t2i.core.seed import Streams
-from t2i.data import shapes
-from t2i.data.scenes import VAL_SCENES
 from t2i.data.shapes.captions import ADJECTIVES, NOUNS, NUMBERS, PLURALS
 from t2i.data.shapes.scene import COLOURS, Scene, box
+from t2i.evals.batches import held_out
 from t2i.evals.compose import Share, wilson
 from t2i.evals.report import Report
 from t2i.stages.captioner.model import Captioner
@@ -150,12 +149,9 @@ def captions(
     rows: list[dict[str, Any]] = []
     verdicts: list[Verdict] = []
     with bar(num, unit="caption", leave=False) as told:
-        for first in range(seed, seed + num, _BATCH):
-            seeds = range(first, min(first + _BATCH, seed + num))
-            scenes = [shapes.scene_from_seed(s | VAL_SCENES) for s in seeds]
-            pictures = shapes.render(scenes, captioner.image_size).to(on)
+        for seeds, scenes, pictures in held_out(num, captioner.image_size, seed=seed, batch_size=_BATCH):
             with torch.inference_mode(), explain("decoding", UsageError):
-                texts = captioner.caption(pictures, decoding, Streams(seeds, "caption"))
+                texts = captioner.caption(pictures.to(on), decoding, Streams(seeds, "caption"))
             for s, scene, text in zip(seeds, scenes, texts, strict=True):
                 verdicts.append(judge(text, scene))
                 rows.append({"seed": s, "caption": text, "things": _listed(scene), **verdicts[-1]._asdict()})

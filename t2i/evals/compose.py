@@ -17,9 +17,8 @@ from torch import Tensor
 
 from t2i.core.assets import asset
 from t2i.core.errors import UsageError
-from t2i.data import shapes
-from t2i.data.scenes import VAL_SCENES
 from t2i.data.shapes.scene import COLOURS, FLAT_TOPPED, SHAPES, Box
+from t2i.evals.batches import held_out
 from t2i.evals.report import Report
 from t2i.io.images import from_pil
 from t2i.pipeline.base import Pipeline
@@ -266,9 +265,8 @@ def load_reader(device: torch.device | str = "cpu") -> Reader:
 def reader_accuracy(reader: Reader, size: int = 64, num: int = 256, seed: int = 0) -> dict[str, float]:
     """How well the reader reads held-out renders of `size` pixels: see `stages.reader.task.accuracy`."""
     readings, scenes = [], []
-    for first in range(seed, seed + num, _BATCH):
-        part = [shapes.scene_from_seed(s | VAL_SCENES) for s in range(first, min(first + _BATCH, seed + num))]
-        readings += reader.read(shapes.render(part, size))
+    for _, part, pictures in held_out(num, size, seed=seed, batch_size=_BATCH):
+        readings += reader.read(pictures)
         scenes += [listed(scene) for scene in part]
     return {**accuracy(readings, scenes), "renders": num}
 

@@ -4,9 +4,8 @@ consistency decoder: whole pictures, and the things in them that have fine patte
 B pictures · C channels of latents
 """
 
-import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,10 @@ from t2i.core.errors import UsageError
 from t2i.core.measures import psnr
 from t2i.core.progress import bar
 from t2i.core.seed import Streams
-from t2i.data import shapes
-from t2i.data.scenes import VAL_SCENES
 from t2i.data.shapes.scene import Scene, box
+from t2i.evals.batches import held_out
 from t2i.evals.compose import load_reader
-from t2i.evals.report import Report
+from t2i.evals.report import Report, Score
 from t2i.stages.autoencoder.perceptual import Distance
 from t2i.stages.consistency_decoder.sample import sample
 from t2i.stages.follow import check_same
@@ -31,25 +29,6 @@ MEASURES = ("psnr", "psnr of patterns", "distance of patterns")
 _LEAST = 16  # pixels of a side of what is judged as a pattern
 _GRID = 8  # pixels of the reader's coarsest features
 _BATCH = 8
-
-
-class Score(NamedTuple):
-    """A mean over `num` pictures or things, ± half of its 95 % interval."""
-
-    mean: float
-    half: float
-    num: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Score":
-        """Nothing measured is a mean of nan."""
-        if not values:
-            return cls(float("nan"), float("nan"), 0)
-        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        return cls(statistics.fmean(values), 1.96 * spread / len(values) ** 0.5, len(values))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.half:.2g}"
 
 
 def latents(
@@ -79,23 +58,23 @@ def latents(
     codec: Any = load_stage(autoencoder, expect="autoencoder").to(on)
     if size % codec.factor:
         raise UsageError(f"size={size} must be a multiple of {codec.factor}, the pixels that share a place of latents")
-    decoder: Any = None if consistency is None else load_stage(consistency, expect="consistency_decoder").to(on)
-    if decoder is not None:
+    decoder: Any = None
+    ways = ["autoencoder"]
+    if consistency is not None:
+        decoder = load_stage(consistency, expect="consistency_decoder").to(on)
         check_same(decoder.config.latents.fingerprint, codec.fingerprint(), f"autoencoder={autoencoder}")
+        ways.append("consistency decoder")
     distance = Distance(load_reader(on))
-    ways = ("autoencoder",) if decoder is None else ("autoencoder", "consistency decoder")
     values: dict[str, dict[str, list[float]]] = {way: {measure: [] for measure in MEASURES} for way in ways}
     with bar(num, unit="picture", leave=False) as told, torch.inference_mode():
-        for first in range(seed, seed + num, _BATCH):
-            seeds = range(first, min(first + _BATCH, seed + num))
-            scenes = [shapes.scene_from_seed(s | VAL_SCENES) for s in seeds]
-            truth = shapes.render(scenes, size).to(on)  # (B, 3, size, size)
+        for seeds, scenes, pictures in held_out(num, size, seed=seed, batch_size=_BATCH):
+            truth = pictures.to(on)  # (B, 3, size, size)
             z = codec.encode_latents(truth)  # (B, C, size / factor, size / factor)
             drawn = {"autoencoder": codec.decode_latents(z).clamp(-1, 1)}
             if decoder is not None:
                 drawn["consistency decoder"] = sample(decoder, z, Streams(seeds, "consistency"))
-            for way, pictures in drawn.items():
-                _compare(values[way], pictures, truth, scenes, distance)
+            for way, found in drawn.items():
+                _compare(values[way], found, truth, scenes, distance)
             told.update(len(seeds))
     scores = {way: {measure: Score.of(found) for measure, found in row.items()} for way, row in values.items()}
     facts = {
