@@ -1,12 +1,15 @@
 """What in a stage's config follows from its neighbours, its tokeniser or its data, filled in or checked."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from t2i.core.config import Config
-from t2i.core.errors import UsageError
+from t2i.core.errors import DataError, UsageError
 from t2i.core.fingerprint import same
+from t2i.core.types import Batch
 from t2i.data.config import DataConfig
 from t2i.data.opening import class_names
 from t2i.data.shapes import WORDS
@@ -17,6 +20,8 @@ log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Config)
 _NAMED = 10  # classes that a message lists
+_JUDGED = 16  # samples by which the scale of latents is judged
+_SCALES = 0.4, 2.5  # standard deviations that latents of about unit variance may have
 
 
 def follow(config: C, prefix: str, where: str, **facts: Any) -> C:
@@ -99,3 +104,13 @@ def check_side(data: DataConfig, side: int, key: str = "model.image_size") -> No
     """UsageError for pictures of another side than the network's."""
     if data.side != side:
         raise UsageError(f"{data.side_key}={data.side} must equal {key}={side}")
+
+
+def check_scale(latents_of: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> None:
+    """DataError for latents that are not of about unit variance, as far as the first batch shows."""
+    std = float(latents_of({key: value[:_JUDGED] for key, value in next(iter(batches)).items()}).std())
+    if not _SCALES[0] <= std <= _SCALES[1]:
+        raise DataError(
+            f"latents have a standard deviation of {std:.3g}, expected about 1: they are of another scale than this "
+            "autoencoder's, or its own was not measured"
+        )

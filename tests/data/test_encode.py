@@ -242,6 +242,8 @@ def test_facts_follow_from_the_cache_and_are_checked_against_neighbours(cache: P
         fits(wide, data, DecoderOptions(cached=True), {})
     with pytest.raises(UsageError, match="holds no latents that t2i data encode wrote"):
         fits(wide, DataConfig(source="shapes"), DecoderOptions(cached=True), {"autoencoder": Codec()})
+    with pytest.raises(UsageError, match=r"holds latents and no pictures any more: say task\.cached=true"):
+        fits(latent_decoder(), data, DecoderOptions(), {"autoencoder": Codec()})
 
 
 def test_damaged_and_different_facts_are_one_line(cache: Path, tmp_path: Path) -> None:

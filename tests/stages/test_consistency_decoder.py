@@ -412,7 +412,7 @@ def test_a_teacher_learns_and_its_student_draws_as_well_in_two_evaluations() -> 
     student = small(1)
     distilled = ConsistencyDecoderTask(student, OPTIONS["consistency"](), autoencoder=codec, teacher=teacher)
     student.load_state_dict(teacher.state_dict())  # as `init` does
-    distilled.prepare(iter(()))
+    distilled.prepare([batch])
     assert all(torch.equal(a, b) for a, b in zip(distilled.memory.parameters(), student.parameters(), strict=True))
     weights = [p.clone() for p in teacher.parameters()]
     trained(distilled, 15, lr=5e-4)
@@ -447,6 +447,8 @@ def test_a_sample_may_bring_its_latents() -> None:
     assert alone.metrics(cached).keys() == {"psnr"}
     assert with_codec.metrics(batch).keys() == {"psnr", "psnr_autoencoder"}
     other = batch | {"latents": codec.encode_latents(torch.rand(3, 3, 64, 64))}
+    with pytest.raises(DataError, match=r"latents have a standard deviation of .*, expected about 1"):
+        task.prepare([batch | {"latents": torch.randn(4, 4, 4, 4) / 0.18215}])
     with pytest.raises(UsageError, match=r"latents of \(8, 8\) places, but these pictures have \(4, 4\)"):
         alone.loss(other)
 

@@ -20,7 +20,7 @@ from t2i.core.types import Batch, LatentCodec, Task
 from t2i.diffusion.consistency import Distillation, consistency_loss, denoising_loss
 from t2i.stages.consistency_decoder.model import ConsistencyDecoder, ConsistencyDecoderConfig
 from t2i.stages.consistency_decoder.sample import sample
-from t2i.stages.follow import same_clip
+from t2i.stages.follow import check_scale, same_clip
 
 
 class ConsistencyDecoderOptions(Config):
@@ -72,7 +72,9 @@ class ConsistencyDecoderTask(Task):
             self.memory = deepcopy(model).requires_grad_(False).eval()  # the average of the student, its target
 
     def prepare(self, batches: Iterable[Batch], *, anew: bool = False) -> None:
-        """The target begins as the student, which may have been started from its teacher meanwhile."""
+        """Refuses latents that are not of about unit variance. The target begins as the student, which may have been
+        started from its teacher meanwhile."""
+        check_scale(self.latents, batches)
         self.renew()
 
     def renew(self) -> None:

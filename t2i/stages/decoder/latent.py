@@ -18,9 +18,6 @@ from t2i.nn.ports.base import mean_of
 from t2i.stages.decoder.model import DecoderConfig, LatentsConfig
 from t2i.stages.follow import check_same, check_side, follow
 
-_SCALES = (0.4, 2.5)
-"""Standard deviations that latents of about unit variance may have."""
-
 
 def unsaid(captions: Sequence[str], device: torch.device) -> Tensor:
     """Which captions are empty, (B,) bool."""
@@ -80,7 +77,7 @@ def latents_of(config: DecoderConfig, autoencoder: Any, data: DataConfig) -> Lat
 
 
 def check_data(config: DecoderConfig, data: DataConfig, options: Any, neighbours: Mapping[str, Any]) -> None:
-    """UsageError for pictures, or latents in their place, of another size than the network's."""
+    """UsageError for pictures, or latents in their place, of another size than the network's, or that are the other."""
     encoded, side = encoded_with(data), config.image_size
     if options.cached or "autoencoder" not in neighbours:
         if encoded is None:
@@ -88,6 +85,8 @@ def check_data(config: DecoderConfig, data: DataConfig, options: Any, neighbours
         if encoded.latents.side != side:
             raise UsageError(f"latents of {data.source} have sides of {encoded.latents.side}, model.image_size={side}")
         return
+    if encoded is not None:
+        raise UsageError(f"{data.source} holds latents and no pictures any more: say task.cached=true")
     factor = neighbours["autoencoder"].factor
     check_side(data, side * factor, f"model.image_size={side} times the autoencoder's factor {factor},")
 
@@ -136,13 +135,3 @@ def pictures_of(latents: Tensor, autoencoder: LatentCodec | None) -> Tensor:
     """(B, C, h, w) → (B, 3, S, S) in [-1, 1]."""
     assert autoencoder is not None
     return autoencoder.decode_latents(latents).clamp(-1, 1)
-
-
-def check_scale(latents: Tensor) -> None:
-    """DataError for latents that are not of about unit variance."""
-    std = float(latents.std())
-    if not _SCALES[0] <= std <= _SCALES[1]:
-        raise DataError(
-            f"latents have a standard deviation of {std:.3g}, expected about 1: they are of another scale than this "
-            "autoencoder's, or its own was not measured"
-        )

@@ -18,12 +18,11 @@ from t2i.diffusion.losses import Objective, diffusion_loss
 from t2i.diffusion.sampling import Sampling
 from t2i.diffusion.timesteps import LossSecondMoment, Timesteps
 from t2i.nn.ports import Given
-from t2i.stages.decoder.latent import check_scale, data_of, keys_of, pictures_of, states_of, unsaid
+from t2i.stages.decoder.latent import data_of, keys_of, pictures_of, states_of, unsaid
 from t2i.stages.decoder.model import Decoder
 from t2i.stages.decoder.sample import sample
+from t2i.stages.follow import check_scale
 from t2i.text.tokenizers import tokenize
-
-_JUDGED = 16  # samples by which the scale of latents is judged
 
 
 class DecoderOptions(Objective):
@@ -112,8 +111,7 @@ class DecoderTask(Task):
     def prepare(self, batches: Iterable[Batch], *, anew: bool = False) -> None:
         """Refuses latents that are not of about unit variance."""
         if self.over_latents:
-            few = {key: value[:_JUDGED] for key, value in next(iter(batches)).items()}
-            check_scale(data_of(few, self.model.config, self.autoencoder))
+            check_scale(lambda few: data_of(few, self.model.config, self.autoencoder), batches)
 
     def condition(self, batch: Batch, drops: Streams | None = None, *, trim: bool = False) -> Condition:
         """The decoder's condition for a batch.
