@@ -48,6 +48,10 @@ def caption(
     seed: Annotated[int, typer.Option(help="Of captions that are drawn.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.1, help="Of a server: seconds for an answer.")] = 60.0,
     device: Device = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of a model of transformers: float32, or bfloat16 or float16 with half the memory."),
+    ] = None,
 ) -> None:
     """Write captions of every picture that has none yet; the same command again continues. The pictures stay as they
     are. Under accelerate launch or torchrun, processes share the shards out."""
@@ -68,7 +72,7 @@ def caption(
         )  # fmt: skip
     units = units_of(src, out, count=count, size=size)
     rank, world, place = processes(device)
-    captioner = open_captioner(with_, asked, prompts_of(prompt, asked), decoding, place, timeout)
+    captioner = open_captioner(with_, asked, prompts_of(prompt, asked), decoding, place, timeout, dtype)
     job = Job(captioner, asked, out, batch_size=batch, seed=seed, rank=rank, world=world)
     job.run(units)
     typer.echo(str(job))
@@ -116,19 +120,23 @@ def open_captioner(
     decoding: "Decoding",
     device: str,
     timeout: float = 60.0,
+    dtype: str | None = None,
 ) -> "Captioner":
-    """The captioner of `--with`: a server, stages of ours, or a model of transformers.
+    """The captioner of `--with`: a server, stages of ours, or a model of transformers, which alone has a `dtype`.
 
     Raises UsageError and DataError as they do.
     """
+    from t2i.core.choices import dtype_name
     from t2i.data.caption.captioner import PROMPTS
     from t2i.io.chat import is_address, open_endpoint
 
+    chosen = "float32" if dtype is None else dtype_name(dtype)
     if is_address(name):
+        _no_dtype(dtype, "a server has its own")
         from t2i.data.caption.endpoint import EndpointCaptioner
 
-        asked = {kind: (prompts or PROMPTS)[kind] for kind in kinds}
-        return EndpointCaptioner(open_endpoint(name, timeout=timeout), asked, decoding)
+        questions = {kind: (prompts or PROMPTS)[kind] for kind in kinds}
+        return EndpointCaptioner(open_endpoint(name, timeout=timeout), questions, decoding)
     folders: dict[Any, str] = dict.fromkeys(kinds, name)
     if any(name.startswith(f"{kind}=") for kind in PROMPTS):
         folders = {kind: folder for kind, _, folder in (part.partition("=") for part in name.split(","))}
@@ -137,14 +145,21 @@ def open_captioner(
     if any(_is_ours(folder) for folder in folders.values()) or len(set(folders.values())) > 1:
         if prompts is not None:
             raise UsageError("--prompt: our own captioners are asked nothing; each was trained for one kind of caption")
+        _no_dtype(dtype, "our own captioners write in float32")
         return own_captioner(folders, kinds, decoding, device)
     from transformers.utils import logging
 
-    from t2i.core.devices import device_of
+    from t2i.core.devices import device_of, dtype_of
     from t2i.data.caption.pretrained import open_pretrained
 
     logging.disable_progress_bar()
-    return open_pretrained(name, kinds, PROMPTS if prompts is None else prompts, decoding, device_of(device))
+    asked = PROMPTS if prompts is None else prompts
+    return open_pretrained(name, kinds, asked, decoding, device_of(device), dtype_of(chosen))
+
+
+def _no_dtype(dtype: str | None, why: str) -> None:
+    if dtype is not None:
+        raise UsageError(f"--dtype is for models of transformers; {why}")
 
 
 def _is_ours(folder: str) -> bool:

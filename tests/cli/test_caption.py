@@ -82,9 +82,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
 def test_a_model_of_transformers_captions_a_folder(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "pictures", 3), tmp_path / "out"
     model = git(tmp_path / "git")
-    result = run(folder, "--with", model, "--out", out, "--kinds", "short", "--max-length", 4, "--device", "cpu")
+    how = ("--kinds", "short", "--max-length", 4, "--device", "cpu", "--dtype", "bfloat16")
+    result = run(folder, "--with", model, "--out", out, *how)
     assert result.output.endswith("3 pictures captioned, 0 were there\n")
-    assert all(row["short"] for row in read_rows(out / "pictures.captions.parquet"))
+    rows = read_rows(out / "pictures.captions.parquet")
+    assert all(row["short"] for row in rows)
+    assert json.loads(rows[0]["settings"])["short"]["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,8 @@ def test_a_model_of_transformers_captions_a_folder(tmp_path: Path) -> None:
         (["--prompt", "short="], "--prompt is empty"),
         (["--prompt", "short=a", "--prompt", "short=b"], "--prompt: short captions have two prompts"),
         (["--kinds", "short", "--prompt", "descriptive=a"], "--prompt: descriptive captions are not in --kinds"),
+        (["--dtype", "bf16"], "unknown dtype 'bf16'"),
+        (["--dtype", "bfloat16"], "--dtype is for models of transformers; a server has its own"),
         (["--min-length", 130], "min_length=130 leaves no room for the end in max_length=120"),
     ],
 )

@@ -6,7 +6,6 @@ the captioner the same batches as one that was not, and so leaves the same files
 
 import json
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 from PIL.Image import Image
 from tqdm import tqdm
 
-from t2i.core.errors import DataError, T2IError, UsageError, lacks_memory, reason, shown
+from t2i.core.errors import UNSEEN, DataError, T2IError, UsageError, lacks_memory, reason, shown
 from t2i.core.progress import bar
 from t2i.data.caption.captioner import Captioner, Kind, seed_of
 from t2i.data.caption.store import COLUMNS, JOURNAL, SUFFIX, Journal, Row, arrow, plain, read_rows, write_rows
@@ -34,7 +33,6 @@ GIVE_UP = 32
 """Pictures in a row for which a captioner writes nothing, before the job ends."""
 MAX_CAPTION = 2**16
 """Characters of a caption; a server that writes more has not heard how many tokens it may."""
-_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 
 class Job:
@@ -269,8 +267,8 @@ class _Part:
 
 
 def _said(text: str) -> str | Exception:
-    """A caption in one line without control characters, or why there is none."""
-    line = plain(" ".join(_CONTROL.sub(" ", clean(text)).split()))
+    """A caption in one line without characters that nobody sees, or why there is none."""
+    line = " ".join(UNSEEN.sub(" ", clean(text)).split())
     if len(line) > MAX_CAPTION:
         return DataError(f"the captioner wrote {len(line):,} characters, more than {MAX_CAPTION:,}")
     return line if any(map(str.isalnum, line)) else DataError("the captioner wrote nothing")

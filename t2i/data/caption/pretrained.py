@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from t2i.core.assets import offline
+from t2i.core.choices import dtype_name
 from t2i.core.decoding import Decoding
 from t2i.core.devices import memory_explained
 from t2i.core.errors import UsageError, shown
@@ -38,7 +39,7 @@ class PixelCaptioner:
         self, model: Any, processor: Any, tokenizer: Any, kind: Kind, decoding: Decoding, name: str, revision: str
     ) -> None:
         self.model, self.processor, self.tokenizer, self.decoding = model, processor, tokenizer, decoding
-        self.name, self.revision, self.settings = name, revision, {kind: decoding.model_dump(exclude_defaults=True)}
+        self.name, self.revision, self.settings = name, revision, {kind: _settings(model, decoding)}
 
     @torch.inference_mode()
     def caption(self, images: Sequence[Image], kind: Kind, seeds: Sequence[int]) -> list[str]:
@@ -67,9 +68,7 @@ class ChatCaptioner:
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         self.name, self.revision = name, revision
-        self.settings = {
-            kind: {"prompt": prompt, **decoding.model_dump(exclude_defaults=True)} for kind, prompt in prompts.items()
-        }
+        self.settings = {kind: {"prompt": prompt, **_settings(model, decoding)} for kind, prompt in prompts.items()}
 
     @torch.inference_mode()
     def caption(self, images: Sequence[Image], kind: Kind, seeds: Sequence[int]) -> list[str]:
@@ -98,7 +97,7 @@ def open_pretrained(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Captioner:
-    """A captioner of transformers, in a folder or by its name on the hub.
+    """A captioner of transformers, in a folder or by its name on the hub, which calculates in `dtype`.
 
     Raises UsageError in one line: no such model, one that captions no pictures, one that wants to run code of its own
     or is stored as a pickle, and several kinds of captions, or prompts of the user's, for one that is asked nothing.
@@ -165,6 +164,12 @@ class _Drawn:
         """(B, L), (B, V) → (B, V)."""
         u = self.streams.uniform(scores.shape[1]).clamp(1e-20)
         return scores - (-u.log()).log().to(scores.device)
+
+
+def _settings(model: Any, decoding: Decoding) -> dict[str, Any]:
+    """What is kept beside captions: how they were written, and the precision if it is not float32."""
+    exact = model.dtype == torch.float32
+    return decoding.model_dump(exclude_defaults=True) | ({} if exact else {"dtype": dtype_name(model.dtype)})
 
 
 def _had(name: str, load: Callable[[], Any]) -> Any:

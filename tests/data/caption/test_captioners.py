@@ -56,6 +56,15 @@ def test_a_picture_has_the_same_caption_alone_and_in_a_batch(
         assert captioner.caption(images, "short", [seed + 9 for seed in seeds]) != together
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_captioner_in_half_the_memory_says_so_beside_its_captions(folders: dict[str, Path], name: str) -> None:
+    small: Any = open_pretrained(str(folders[name]), ["short"], decoding=Decoding(max_length=4), dtype=torch.bfloat16)
+    assert {p.dtype for p in small.model.parameters()} == {torch.bfloat16}
+    assert len(small.caption(pictures(2), "short", [0, 1])) == 2
+    exact = open_pretrained(str(folders[name]), ["short"], decoding=Decoding(max_length=4))
+    assert small.settings["short"] == {**exact.settings["short"], "dtype": "bfloat16"}
+
+
 def test_tokens_are_drawn_as_often_as_they_are_likely(folders: dict[str, Path]) -> None:
     """Against the softmax of the same network, 4 standard deviations."""
     captioner: Any = open_pretrained(str(folders["git"]), ["short"], decoding=Decoding(max_length=1, temperature=2.0))
