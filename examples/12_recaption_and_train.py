@@ -4,12 +4,13 @@ python examples/12_recaption_and_train.py --count 20000 --steps 4000 --out recap
 
 Pictures with captions as careless as the web's (alt) are captioned anew by two captioners, short and descriptive. The
 same generator learns from each blend, and draws held-out scenes, asked in their alt and in their descriptive captions.
-CLIP score is 100 · cosine; the reader says how often all things of a scene are there, and nothing else. Writes
-table.json and plot.png; intervals are of the mean over pictures, 95 %. The same command continues.
+What is written takes the place of the short and descriptive captions that the world gives its renders.
+CLIP score is 100 · cosine; the reader says which share of a scene's things are there, in their colours and shapes, and
+how often all are, and nothing else. Writes table.json and plot.png; intervals are of the mean over pictures, 95 %.
+The same command continues, and --arms may be done one after another.
 """
 
 import argparse
-import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -20,12 +21,12 @@ import torch.nn.functional as F
 from PIL.Image import Image
 
 from t2i.cli.caption import caption
-from t2i.data import shapes, writing
+from t2i.data import shapes
 from t2i.data.encode import Files, encode
+from t2i.data.shapes.write import write_shards
 from t2i.evals.compose import load_reader
 from t2i.evals.report import Score
-from t2i.io.files import output_folder
-from t2i.io.images import from_pil, to_pil
+from t2i.io.images import from_pil
 from t2i.pipelines.dalle3 import DALLE3
 from t2i.run import train
 from t2i.stages.registry import load_stage
@@ -37,26 +38,8 @@ ARMS = {
     **{f"{share} % descriptive": {"descriptive": share / 100, "alt": 1 - share / 100} for share in (65, 80, 90, 95)},
 }
 ASKED = ("alt", "descriptive")
-
-
-def write_pictures(folder: Path, count: int, size: int, shard_size: int = 1000) -> None:
-    """Renders with their alt captions and nothing else, in shards."""
-    settings = f"alt, size {size}"
-    with output_folder(folder):
-        there = writing.lengths(folder, settings)
-        for start in range(0, count, shard_size):
-            seeds = range(start, min(count, start + shard_size))
-            path = folder / f"{start // shard_size:05d}.tar"
-            if there.get(path, 0) >= len(seeds):
-                continue
-            with writing.shard(path, settings, len(seeds)) as tar:
-                for first in range(seeds.start, seeds.stop, 16):
-                    drawn = shapes.batch(range(first, min(seeds.stop, first + 16)), size)
-                    for i, image in enumerate(to_pil(drawn["image"])):
-                        image.save(png := io.BytesIO(), "PNG")
-                        words = {"captions": {"alt": drawn["captions"][i]["alt"]}}
-                        files = {"png": png.getvalue(), "json": json.dumps(words).encode()}
-                        writing.add(tar, f"{first + i:08d}", files)
+MEASURES = {"clip": "CLIP score", "things": "things drawn right, %", "scenes": "scenes drawn right, %"}
+Table = dict[str, dict[str, dict[str, tuple[float, float]]]]  # by arm, by what was asked, by measure
 
 
 class Judge:
@@ -72,14 +55,15 @@ class Judge:
 
     @torch.no_grad()
     def scores(self, pictures: list[Image], kind: str) -> dict[str, list[float]]:
-        """Of every picture: CLIP score with its caption of a kind; 100 where the reader finds just what is there."""
+        """Of every picture, with its caption of a kind: see `MEASURES`."""
         x = torch.stack([from_pil(picture) for picture in pictures])
         cosine = F.cosine_similarity(self.clip.encode_image(x), self.clip.encode_text(self.asked(kind)).pooled)
         found = [Counter((thing.colour, thing.shape) for thing in things) for things in self.reader.read(x)]
         scenes = [json.loads(scene) for scene in self.scenes["scene"]]
         there = [Counter((thing["colour"], thing["shape"]) for thing in scene["things"]) for scene in scenes]
-        right = [100.0 * (a == b) for a, b in zip(found, there, strict=True)]
-        return {"clip": (100 * cosine).tolist(), "right": right}
+        pairs = list(zip(found, there, strict=True))
+        things = [100 * (a & b).total() / b.total() for a, b in pairs]
+        return {"clip": (100 * cosine).tolist(), "things": things, "scenes": [100.0 * (a == b) for a, b in pairs]}
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -88,14 +72,25 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean, half
 
 
-def plot(table: dict[str, dict[str, dict[str, tuple[float, float]]]], path: Path) -> None:
+def earlier(path: Path, settings: dict[str, Any]) -> Table:
+    """The arms that are done already; ends where they were done otherwise."""
+    if not path.is_file():
+        return {}
+    before = json.loads(path.read_text())
+    if before["settings"] != settings:
+        raise SystemExit(f"{path} is of other settings, {before['settings']}: choose another --out")
+    done: Table = before["arms"]
+    return done
+
+
+def plot(table: Table, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for axis, (what, title) in zip(axes, (("clip", "CLIP score"), ("right", "scenes drawn right, %")), strict=True):
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=(15, 4), layout="constrained")
+    for axis, (what, title) in zip(axes, MEASURES.items(), strict=True):
         for kind in ASKED:
             means, halves = zip(*(row[kind][what] for row in table.values()), strict=True)
-            axis.errorbar(range(len(table)), means, halves, fmt="o-", capsize=3, label=f"asked in {kind} captions")
+            axis.errorbar(range(len(table)), means, halves, fmt="o", capsize=3, label=f"asked in {kind} captions")
         axis.set_xticks(range(len(table)), list(table), rotation=25, ha="right")
         axis.set_title(title)
     axes[0].legend()
@@ -116,30 +111,37 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of configs/shapes/dalle3.yaml")
     args = parser.parse_args()
     model, pictures, latents = Path(args.model), args.out / "pictures", args.out / "latents"
+    tables = args.out / "table.json"
+    settings = {key: getattr(args, key) for key in ("count", "size", "steps", "seeds", "num", "set")}
+    done = earlier(tables, settings)
     parts = {name: str(model / name) for name in ("text", "autoencoder")}
-    write_pictures(pictures, args.count, args.size)
+    write_shards(pictures, count=args.count, size=args.size)
     writers = ",".join(f"{kind}={model / f'captioner-{kind}'}" for kind in ("short", "descriptive"))
     caption(str(pictures), writers, pictures, batch=32)
-    encode(latents, Files(str(pictures), args.size), load_stage(parts["autoencoder"]))  # type: ignore[arg-type]
-    judge, table = Judge(args.num, args.size, args.clip), {}
+    codec: Any = load_stage(parts["autoencoder"])
+    encode(latents, Files(str(pictures), args.size), codec)
+    judge = Judge(args.num, args.size, args.clip)
     for arm in args.arms:
-        found: dict[str, dict[str, list[float]]] = {kind: {"clip": [], "right": []} for kind in ASKED}
+        if arm in done:
+            continue
+        found: dict[str, dict[str, list[float]]] = {kind: {what: [] for what in MEASURES} for kind in ASKED}
         for seed in range(args.seeds):
             run = args.out / f"{arm.replace(' % ', '-')}-{seed}"
             needs = [f"needs.{name}={folder}" for name, folder in parts.items()]
             data = [f"data.source={latents}", f"data.captions={json.dumps(ARMS[arm])}", "task.cached=true"]
-            how = [f"train.out={run}", f"train.seed={seed}", f"train.steps={args.steps}"]
+            sides = [f"data.size={args.size}", f"model.image_size={args.size // codec.factor}"]
+            how = [*sides, f"train.out={run}", f"train.seed={seed}", f"train.steps={args.steps}"]
             train("configs/shapes/dalle3.yaml", [*needs, *data, *how, *args.set])
             pipe = DALLE3.assemble({**parts, "decoder": run})
             for kind in ASKED:
                 drawn = pipe(judge.asked(kind), seed=1000 * seed, progress=False)
                 for what, values in judge.scores(drawn.images, kind).items():
                     found[kind][what] += values
-        table[arm] = {kind: {what: interval(values) for what, values in found[kind].items()} for kind in ASKED}
-        for kind, row in table[arm].items():
+        done[arm] = {kind: {what: interval(values) for what, values in found[kind].items()} for kind in ASKED}
+        for kind, row in done[arm].items():
             print(arm, f"asked in {kind}:", ", ".join(f"{what} {m:.1f} ± {h:.1f}" for what, (m, h) in row.items()))
-    (args.out / "table.json").write_text(json.dumps(table, indent=2))
-    plot(table, args.out / "plot.png")
+        tables.write_text(json.dumps({"settings": settings, "arms": done}, indent=2))
+    plot({arm: done[arm] for arm in ARMS if arm in done}, args.out / "plot.png")
 
 
 if __name__ == "__main__":

@@ -132,14 +132,20 @@ def test_12_recaption_and_train(tmp_path: Path) -> None:
     for name, part in parts.items():
         save_stage(tmp_path / "model" / name, stage_of(part).name, part)
     few = ["--model", tmp_path / "model", "--count", 24, "--size", 32, "--steps", 1, "--num", 3, "--seeds", 2]
-    less = ["model.unet.channels=32", "model.unet.multipliers=[1,1]", "model.unet.attention=[2]", "model.image_size=4"]
-    less += ["model.unet.patch_size=1", "model.unet.context_dim=32", "model.ports.states.layers=1", "data.size=32"]
+    less = ["model.unet.channels=32", "model.unet.multipliers=[1,1]", "model.unet.attention=[2]"]
+    less += ["model.unet.patch_size=1", "model.unet.context_dim=32", "model.ports.states.layers=1"]
     less += ["train.batch_size=4", "train.sample_every=0", "data.num_workers=0", "data.val_fraction=0.2"]
     arms = ["--arms", "100 % alt", "95 % descriptive"]
-    out = run("12", *few, *arms, "--out", tmp_path / "out", "--set", *less, cwd=tmp_path)
+    args = [*few, "--out", tmp_path / "out", "--set", *less]
+    out = run("12", *args, *arms, cwd=tmp_path)
     assert out.count("asked in alt: clip ") == out.count("asked in descriptive: clip ") == 2
+    arms = ["--arms", "95 % short", "100 % alt"]
+    assert run("12", *args, *arms, cwd=tmp_path).count("asked in alt: clip ") == 1, "the other is there already"
     table = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert list(table) == ["100 % alt", "95 % descriptive"]
+    assert list(table["arms"]) == ["100 % alt", "95 % descriptive", "95 % short"]
+    assert all(row[kind].keys() == {"clip", "things", "scenes"} for row in table["arms"].values() for kind in row)
+    with pytest.raises(AssertionError, match="is of other settings"):
+        run("12", *args, "train.max_grad_norm=2", *arms, cwd=tmp_path)
     assert (tmp_path / "out" / "plot.png").is_file()
     assert (tmp_path / "out" / "pictures" / "00000.captions.parquet").is_file()
 
