@@ -25,6 +25,12 @@ _NAME = re.compile(  # such as model.fp16.safetensors, model.safetensors.index.f
 )
 
 
+def stage_in(folder: Path) -> str | None:
+    """The name of the stage of ours that a folder holds, if it does."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    return config["stage"] if isinstance(config, dict) and config.get("stage") in STAGES else None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights: one, or all shards of an index. Of several versions full precision and
     safetensors come first; what is taken is logged.
@@ -40,9 +46,10 @@ def weight_files(folder: Path) -> list[Path]:
         ]
         hint = f"; give the file itself, such as {folder / others[0]}" if others else ""
         raise DataError(f"{folder}: holds none of {', '.join(FOLDER_FILES)}{hint}")
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    if isinstance(config, dict) and config.get("stage") in STAGES:
-        raise UsageError(f"{folder} is a {config['stage']} of t2i already, and needs no conversion")
+    if (name := stage_in(folder)) is not None:
+        raise UsageError(
+            f"{folder} is a {name} of t2i already, and needs no conversion; dtype would store it in another"
+        )
     taken, *others = (name for _, name in found)
     if others:
         log.info("%s: taken are the weights %s, not %s", folder, taken, ", ".join(others))

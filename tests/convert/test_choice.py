@@ -18,6 +18,7 @@ from torch import Tensor
 from t2i.convert.convert import convert_files, read_weights
 from t2i.convert.folder import weight_files
 from t2i.core.errors import DataError, UsageError
+from t2i.io.weights import stored_dtype
 from t2i.pipeline.base import Pipeline
 from t2i.stages.registry import load_stage, save_stage
 
@@ -256,6 +257,22 @@ def test_weights_are_not_replaced_by_what_is_made_of_them(tmp_path: Path) -> Non
     path.rename(tmp_path / "theirs.safetensors")
     convert_files([tmp_path / "theirs.safetensors"], tmp_path, given=GIVEN)
     assert (tmp_path / "theirs.safetensors").read_bytes() == before
+
+
+def test_a_stage_of_ours_is_stored_in_another_precision(tmp_path: Path) -> None:
+    save_stage(tmp_path / "mine", "upsampler", small_upsampler(8, 16))
+    done = convert_files([tmp_path / "mine"], tmp_path / "small", dtype="int8")
+    assert done.stage == "upsampler"
+    assert stored_dtype(tmp_path / "small") == "int8"
+    assert load_stage(tmp_path / "small").config == load_stage(tmp_path / "mine").config
+    size, small = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("mine", "small"))
+    assert small < 0.6 * size
+    with pytest.raises(
+        UsageError, match=r"mine is a stage of t2i already \(upsampler\): dtype is all that can be another one"
+    ):
+        convert_files([tmp_path / "mine"], tmp_path / "x", dtype="int8", network="adm-64")
+    with pytest.raises(UsageError, match="would be replaced by what is made of it"):
+        convert_files([tmp_path / "mine"], tmp_path / "mine", dtype="int8")
 
 
 def test_a_folder_and_a_file_are_not_taken_for_each_other(tmp_path: Path) -> None:
