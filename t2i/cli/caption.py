@@ -49,8 +49,7 @@ def caption(
     timeout: Annotated[float, typer.Option(min=0.1, help="Of a server: seconds for an answer.")] = 60.0,
     device: Device = "auto",
     dtype: Annotated[
-        str | None,
-        typer.Option(help="Of a model of transformers: float32, or bfloat16 or float16 with half the memory."),
+        str | None, typer.Option(help="Of a model of transformers: bfloat16 takes half the memory.")
     ] = None,
 ) -> None:
     """Write captions of every picture that has none yet; the same command again continues. The pictures stay as they
