@@ -39,7 +39,7 @@ ARMS = {
 }
 ASKED = ("alt", "descriptive")
 MEASURES = {"clip": "CLIP score", "things": "things drawn right, %", "scenes": "scenes drawn right, %"}
-Table = dict[str, dict[str, dict[str, tuple[float, float]]]]  # by arm, by what was asked, by measure
+Table = dict[str, dict[str, dict[str, tuple[float, float]]]]  # by arm, asked, measure: mean and half of its interval
 
 
 class Judge:
@@ -64,12 +64,6 @@ class Judge:
         pairs = list(zip(found, there, strict=True))
         things = [100 * (a & b).total() / b.total() for a, b in pairs]
         return {"clip": (100 * cosine).tolist(), "things": things, "scenes": [100.0 * (a == b) for a, b in pairs]}
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half of its 95 % interval."""
-    mean, half, _ = Score.of(values)
-    return mean, half
 
 
 def earlier(path: Path, settings: dict[str, Any]) -> Table:
@@ -137,7 +131,7 @@ def main() -> None:
                 drawn = pipe(judge.asked(kind), seed=1000 * seed, progress=False)
                 for what, values in judge.scores(drawn.images, kind).items():
                     found[kind][what] += values
-        done[arm] = {kind: {what: interval(values) for what, values in found[kind].items()} for kind in ASKED}
+        done[arm] = {kind: {what: Score.of(values)[:2] for what, values in found[kind].items()} for kind in ASKED}
         for kind, row in done[arm].items():
             print(arm, f"asked in {kind}:", ", ".join(f"{what} {m:.1f} ± {h:.1f}" for what, (m, h) in row.items()))
         tables.write_text(json.dumps({"settings": settings, "arms": done}, indent=2))

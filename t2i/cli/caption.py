@@ -163,11 +163,9 @@ def _no_dtype(dtype: str | None, why: str) -> None:
 
 def _is_ours(folder: str) -> bool:
     """Whether a folder, or one below the bundled `weights/`, holds a stage, and no model of transformers."""
-    from t2i.io.files import read_json
-    from t2i.stages.registry import find_stage
+    from t2i.stages.registry import find_stage, stage_in
 
-    path = find_stage(folder) / "config.json"
-    return path.is_file() and "stage" in (read_json(path) or ())
+    return stage_in(find_stage(folder)) is not None
 
 
 def own_captioner(

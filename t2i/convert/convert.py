@@ -17,7 +17,7 @@ from torch import Tensor
 from t2i.convert.choice import Which, choose
 from t2i.convert.custom import ASKED, is_flat, of_dalle2_pytorch, read_dalle2_pytorch, read_shapes
 from t2i.convert.diffusers import layout_of
-from t2i.convert.folder import stage_in, weight_files
+from t2i.convert.folder import weight_files
 from t2i.convert.program import read_known
 from t2i.core.devices import stored_as
 from t2i.core.errors import DataError, UsageError, did_you_mean, explain, quoted
@@ -29,7 +29,7 @@ from t2i.keymaps.flat import Layout, Shape, misfit, modules
 from t2i.nn.half import half_trunk
 from t2i.stages.noised_clip.convert import join, tower_of
 from t2i.stages.prior.convert import STATISTICS, lacks_statistics
-from t2i.stages.registry import STAGES, check_ours, load_stage, save_stage, stage
+from t2i.stages.registry import STAGES, check_ours, load_stage, save_stage, stage, stage_in
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def convert_files(
         if path_of(path).resolve() in (folder, folder / "model.safetensors"):
             raise UsageError(f"{path} would be replaced by what is made of it: write to another folder than {out}")
     check_ours(folder)
-    if dtype is not None and len(paths) == 1 and (name := stage_in(path_of(paths[0]))) is not None:
+    if dtype is not None and len(paths) == 1 and (name := stage_in(path_of(paths[0]))) in STAGES:
         if network is not None or given or weights is not None:
             raise UsageError(f"{paths[0]} is a stage of t2i already ({name}): dtype is all that can be another one")
         model: Any = load_stage(paths[0])

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 from t2i.core.errors import DataError, UsageError
-from t2i.io.files import read_json
 from t2i.io.weights import shards_of
-from t2i.stages.registry import STAGES
+from t2i.stages.registry import STAGES, stage_in
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +22,6 @@ _NAME = re.compile(  # such as model.fp16.safetensors, model.safetensors.index.f
     r"(?P<stem>diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)"
     r"(?P<index>\.index(?:\.(?P<of>\w+))?\.json)?"
 )
-
-
-def stage_in(folder: Path) -> str | None:
-    """The name of the stage of ours that a folder holds, if it does."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    return config["stage"] if isinstance(config, dict) and config.get("stage") in STAGES else None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -46,10 +39,8 @@ def weight_files(folder: Path) -> list[Path]:
         ]
         hint = f"; give the file itself, such as {folder / others[0]}" if others else ""
         raise DataError(f"{folder}: holds none of {', '.join(FOLDER_FILES)}{hint}")
-    if (name := stage_in(folder)) is not None:
-        raise UsageError(
-            f"{folder} is a {name} of t2i already, and needs no conversion; dtype would store it in another"
-        )
+    if (name := stage_in(folder)) in STAGES:
+        raise UsageError(f"{folder} is a {name} of t2i already, and needs no conversion; dtype alone can be changed")
     taken, *others = (name for _, name in found)
     if others:
         log.info("%s: taken are the weights %s, not %s", folder, taken, ", ".join(others))

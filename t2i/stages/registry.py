@@ -12,6 +12,7 @@ from t2i.core.config import Config, parse
 from t2i.core.devices import machine_memory, memory_explained, stored_as
 from t2i.core.errors import DataError, OutOfMemoryError, UsageError, did_you_mean, explain, quoted, reason
 from t2i.core.paths import path_of
+from t2i.io.files import read_json
 from t2i.io.int8 import Stored, compact
 from t2i.io.weights import MAX_SHARD_SIZE, load_config, load_folder, load_shapes, misfit, save_folder
 from t2i.stages.stage import Stage
@@ -93,6 +94,13 @@ def check_ours(folder: str | Path) -> None:
         ours = False
     if not ours:
         raise UsageError(f"{path} is of no stage of t2i, and would be replaced: choose another folder")
+
+
+def stage_in(folder: Path) -> str | None:
+    """The name of the stage that a folder says it holds, known or not; None for any other folder."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    name = config.get("stage") if isinstance(config, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def find_stage(folder: str | Path) -> Path:
