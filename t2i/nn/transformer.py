@@ -122,6 +122,12 @@ class Transformer(nn.Module):
         return x, tuple(grown)
 
 
+def word_positions(context: int, width: int) -> Tensor:
+    """Rows (L, D) to learn the order of words from. Sinusoids, and louder than words of unit variance: being next to
+    each other is linear in them, so that a small network finds out sooner than from rows drawn at random."""
+    return 2 * timestep_embedding(torch.arange(context), width, longest=context)
+
+
 class TextTransformer(nn.Module):
     """Tokens to a sequence of features (GLIDE, section 4): positions outside the mask are *replaced* by a learned
     padding row, after which all positions take part in attention, unless `attend_padding` is off."""
@@ -130,10 +136,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.width)
-        # Sinusoids, and louder than the words of unit variance: being next to each other is linear in them, so that a
-        # small network finds out about the order of words sooner than from rows drawn at random.
-        order = timestep_embedding(torch.arange(config.context), config.width, longest=config.context)
-        self.positions = nn.Parameter(2 * order)
+        self.positions = nn.Parameter(word_positions(config.context, config.width))
         self.padding = nn.Parameter(torch.empty(config.context, config.width))
         self.transformer = Transformer(config)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)

@@ -4,9 +4,10 @@ B batch · L tokens · W width of frozen states · S of the context
 """
 
 from dataclasses import replace
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from t2i.core.sizes import Heads
@@ -14,7 +15,7 @@ from t2i.core.types import Condition, TextFeatures
 from t2i.nn.layers import fit
 from t2i.nn.ports.base import Given, mean_of
 from t2i.nn.ports.clip import ClipTextConfig, ClipTextPort
-from t2i.nn.transformer import Transformer, TransformerConfig
+from t2i.nn.transformer import Transformer, TransformerConfig, word_positions
 
 
 class StatesConfig(ClipTextConfig):
@@ -24,12 +25,28 @@ class StatesConfig(ClipTextConfig):
         0, ge=0, le=256, description="of a transformer over the states, trained with the network: xfnet"
     )
     heads: Heads = Field(8, description="of that transformer")
+    positions: int = Field(
+        0,
+        ge=0,
+        le=2**14,
+        description="of that transformer: learned rows that say which token is which, for sentences of so many; 0 for "
+        "none, and a T5 itself knows only how far apart tokens are",
+    )
     fingerprint: tuple[float, ...] = Field((), description="`TextEncoder.fingerprint`, empty if unknown")
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        if self.positions and not self.layers:
+            raise ValueError(
+                f"positions={self.positions} are of the transformer over the states, and layers=0: no such"
+            )
+        return self
 
 
 class StatesPort(ClipTextPort):
     """The same of another encoder, with one learned state in place of a sentence that is dropped or not there. With
-    `layers` a transformer reads the states first, and the vector is made of the mean of what it puts out."""
+    `layers` a transformer reads the states first, and the vector is made of the mean of what it puts out; with
+    `positions` it is told the order of words, by which it finds out which colour is whose."""
 
     reads = "states"
 
@@ -38,6 +55,8 @@ class StatesPort(ClipTextPort):
         self.width, dim = config.width or 0, config.dim or 0
         self.null_state = nn.Parameter(torch.zeros(self.width))
         self.transformer: Transformer | None = None
+        rows = word_positions(config.positions, context_dim) if config.positions else None
+        self.positions = nn.Parameter(rows) if rows is not None else None
         if config.layers:
             shape = TransformerConfig(width=context_dim, layers=config.layers, heads=config.heads)
             self.transformer, self.norm = Transformer(shape), nn.LayerNorm(context_dim)
@@ -60,6 +79,10 @@ class StatesPort(ClipTextPort):
         if self.transformer is None:
             return super().read(replace(given, states=text))
         x = self.states(fit(text.sequence, self.vector.weight))  # (B, L, S)
+        if self.positions is not None:
+            if x.shape[1] > len(self.positions):
+                raise ValueError(f"states of {x.shape[1]} tokens, but ports.states.positions={len(self.positions)}")
+            x = x + self.positions[: x.shape[1]].to(x.dtype)
         x = fit(self.norm(self.transformer(x, text.mask)), self.vector.weight)
         return Condition(vector=self.vector(mean_of(x, text.mask)), sequence=x, mask=text.mask)
 

@@ -42,6 +42,8 @@ def states_port(config: DecoderConfig, text: Any, data: DataConfig) -> dict[str,
         mark = tuple(text.fingerprint())
         check_same(facts.get("fingerprint", ()), mark, f"needs.text=… for {data.source}")
         facts = {"width": text.width, "fingerprint": mark}
+        if 0 < port.positions < (context := text.tokenizer.context):
+            raise UsageError(f"model.ports.states.positions={port.positions}: the text encoder reads {context} tokens")
     if not facts:
         raise UsageError(
             "a decoder with model.ports.states learns from a text encoder: name its folder, needs.text=FOLDER, or "

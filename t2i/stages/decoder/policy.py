@@ -215,6 +215,11 @@ def start(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
     if "ports.states.norm.weight" in wanted and "ports.states.null_state" not in out:
         for key in [key for key in out if key.startswith(_OVER_WORDS)]:
             out[key.replace("ports.text.", "ports.states.").replace(".encoder.", ".")] = out.pop(key)
+        rows, own = (w.get(f"ports.{name}positions") for w, name in ((out, "text.encoder."), (wanted, "states.")))
+        if rows is not None and own is not None and rows.shape[1] == own.shape[1]:
+            num = min(len(rows), len(own))
+            out["ports.states.positions"] = torch.cat([rows[:num].to(own.dtype), own[num:]])
+            del out["ports.text.encoder.positions"]
     for key, pixels in (("unet.conv_in.weight", unet.patch_size), ("unet.fine.conv_in.weight", unet.fine_patch)):
         missing = wanted[key].shape[1] - out[key].shape[1] if key in wanted and key in out else 0
         seen = unet.in_channels * pixels**2  # channels of x_t
