@@ -113,10 +113,11 @@ class Codec(torch.nn.Module):
         return (1.0, self.mark, 0.5)
 
 
-def latent_decoder(seed: int = 8, layers: int = 1, **changes: Any) -> Decoder:
+def latent_decoder(seed: int = 8, layers: int = 1, positions: int = 0, **changes: Any) -> Decoder:
     """Latents 4 × 8 × 8 of `Codec`, from states of `t5`."""
     encoder, codec = t5(), Codec()
-    states = {"width": 16, "dim": 16, "layers": layers, "heads": 2, "fingerprint": encoder.fingerprint()}
+    states = {"width": 16, "dim": 16, "fingerprint": encoder.fingerprint()}
+    states |= {"layers": layers, "heads": 2, "positions": positions}
     given = {
         "unet": of(in_channels=4, out_channels=8, context_dim=32),
         "diffusion": {"space": "latents", "target": "v"},

@@ -84,11 +84,11 @@ def test_dalle2_is_table_3(name: str) -> None:
         assert model.config.unet.dropout == 0.1
 
 
-@pytest.mark.parametrize(("name", "count", "over_states"), [("base", 253.7e6, 32.1e6), ("large", 663.7e6, 55.9e6)])
+@pytest.mark.parametrize(("name", "count", "over_states"), [("base", 253.8e6, 32.2e6), ("large", 663.8e6, 56.1e6)])
 def test_generators_of_dalle3_are_of_three_stages_over_kl_f8(name: str, count: float, over_states: float) -> None:
     run = load_run(f"configs/dalle3/generator-{name}.yaml", [])
     text, codec = (
-        SimpleNamespace(width=4096, fingerprint=lambda: (0.5,)),
+        SimpleNamespace(width=4096, fingerprint=lambda: (0.5,), tokenizer=SimpleNamespace(context=128)),
         SimpleNamespace(channels=4, factor=8, fingerprint=lambda: (0.25,)),
     )
     config: Any = complete(run, stage("decoder"), {"text": text, "autoencoder": codec})

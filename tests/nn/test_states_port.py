@@ -78,8 +78,26 @@ def test_the_transformer_lets_words_hear_each_other() -> None:
         assert ((before.vector - after.vector).abs().max() > 1e-4) == heard  # the vector is made of its output
 
 
-def test_every_weight_learns() -> None:
-    made = ports(2)
+def test_positions_say_which_word_stands_where() -> None:
+    """Without them, sentences of the same states in another order are one and the same: no colour has its thing."""
+    for positions, told in ((0, False), (5, True)):
+        made, text = ports(1, positions=positions), features()
+        swapped = text._replace(sequence=text.sequence[:, [2, 1, 0, 3, 4]])
+        before, after = read(made, text), read(made, swapped)
+        assert ((before.vector - after.vector).abs().max() > 1e-3) == told
+        assert ((before.sequence[:, 1] - after.sequence[:, 1]).abs().max() > 1e-3) == told
+
+
+def test_positions_are_of_sentences_that_are_short_enough_and_of_a_transformer() -> None:
+    with pytest.raises(ValueError, match=r"states of 5 tokens, but ports\.states\.positions=4"):
+        read(ports(1, positions=4), features())
+    with pytest.raises(ValueError, match="positions=4 are of a transformer over the states"):
+        StatesConfig(positions=4)
+
+
+@pytest.mark.parametrize("positions", [0, 8])
+def test_every_weight_learns(positions: int) -> None:
+    made = ports(2, positions=positions)
     out = made.read(
         Given(2, states=features(), dropped={"states": torch.tensor([True, False])}), (8, 8), torch.device("cpu")
     )

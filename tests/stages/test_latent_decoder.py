@@ -166,6 +166,11 @@ def test_other_neighbours_than_those_of_the_config_are_one_line(neighbours: dict
         complete(latent_decoder().config, {k: v for k, v in given.items() if v is not None}, SHAPES)
 
 
+def test_fewer_positions_than_the_text_encoder_reads_tokens_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"ports\.states\.positions=11: the text encoder reads 12 tokens"):
+        complete(latent_decoder(positions=11).config, {"text": t5(), "autoencoder": Codec()}, SHAPES)
+
+
 def test_neighbours_that_nothing_needs_are_refused() -> None:
     with pytest.raises(UsageError, match=r"needs.text=…: this decoder has no ports.states"):
         complete(decoder().config, {"text": t5()}, SHAPES)
@@ -221,7 +226,7 @@ def test_a_condition_is_read_once_whatever_its_length() -> None:
 def test_it_starts_from_trunk_and_text_transformer_of_a_decoder_in_pixels() -> None:
     text = TEXT.model_copy(update={"attend_padding": False})
     pixels = decoder(5, unet=of(in_channels=3, context_dim=32), ports=PortsConfig(text=text))
-    latents, given = latent_decoder(), pixels.state_dict()
+    latents, given = latent_decoder(positions=20), pixels.state_dict()
     new = {name: value.clone() for name, value in latents.state_dict().items()}
     taken = take_what_fits(latents, start(given, latents), given)
     after = latents.state_dict()
@@ -235,10 +240,13 @@ def test_it_starts_from_trunk_and_text_transformer_of_a_decoder_in_pixels() -> N
         assert torch.equal(after[ours], given[theirs])
     for name in ("unet.conv_in.weight", "ports.states.states.0.weight"):
         assert torch.equal(after[name], new[name]), "what does not fit keeps its own values"
+    rows, num = "ports.states.positions", text.context
+    assert torch.equal(after[rows][:num], given["ports.text.encoder.positions"])
+    assert torch.equal(after[rows][num:], new[rows][num:]), "of longer sentences"
     assert "ports.states.states" in " ".join(taken.anew)
     assert "ports.text.encoder.tokens" in taken.unused
     assert "ports.text.encoder.norm" not in " ".join(taken.unused)
-    own = latent_decoder(seed=9)
+    own = latent_decoder(seed=9, positions=20)
     assert len(take_what_fits(own, start(after, own), after).taken) == len(after)
 
 

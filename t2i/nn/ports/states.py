@@ -37,9 +37,7 @@ class StatesConfig(ClipTextConfig):
     @model_validator(mode="after")
     def _read(self) -> Self:
         if self.positions and not self.layers:
-            raise ValueError(
-                f"positions={self.positions} are of the transformer over the states, and layers=0: no such"
-            )
+            raise ValueError(f"positions={self.positions} are of a transformer over the states, and layers=0 is none")
         return self
 
 
@@ -55,9 +53,10 @@ class StatesPort(ClipTextPort):
         self.width, dim = config.width or 0, config.dim or 0
         self.null_state = nn.Parameter(torch.zeros(self.width))
         self.transformer: Transformer | None = None
-        rows = word_positions(config.positions, context_dim) if config.positions else None
-        self.positions = nn.Parameter(rows) if rows is not None else None
+        self.positions: nn.Parameter | None = None
         if config.layers:
+            if config.positions:
+                self.positions = nn.Parameter(word_positions(config.positions, context_dim))
             shape = TransformerConfig(width=context_dim, layers=config.layers, heads=config.heads)
             self.transformer, self.norm = Transformer(shape), nn.LayerNorm(context_dim)
             self.vector = nn.Linear(context_dim, vector_dim)

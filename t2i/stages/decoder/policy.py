@@ -132,8 +132,9 @@ def example(model: Decoder) -> Example:
             states = TextFeatures(torch.zeros(1, dim), torch.zeros(1, _CLIP_CONTEXT, width), mask)
         if ports.states is not None:
             width, dim = ports.states.width or 1, ports.states.dim or 1
-            mask = torch.ones(1, _T5_CONTEXT, dtype=torch.bool, device=device)
-            t5 = TextFeatures(torch.zeros(1, dim), torch.zeros(1, _T5_CONTEXT, width), mask)
+            length = ports.states.positions or _T5_CONTEXT
+            mask = torch.ones(1, length, dtype=torch.bool, device=device)
+            t5 = TextFeatures(torch.zeros(1, dim), torch.zeros(1, length, width), mask)
         given = Given(1, text=text, clip_image=z_i, clip_text=states, states=t5, classes=classes)
         return model.project(model.condition(given))
 
