@@ -24,8 +24,10 @@ from t2i.core.errors import quoted
 
 TOP = 127
 SMALL = 20_000
-"""Weights. A smaller tensor saves little, and the first, last and finest convolutions are small: rounded, they moved
-the mean colour of ADM's pictures by 6 of 255; in float16 they leave it within 1.2."""
+"""Weights of a kernel of several pixels. A smaller one saves little, and the first, last and finest convolutions are
+small: rounded, they moved the mean colour of ADM's pictures by 6 of 255; in float16 they leave it within 1.2."""
+SMALL_MATRIX = 4096
+"""Weights of a matrix, or of a kernel of one pixel: narrow transformers have nothing but such."""
 HEADER = "t2i.int8"
 """Key of a file's metadata: a JSON object, name of the values → name of their scale."""
 _TINY = torch.finfo(torch.float32).tiny  # the smallest scale, of channels that are zero
@@ -77,7 +79,8 @@ def compact(state: Mapping[str, Tensor], buffers: Collection[str] = ()) -> dict[
 
 def pays(shape: torch.Size) -> bool:
     """Whether a tensor has several channels, and is large enough for scales to be worth their bytes."""
-    return len(shape) >= 2 and shape[0] > 1 and shape.numel() >= max(SMALL, 4 * shape[0])
+    small = SMALL if shape[2:].numel() > 1 else SMALL_MATRIX
+    return len(shape) >= 2 and shape[0] > 1 and shape.numel() >= max(small, 4 * shape[0])
 
 
 def num_bytes(state: Mapping[str, Tensor], buffers: Collection[str] = ()) -> int:

@@ -13,7 +13,19 @@ from torch import Tensor
 
 from t2i.core.errors import DataError
 from t2i.io import weights
-from t2i.io.int8 import HEADER, SMALL, Int8, compact, dequantise, loaded, num_bytes, pack, quantise, unpack
+from t2i.io.int8 import (
+    HEADER,
+    SMALL,
+    SMALL_MATRIX,
+    Int8,
+    compact,
+    dequantise,
+    loaded,
+    num_bytes,
+    pack,
+    quantise,
+    unpack,
+)
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -80,7 +92,11 @@ def test_what_is_stored_of_each_tensor() -> None:
         "half": big.bfloat16(),
         "table of one row": big.flatten()[None],
         "thin": torch.randn(SMALL, 2),
-        "small": torch.randn(SMALL // 8 - 1, 8),
+        "small": torch.randn(SMALL_MATRIX // 8 - 1, 8),
+        "narrow": torch.randn(SMALL_MATRIX // 8, 8),
+        "one pixel": torch.randn(64, 64, 1, 1),
+        "small kernel": torch.randn(32, 64, 3, 3),
+        "kernel": torch.randn(40, 64, 3, 3),
         "bias": row,
         "scalar": torch.tensor(4.6),
         "empty": torch.zeros(0),
@@ -101,6 +117,10 @@ def test_what_is_stored_of_each_tensor() -> None:
         "table of one row": "float16",
         "thin": "float16",
         "small": "float16",
+        "narrow": "int8",
+        "one pixel": "int8",
+        "small kernel": "float16",
+        "kernel": "int8",
         "bias": "float16",
         "scalar": "float16",
         "empty": "float16",
@@ -116,7 +136,7 @@ def test_what_is_stored_of_each_tensor() -> None:
     back = loaded(stored)
     for key in ("large", "tiny", "nan", "bad matrix", "statistics", "ids"):
         torch.testing.assert_close(back[key], state[key], rtol=0, atol=0, equal_nan=True)
-    for key in ("table of one row", "thin", "small", "bias", "scalar", "just fits"):
+    for key in ("table of one row", "thin", "small", "small kernel", "bias", "scalar", "just fits"):
         assert (back[key].float() - state[key]).abs().max() <= state[key].abs().max() / 2048
 
 
