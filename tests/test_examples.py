@@ -133,7 +133,12 @@ def test_12_recaption_and_train(tmp_path: Path) -> None:
         save_stage(tmp_path / "model" / name, stage_of(part).name, part)
     few = ["--model", tmp_path / "model", "--count", 24, "--size", 32, "--steps", 1, "--num", 3, "--seeds", 2]
     less = ["model.unet.channels=32", "model.unet.multipliers=[1,1]", "model.unet.attention=[2]"]
-    less += ["model.unet.patch_size=1", "model.unet.fine_channels=0", "model.unet.context_dim=32", "model.ports.states.layers=1"]
+    less += [
+        "model.unet.patch_size=1",
+        "model.unet.fine_channels=0",
+        "model.unet.context_dim=32",
+        "model.ports.states.layers=1",
+    ]
     less += ["train.batch_size=4", "train.sample_every=0", "data.num_workers=0", "data.val_fraction=0.2"]
     arms = ["--arms", "100 % alt", "95 % descriptive"]
     args = [*few, "--out", tmp_path / "out", "--set", *less]
