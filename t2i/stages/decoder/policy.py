@@ -216,7 +216,7 @@ def start(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
     if "ports.states.norm.weight" in wanted and "ports.states.null_state" not in out:
         for key in [key for key in out if key.startswith(_OVER_WORDS)]:
             out[key.replace("ports.text.", "ports.states.").replace(".encoder.", ".")] = out.pop(key)
-        rows, own = (w.get(f"ports.{name}positions") for w, name in ((out, "text.encoder."), (wanted, "states.")))
+        rows, own = out.get("ports.text.encoder.positions"), wanted.get("ports.states.positions")
         if rows is not None and own is not None and rows.shape[1] == own.shape[1]:
             num = min(len(rows), len(own))
             out["ports.states.positions"] = torch.cat([rows[:num].to(own.dtype), own[num:]])
