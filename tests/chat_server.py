@@ -11,9 +11,10 @@ from typing import Any
 from file_server import listening
 
 
-def said(text: object) -> bytes:
+def said(text: object, finish: str = "stop") -> bytes:
     """An answer of the chat API."""
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish}]}).encode()
 
 
 @dataclass

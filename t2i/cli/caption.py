@@ -36,7 +36,7 @@ def caption(
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Pictures that are captioned at once.")] = 8,
     max_length: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of a caption, at most; 120 if not given, for our own all they can."),
+        typer.Option(min=1, help="Tokens of a caption, at most; 300 if not given, for our own all they can."),
     ] = None,
     min_length: Annotated[int, typer.Option(min=0, help="Tokens of a caption, at least.")] = 0,
     beams: Annotated[int, typer.Option(min=1, help="Beginnings that beam search keeps; 1 is greedy.")] = 1,

@@ -42,6 +42,9 @@ def encode(
     autoencoder: Annotated[str, typer.Option(help="Folder of the autoencoder that makes the latents.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     text: Annotated[str | None, typer.Option(help="Folder of a text encoder, to keep its states as well.")] = None,
+    recaptions: Annotated[
+        str | None, typer.Option(help="Folder of captions that t2i caption wrote, if not beside the pictures.")
+    ] = None,
     size: Annotated[int, typer.Option(min=8, max=8192, help="Side of the pictures in pixels.")] = 256,
     count: Annotated[int, typer.Option(min=1, help="Of shapes: how many scenes.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Of shapes: scenes are seed, seed+1, …")] = 0,
@@ -73,5 +76,7 @@ def encode(
             found[name] = load_stage(folder).requires_grad_(False)
         if not isinstance(found[name], kind):
             raise UsageError(f"--{name} {folder} holds a {stage_of(found[name]).name}, which is no {kind.__name__}")
-    samples: Samples = Scenes(size, count, seed, counts) if src == "shapes" else Files(src, size)
+    if recaptions is not None and src == "shapes":
+        raise UsageError(f"--recaptions={recaptions}: shapes are not files, and caption themselves")
+    samples: Samples = Scenes(size, count, seed, counts) if src == "shapes" else Files(src, size, recaptions)
     write(out, samples, **found, device=place, shard_size=shard_size, batch_size=batch)

@@ -24,10 +24,9 @@ from t2i.core.types import LatentCodec, TextEncoder
 from t2i.data import shapes, writing
 from t2i.data.config import DataConfig
 from t2i.data.encoded import FACTS, Encoded, LatentFacts, StateFacts, read_facts
-from t2i.data.opening import open_source
-from t2i.data.scenes import ShapesSource
+from t2i.data.opening import open_files
 from t2i.data.shapes.captions import VERSION
-from t2i.data.source import BadSample, Needs, Sample, Source, Tally
+from t2i.data.source import BadSample, Needs, Sample, Tally
 from t2i.io.files import output_folder, write
 from t2i.io.lock import sole_writer
 
@@ -68,29 +67,32 @@ class Scenes:
 
 
 class Files:
-    """A folder or shards; samples are named by their number, since a tar cannot hold every name."""
+    """A folder or shards, with what captioners wrote of them; samples are named by their number, since a tar cannot
+    hold every name."""
 
-    def __init__(self, src: str, size: int) -> None:
-        config = DataConfig(source=src, size=size, val_fraction=0.0)
-        opened = open_source(src, config, "train", Needs(("image", "caption", "captions")))
-        assert opened is not None
-        assert not isinstance(opened, ShapesSource)
+    def __init__(self, src: str, size: int, recaptions: str | None = None) -> None:
+        config = DataConfig(source=src, size=size, val_fraction=0.0, recaptions=recaptions)
         self.src, self.size, self.bad = src, size, Tally()
-        self.source: Source = opened
+        self.source = open_files(src, config, Needs(("image", "caption", "captions")))
 
     def __len__(self) -> int:
         return len(self.source.keys)
 
     def __str__(self) -> str:
         digest = hashlib.blake2b("\n".join(self.source.keys).encode(errors="surrogatepass"), digest_size=6).hexdigest()
-        return f"{self.src}, size {self.size}, {len(self)} samples {digest}"
+        written = self.source.written
+        captions = f", captions {written.digest()}" if written is not None else ""
+        return f"{self.src}, size {self.size}, {len(self)} samples {digest}{captions}"
 
     def take(self, rows: range) -> list[Sample]:
         found = []
         for row in rows:
             try:
                 sample = self.source.load(row, Streams([row], "encode"))
-                found.append(sample | {"key": f"{row:09d}", "from": sample["key"]})
+                captions = dict(sample["captions"])
+                if captions.get("alt") == captions.get("text"):
+                    captions.pop("text", None)  # the same by two names
+                found.append(sample | {"key": f"{row:09d}", "from": sample["key"], "captions": captions})
             except BadSample as error:
                 self.bad.add(error.reason, str(self.source.keys[row]))
         return found
@@ -159,7 +161,7 @@ def _few(samples: Samples, rows: range, num: int, bar: tqdm | None = None) -> It
 
 
 def _count_cut(cut: Tally, few: Sequence[Sample], text: TextEncoder | None) -> None:
-    """Captions that are longer than a text encoder reads, if that says so."""
+    """Captions that are longer than a text encoder reads, if that says so, or have words that it does not know."""
     if (reader := getattr(text, "tokenizer", None)) is None:
         return
     for sample in few:
@@ -167,6 +169,8 @@ def _count_cut(cut: Tally, few: Sequence[Sample], text: TextEncoder | None) -> N
             for line in [lines] if isinstance(lines, str) else lines:
                 if reader.truncated(line):
                     cut.add(f"captions are longer than the {reader.room} tokens that are read", line)
+                if unknown := reader.unknown(line):
+                    cut.add("captions have words that the text encoder does not know, which read alike", unknown[0])
 
 
 def _facts(

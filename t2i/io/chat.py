@@ -31,6 +31,18 @@ _BLOCK = 2**14
 _BUSY = (408, 409, 425, 429)  # beside all from 500
 
 
+_CUT_OFF = {
+    "length": "was cut off at the most tokens that it may answer; allow more",
+    "content_filter": "was cut off by a filter of its server",
+}  # by `finish_reason`
+
+
+def spoken(text: str) -> str:
+    """What a model says in visible characters, without what it thinks aloud before; empty where it only thinks."""
+    said = UNSEEN.sub(" ", text).rpartition("</think>")[2].strip()
+    return "" if said.startswith("<think>") else said
+
+
 class _Passing(Exception):
     """A failure that may pass, in so many seconds if the server says so."""
 
@@ -83,19 +95,22 @@ class Endpoint:
 
         Control characters become spaces, and what a model thinks aloud before it answers is left out.
 
-        Raises DataError in one line: nobody there, too slow, refused with a status, no JSON, no answer in it.
+        Raises DataError in one line: nobody there, too slow, refused with a status, no JSON, no answer in it, or one
+        that was cut off.
         """
         body = {"model": self.model, "messages": list(messages), **self.settings, "stream": False}
         answer = self._call("/chat/completions", json.dumps(body).encode())
         try:
-            text = answer["choices"][0]["message"]["content"]
+            first = answer["choices"][0]
+            text = first["message"]["content"]
         except (KeyError, IndexError, TypeError):
             said = f": {self._told(answer['error'])}" if isinstance(answer, dict) and "error" in answer else ""
             raise DataError(f"{self.url} sent JSON without an answer{said}") from None
         if text is not None and not isinstance(text, str):
             raise DataError(f"{self.url} sent JSON without an answer: its content is a {type(text).__name__}, no text")
-        said = UNSEEN.sub(" ", text or "").rpartition("</think>")[2].strip()
-        if not said:
+        if (why := _CUT_OFF.get(str(first.get("finish_reason")))) is not None:
+            raise DataError(f"{self.url}: {shown(self.model, 60)} {why}")
+        if not (said := spoken(text or "")):
             raise DataError(f"{self.url}: {shown(self.model, 60)} answered nothing")
         return said
 

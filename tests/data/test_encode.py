@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from files_of_data import make_folder
 from PIL import Image
 from small import Codec, latent_decoder, t5
 from typer.testing import CliRunner
@@ -22,6 +23,7 @@ from t2i.cli.main import app
 from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.core.types import Batch
 from t2i.data import shapes, writing
+from t2i.data.caption.store import COLUMNS, hash_of, write_rows
 from t2i.data.config import DataConfig
 from t2i.data.encode import Files, Scenes, encode
 from t2i.data.encoded import FACTS, encoded_with
@@ -204,6 +206,38 @@ def test_shards_keep_every_kind_of_caption(tmp_path: Path) -> None:
     assert all({"alt", "short", "descriptive"} <= {*captions} for captions in batch["captions"])
     assert "label" in batch
     assert "states" not in batch
+
+
+def test_what_captioners_wrote_is_encoded_too(tmp_path: Path) -> None:
+    """By the key of each picture; and what was encoded before it was written is told apart."""
+    src, out, written = make_folder(tmp_path / "src", 3), tmp_path / "out", tmp_path / "written"
+    (src / "001.png").rename(src / "003.png")
+    (src / "001.txt").rename(src / "003.txt")  # keys are no longer the numbers of rows
+    encode(out, Files(str(src), 32), Codec(), t5())
+    rows = [
+        dict.fromkeys(COLUMNS)
+        | {"key": key, "hash": hash_of((src / f"{key}.png").read_bytes()), "seconds": 0.0, "short": f"short {key}"}
+        for key in ("000", "002", "003")
+    ]
+    written.mkdir()
+    write_rows(written / "pictures.captions.parquet", rows)
+    with pytest.raises(UsageError, match=r"samples [0-9a-f]+, shard_size .*, not of .*, captions [0-9a-f]+, shard"):
+        encode(out, Files(str(src), 32, str(written)), Codec(), t5())
+    encode(tmp_path / "new", Files(str(src), 32, str(written)), Codec(), t5())
+    batch = first(tmp_path / "new", 3, Needs(("latents", "caption", "captions", "states")), captions={"short": 1.0})
+    assert {*batch["caption"]} == {"short 000", "short 002", "short 003"}
+    assert all({*captions} == {"alt", "short"} for captions in batch["captions"]), "and nothing by two names"
+    with pytest.raises(DataError, match="holds no captions of"):
+        Files(str(src), 32, str(tmp_path / "out"))
+
+
+def test_words_that_the_text_encoder_does_not_know_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    src = make_folder(tmp_path / "src", 2)
+    (src / "000.txt").write_text("picture of a zebra")
+    encode(tmp_path / "out", Files(str(src), 32), Codec(), t5())
+    assert "which read alike (such as picture)" in caplog.text
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(

@@ -23,7 +23,7 @@ PROMPTS: Mapping[Kind, str] = {
 """What models that can be asked are asked, unless the user says otherwise."""
 
 
-MAX_LENGTH = 120
+MAX_LENGTH = 300
 """Tokens of a caption at most, where nobody says how many, of models that would write on."""
 
 

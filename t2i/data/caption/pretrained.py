@@ -20,6 +20,8 @@ from t2i.core.devices import memory_explained
 from t2i.core.errors import UsageError, shown
 from t2i.core.seed import Streams
 from t2i.data.caption.captioner import PROMPTS, Captioner, Kind, bounded
+from t2i.io.chat import spoken
+from t2i.io.decode import once
 from t2i.io.weights import fingerprint
 
 PIXELS = ("blip", "git", "vision-encoder-decoder")
@@ -49,6 +51,7 @@ class PixelCaptioner:
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         pixels = pixels.to(self.model.device, self.model.dtype)
         tokens = self.model.generate(pixel_values=pixels, **generation(self.decoding, seeds))
+        _tell_cut(tokens, self.model, self.decoding)
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
@@ -86,7 +89,8 @@ class ChatCaptioner:
         more = {"pad_token_id": self.processor.tokenizer.pad_token_id}
         tokens = self.model.generate(**inputs, **more, **generation(self.decoding, seeds))  # (B, L)
         answers = tokens[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(answers, skip_special_tokens=True)]
+        _tell_cut(answers, self.model, self.decoding)
+        return [spoken(text) for text in self.processor.batch_decode(answers, skip_special_tokens=True)]
 
 
 def open_pretrained(
@@ -131,6 +135,14 @@ def open_pretrained(
     if pixels:
         return PixelCaptioner(model, processor, tokenizer, kinds[0], decoding, name, revision)
     return ChatCaptioner(model, processor, {kind: prompts[kind] for kind in kinds}, decoding, name, revision)
+
+
+def _tell_cut(answers: Tensor, model: Any, decoding: Decoding) -> None:
+    """Say once that an answer (B, L) has as many tokens as it may, and no end."""
+    end = model.generation_config.eos_token_id
+    ends = torch.tensor([] if end is None else end).flatten().to(answers)
+    if not torch.isin(answers, ends).any(dim=1).all() and answers.shape[1] >= (decoding.max_length or 0):
+        once(f"captions are cut off after {decoding.max_length} tokens: --max-length allows more")
 
 
 def generation(decoding: Decoding, seeds: Sequence[int]) -> dict[str, Any]:

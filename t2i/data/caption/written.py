@@ -3,15 +3,18 @@
 n samples of a source
 """
 
+import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, UsageError
 from t2i.data.caption.captioner import KINDS
 from t2i.data.caption.store import SUFFIX, hash_of, names_of, num_parts, part_of, plain, read_table
+from t2i.data.encoded import FACTS
 from t2i.io.decode import once
 
 Captions = dict[str, list[str]]
@@ -32,6 +35,7 @@ class Written:
 
     def __init__(self, files: Mapping[Path, Sequence[int]], keys: Sequence[str], where: str) -> None:
         self.where, self.columns = where, list[dict[str, Any]]()
+        self.counts = Counter[str](dict.fromkeys(KINDS, 0))  # of samples with a caption of a kind
         self.file, self.row = np.full((2, len(keys)), -1, np.int32)  # (n,) (n,)
         for path, samples in files.items():
             table = read_table(path, ("key", "hash", *_READ)).combine_chunks()
@@ -42,10 +46,8 @@ class Written:
                 row = rows.get(plain(keys[sample]), -1)
                 if row >= 0 and any(there[kind][row] for kind in KINDS):
                     self.file[sample], self.row[sample] = len(self.columns), row
+                    self.counts.update(kind for kind in KINDS if there[kind][row])
             self.columns.append(of)
-        self.counts = {
-            kind: sum(c[kind][int(r)].is_valid for c, r in self._rows()) for kind in KINDS
-        }  # of samples with such a caption
 
     def __len__(self) -> int:
         """Samples that have a row with a caption."""
@@ -58,8 +60,9 @@ class Written:
         return f"captions of {self.where}: {kinds}" + (f"; {lacking:,} pictures have only their own" * (lacking > 0))
 
     def joined(self, index: int, own: Captions, data: bytes | None) -> Captions:
-        """A sample's captions by kind: its own and those written. One without a row, or whose file `data` has changed,
-        has its own as `alt`; where the picture is not read, `data` is None and only its key counts."""
+        """A sample's captions by kind: its own, as `alt`, and those written; what it came with once is its `alt` where
+        nothing lies beside it any more. One whose file `data` has changed has its own alone; where the picture is not
+        read, `data` is None and only its key counts."""
         captions = {"alt": own["text"], **own} if own.get("text") else dict(own)
         if self.row[index] < 0:
             return captions
@@ -68,10 +71,16 @@ class Written:
             once(f"{self.where}: pictures have changed since they were captioned, these have only their own captions")
             return captions
         texts = {kind: columns[kind][row].as_py() for kind in _READ}
-        return own | {kind: text.split("\n") for kind, text in texts.items() if text}
+        written = {kind: text.split("\n") for kind, text in texts.items() if text}
+        alt = own.get("alt") or [line for line in own.get("text", ()) if line] or written.get("alt")
+        return own | written | ({"alt": alt} if alt else {})
 
-    def _rows(self) -> Any:
-        return ((self.columns[f], r) for f, r in zip(self.file, self.row, strict=True) if r >= 0)
+    def digest(self) -> str:
+        """By which these captions are known again."""
+        mark = hashlib.blake2b(digest_size=6)
+        for f, row in zip(self.file.tolist(), self.row.tolist(), strict=True):
+            mark.update(repr([self.columns[f][kind][row].as_py() for kind in _READ] if row >= 0 else None).encode())
+        return mark.hexdigest()
 
 
 def of_folder(root: Path, keys: Sequence[str], where: str | None) -> Written | None:
@@ -87,7 +96,17 @@ def of_folder(root: Path, keys: Sequence[str], where: str | None) -> Written | N
 
 
 def of_shards(tars: Sequence[str], tar_of: Sequence[int], keys: Sequence[str], where: str | None) -> Written | None:
-    """The captions of tars, as `of_folder`; beside each where none are named."""
+    """The captions of tars, as `of_folder`; beside each where none are named. Latents keep what they were encoded with.
+
+    Raises UsageError for a folder that is named for latents.
+    """
+    if cached := next((tar for tar in tars if Path(tar).with_name(FACTS).is_file()), None):
+        if where is not None:
+            raise UsageError(
+                f"data.recaptions={where}: {Path(cached).parent} holds latents and the captions of their time; "
+                f"encode again into another folder, with t2i data encode --recaptions {where}"
+            )
+        return None
     rows: dict[int, list[int]] = {}
     for row, tar in enumerate(tar_of):
         rows.setdefault(tar, []).append(row)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,30 @@ def test_an_answer_is_what_follows_the_question(folders: dict[str, Path]) -> Non
     wanted = captioner.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert captioner.caption(image, "short", [0]) == [wanted]
     assert [captioner.settings[kind]["prompt"] for kind in KINDS] == [PROMPTS[kind] for kind in KINDS]
+
+
+def test_what_is_cut_off_is_told_once_and_thinking_aloud_is_no_caption(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner: Any = open_pretrained(str(folders["chat"]), ["short"], decoding=Decoding(max_length=11))
+    end = captioner.processor.tokenizer.eos_token_id
+    captioner.model.generation_config.eos_token_id = end
+    for answers in ([[7] * 9 + [end] * 2, [7] * 10 + [end]], [[7] * 10]):
+        monkeypatch.setattr(captioner.model, "generate", partial(after, answers))
+        captioner.caption(pictures(len(answers)), "short", [0, 1])
+        assert "cut off" not in caplog.text
+    monkeypatch.setattr(captioner.model, "generate", partial(after, [[7] * 11]))
+    for _ in range(2):
+        captioner.caption(pictures(1), "short", [0])
+    assert caplog.text.count("captions are cut off after 11 tokens: --max-length allows more") == 1
+    texts = ["<think>a cube?</think> a cube", "<think>what is a"]
+    monkeypatch.setattr(captioner.processor, "batch_decode", lambda *_, **__: texts)
+    assert captioner.caption(pictures(1), "short", [0]) == ["a cube", ""]
+
+
+def after(answers: list[list[int]], input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+    """What `generate` gives: answers behind their prompts."""
+    return torch.cat([input_ids, torch.tensor(answers)], dim=1)
 
 
 def test_questions_of_different_lengths_are_padded_on_the_left(folders: dict[str, Path]) -> None:
@@ -226,10 +251,10 @@ def test_a_stage_of_ours_sees_what_it_was_trained_on() -> None:
 
 
 def test_a_caption_has_an_end_where_nobody_says_one() -> None:
-    assert bounded(Decoding(temperature=1.0)) == Decoding(temperature=1.0, max_length=120)
+    assert bounded(Decoding(temperature=1.0)) == Decoding(temperature=1.0, max_length=300)
     assert bounded(Decoding(max_length=7)).max_length == 7
-    with pytest.raises(UsageError, match="captions: min_length=130 leaves no room for the end in max_length=120"):
-        bounded(Decoding(min_length=130))
+    with pytest.raises(UsageError, match="captions: min_length=310 leaves no room for the end in max_length=300"):
+        bounded(Decoding(min_length=310))
 
 
 def test_kinds_are_known_and_seeds_are_of_the_picture() -> None:

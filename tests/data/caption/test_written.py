@@ -14,6 +14,7 @@ from t2i.core.seed import Streams, mix
 from t2i.data.caption.store import read_rows, write_rows
 from t2i.data.caption.units import hash_of
 from t2i.data.config import DataConfig
+from t2i.data.encoded import FACTS
 from t2i.data.folder import FolderSource
 from t2i.data.loader import Loader
 from t2i.data.opening import open_source
@@ -127,10 +128,23 @@ def test_where_pictures_are_not_read_the_key_decides(tmp_path: Path) -> None:
     assert source.load(0, Streams([0]))["caption"] == "short 0"
 
 
-def test_several_lines_of_its_own_are_several_captions(shards: Path) -> None:
-    write(shards / "00000.captions.parquet", 0, 10, alt="one\ntwo")
-    keys, captions = loaded(shards, 100, captions={"alt": 1})
-    assert {c for k, c in zip(keys, captions, strict=True) if int(k) < 10} == {"one", "two"}
+def test_its_own_captions_are_those_beside_it_now_or_those_it_came_with(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", 2)
+    (folder / "001.txt").unlink()
+    write(folder / "pictures.captions.parquet", 0, 2, "{:03d}", alt="one\ntwo", short=None)
+    (folder / "000.txt").write_text("corrected\n")
+    keys, captions = loaded(folder, 100, captions={"alt": 1})
+    assert {*zip(keys, captions, strict=True)} == {("000", "corrected"), ("001", "one"), ("001", "two")}
+
+
+def test_latents_have_the_captions_that_they_were_encoded_with(shards: Path, tmp_path: Path) -> None:
+    """Their keys are numbers, and would find what was written of other pictures."""
+    write(tmp_path / "out" / "00000.captions.parquet", 0, 10)
+    (shards / FACTS).write_text("{}")
+    with pytest.raises(UsageError, match=r"shards holds latents .* t2i data encode --recaptions .*out"):
+        loaded(shards, 1, recaptions=str(tmp_path / "out"))
+    write(shards / "00000.captions.parquet", 0, 10)
+    assert "short 0" not in loaded(shards, 100, captions={"short": 1})[1]
 
 
 def test_without_weights_kinds_weigh_as_in_the_shapes_world(shards: Path) -> None:
