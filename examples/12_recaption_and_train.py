@@ -6,8 +6,8 @@ Pictures with captions as careless as the web's (alt) are captioned anew by two 
 same generator learns from each blend, and draws held-out scenes, asked in their alt and in their descriptive captions.
 What is written takes the place of the short and descriptive captions that the world gives its renders.
 CLIP score is 100 · cosine; the reader says which share of a scene's things are there, in their colours and shapes, and
-how often all are, and nothing else. Writes table.json and plot.png; intervals are of the mean over pictures, 95 %.
-The same command continues, and --arms may be done one after another.
+how often all are, and nothing else. Writes table.json and plot.png; intervals are of the mean over scenes, 95 %: what
+another training would have given is not in them. The same command continues, and --arms may be done one by one.
 """
 
 import argparse
@@ -66,6 +66,11 @@ class Judge:
         return {"clip": (100 * cosine).tolist(), "things": things, "scenes": [100.0 * (a == b) for a, b in pairs]}
 
 
+def over_scenes(scores: list[list[float]]) -> tuple[float, float]:
+    """Mean and half of its interval, of what each scene has on average over trainings."""
+    return Score.of(torch.tensor(scores).mean(dim=0).tolist())[:2]
+
+
 def earlier(path: Path, settings: dict[str, Any]) -> Table:
     """The arms that are done already; ends where they were done otherwise."""
     if not path.is_file():
@@ -106,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     model, pictures, latents = Path(args.model), args.out / "pictures", args.out / "latents"
     tables = args.out / "table.json"
-    settings = {key: getattr(args, key) for key in ("count", "size", "steps", "seeds", "num", "set")}
+    settings = {key: getattr(args, key) for key in ("model", "clip", "count", "size", "steps", "seeds", "num", "set")}
     done = earlier(tables, settings)
     parts = {name: str(model / name) for name in ("text", "autoencoder")}
     write_shards(pictures, count=args.count, size=args.size)
@@ -118,7 +123,7 @@ def main() -> None:
     for arm in args.arms:
         if arm in done:
             continue
-        found: dict[str, dict[str, list[float]]] = {kind: {what: [] for what in MEASURES} for kind in ASKED}
+        found: dict[str, list[dict[str, list[float]]]] = {kind: [] for kind in ASKED}  # scores of each training
         for seed in range(args.seeds):
             run = args.out / f"{arm.replace(' % ', '-')}-{seed}"
             needs = [f"needs.{name}={folder}" for name, folder in parts.items()]
@@ -129,9 +134,8 @@ def main() -> None:
             pipe = DALLE3.assemble({**parts, "decoder": run})
             for kind in ASKED:
                 drawn = pipe(judge.asked(kind), seed=1000 * seed, progress=False)
-                for what, values in judge.scores(drawn.images, kind).items():
-                    found[kind][what] += values
-        done[arm] = {kind: {what: Score.of(values)[:2] for what, values in found[kind].items()} for kind in ASKED}
+                found[kind].append(judge.scores(drawn.images, kind))
+        done[arm] = {kind: {what: over_scenes([s[what] for s in found[kind]]) for what in MEASURES} for kind in ASKED}
         for kind, row in done[arm].items():
             print(arm, f"asked in {kind}:", ", ".join(f"{what} {m:.1f} ± {h:.1f}" for what, (m, h) in row.items()))
         tables.write_text(json.dumps({"settings": settings, "arms": done}, indent=2))

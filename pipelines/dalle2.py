@@ -29,7 +29,7 @@ from t2i.pipeline.slots import Slot, complete_settings
 from t2i.pipeline.upsampled import upsampled
 from t2i.pipelines import inpaint, latents, manipulations, upsample
 from t2i.stages.clip.model import ClipEncoder
-from t2i.stages.follow import same_clip
+from t2i.stages.follow import same_neighbour
 from t2i.stages.registry import stage_of
 from t2i.stages.stage import ClipFacts
 
@@ -191,7 +191,7 @@ def _check_clip(clip: ClipEncoder, name: str, part: nn.Module) -> None:
         _same("embeddings of unit_norm", "clip", clip.config.unit_norm, name, facts.unit_norm)
     if facts.context is not None and (context := clip.config.tokenizer.context) > facts.context:
         raise DataError(f"{name} reads {facts.context} tokens, but clip gives {context}")
-    if not same_clip(clip.fingerprint(), facts.fingerprint):
+    if not same_neighbour(clip.fingerprint(), facts.fingerprint):
         raise DataError(f"{name} was trained with another CLIP than this one: they do not belong together")
 
 

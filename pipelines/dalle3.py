@@ -29,7 +29,7 @@ from t2i.pipeline.placement import on_device
 from t2i.pipeline.request import Request
 from t2i.pipeline.slots import Slot
 from t2i.pipeline.upsampled import upsampled
-from t2i.stages.follow import same_clip
+from t2i.stages.follow import same_neighbour
 from t2i.stages.registry import stage_of
 
 
@@ -78,7 +78,10 @@ class DALLE3(Pipeline):
 
     def _sampled(self, draw: Draw) -> tuple[str, ...]:
         """The latents, and the one of two decoders that makes pixels of them."""
-        plain = draw.get("stop_after") == "autoencoder" or "consistency" not in self.parts
+        last = draw.get("stop_after")
+        if last not in (None, *self.sampled):
+            return self.sampled  # the plan says which there are
+        plain = last == "autoencoder" or "consistency" not in self.parts
         return "decoder", "autoencoder" if plain else "consistency"
 
     @property
@@ -119,7 +122,10 @@ def check_fit(parts: Mapping[str, Any]) -> None:
         raise DataError("decoder must read the states of T5 and nothing else")
     if decoder.ports.states.width != text.width:
         raise DataError(f"decoder reads states of width {decoder.ports.states.width}, text gives {text.width}")
-    if not same_clip(text.fingerprint(), decoder.ports.states.fingerprint):
+    if 0 < decoder.ports.states.positions < text.tokenizer.context:
+        read, written = decoder.ports.states.positions, text.tokenizer.context
+        raise DataError(f"decoder reads {read} tokens (ports.states.positions), text gives {written}")
+    if not same_neighbour(text.fingerprint(), decoder.ports.states.fingerprint):
         raise DataError("decoder was trained with another T5 than text: they do not belong together")
     for name in ("decoder", "consistency"):
         if name in parts:
@@ -127,5 +133,14 @@ def check_fit(parts: Mapping[str, Any]) -> None:
             ours, theirs = (codec.channels, codec.factor), (latents.channels, latents.factor)
             if ours != theirs:
                 raise DataError(f"{name} takes latents of (channels, factor) {theirs}, autoencoder gives {ours}")
-            if not same_clip(codec.fingerprint(), latents.fingerprint):
+            scaling = getattr(latents, "scaling", None) if not latents.fingerprint else None
+            if scaling is not None and not _scaled_by(codec, scaling):
+                raise DataError(f"{name} is for an autoencoder with latents times {scaling}, and this one has others")
+            if not same_neighbour(codec.fingerprint(), latents.fingerprint):
                 raise DataError(f"{name} was trained with another autoencoder than this one: they do not fit")
+
+
+def _scaled_by(codec: Any, scaling: float) -> bool:
+    """Whether an autoencoder's latents are what it says times a factor, as Stable Diffusion's."""
+    scale, shift = torch.as_tensor(codec.scale).float(), torch.as_tensor(codec.shift).float()
+    return bool(shift.abs().max() < 1e-3 and (scale / scaling - 1).abs().max() < 1e-2)

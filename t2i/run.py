@@ -21,7 +21,7 @@ from t2i.data.config import DataConfig
 from t2i.data.loader import Loader, loaders_explained
 from t2i.data.source import Needs
 from t2i.io.files import output_folder, read_json
-from t2i.stages.follow import same_clip
+from t2i.stages.follow import same_neighbour
 from t2i.stages.registry import check_ours, load_stage, new_model, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
 from t2i.train.checkpoint import find
@@ -249,7 +249,7 @@ def start_from(folder: str, run: Run, spec: Stage, model: Any) -> bool:
         raise UsageError(message)
     log.log(logging.WARNING if start.anew or start.unused else logging.INFO, message)
     ours, theirs = (spec.clip_facts(config).fingerprint for config in (model.config, before.config))
-    others = "clip" in run.needs and not (same_clip(ours, theirs) and len(ours) == len(theirs))
+    others = "clip" in run.needs and not (same_neighbour(ours, theirs) and len(ours) == len(theirs))
     if others:
         log.warning("init=%s learned from another CLIP than %s, and learns on with this one", folder, run.needs["clip"])
     for name, given in other_neighbours(before.config, model.config, run):
@@ -271,7 +271,7 @@ def other_neighbours(before: Config, now: Config, run: Run) -> Iterator[tuple[st
     """Names of the neighbours of two configs that are known and different, and what is given of them now."""
     earlier = fingerprints(before)
     for name, mark in fingerprints(now).items():
-        if len(mark) and len(earlier.get(name, ())) and not same_clip(mark, earlier[name]):
+        if len(mark) and len(earlier.get(name, ())) and not same_neighbour(mark, earlier[name]):
             yield name, run.needs.get(name) or str(run.data.source)
 
 

@@ -25,8 +25,8 @@ def convert(
         Literal["ema", "raw"] | None, typer.Option(help="Averaged or trained, of a file with both; ema if not given.")
     ] = None,
 ) -> None:
-    """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP, KL autoencoders) into a stage folder; or, with --dtype,
-    store a stage of yours in another precision. No code in a file is ever run.
+    """Turn published weights (DDPM, IDDPM, ADM, GLIDE, unCLIP, KL autoencoders, the consistency decoder) into a stage
+    folder; or, with --dtype, store a stage of yours in another precision. No code in a file is ever run.
 
     With --network t5 the file is the folder, or the name on the hub, of a T5 encoder of transformers: the stage keeps
     its name, and its weights stay where they are.

@@ -183,7 +183,10 @@ def _facts(
     latents = LatentFacts(
         channels=autoencoder.channels, factor=factor, side=side // factor, fingerprint=autoencoder.fingerprint()
     )
-    states = StateFacts(width=text.width, fingerprint=text.fingerprint()) if text is not None else None
+    states = None
+    if text is not None:
+        context = getattr(getattr(text, "tokenizer", None), "context", None)
+        states = StateFacts(width=text.width, context=context, fingerprint=text.fingerprint())
     ours, theirs = Encoded(latents=latents, states=states), read_facts(folder)
     if theirs is None:
         return ours

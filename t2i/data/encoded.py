@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from t2i.core.config import Config
 from t2i.core.errors import DataError, reason
@@ -26,6 +26,7 @@ class StateFacts(Config):
     """Of `KEY.states.npy`, (captions, tokens, width) float16."""
 
     width: int
+    context: int | None = Field(None, description="tokens of a caption, at most; None if unknown, as once")
     fingerprint: tuple[float, ...]
 
 

@@ -164,7 +164,7 @@ class Distillation(Config):
         0.95, ge=0, lt=1, description="of the average of the network that is its target; 0 diverges"
     )
     max_weight: float = Field(25.0, ge=1, description="bound of the weight (sigma² + sigma_data²) / sigma²; 1 for none")
-    huber: float = Field(0.00054, ge=0, description="c of the pseudo-Huber distance, over √dimension")
+    huber: float = Field(0.00054, gt=0, description="c of the pseudo-Huber distance, over √dimension")
 
 
 def consistency_loss(

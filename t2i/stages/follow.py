@@ -87,16 +87,15 @@ def need_clip(clip: Any, who: str) -> Any:
     return clip
 
 
-def same_clip(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    """Whether two fingerprints are of one CLIP, or of one neighbour of another kind, maybe stored in fewer bits; an
-    empty one is of any."""
+def same_neighbour(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Whether fingerprints are of one CLIP, T5 or autoencoder, maybe stored in fewer bits; an empty one is of any."""
     return not len(theirs) or same(ours, theirs)
 
 
 def check_same(ours: Sequence[float], theirs: Sequence[float], which: str) -> None:
     """UsageError that `which`, such as "autoencoder=runs/a", is not the neighbour that a stage learned from; one that
     knows no fingerprint learned from any."""
-    if len(ours) and not same_clip(theirs, ours):
+    if len(ours) and not same_neighbour(theirs, ours):
         raise UsageError(f"{which} is not the one that this was made with: their fingerprints differ")
 
 

@@ -271,6 +271,10 @@ def test_facts_follow_from_the_cache_and_are_checked_against_neighbours(cache: P
     for name, other in (("autoencoder", Codec(mark=5.0)), ("text", t5(layers=2))):
         with pytest.raises(UsageError, match=f"needs.{name}=….*is not the one that this was made with"):
             complete(bare, {name: other}, data)
+    few = bare.model_dump() | {"ports": {"states": {"layers": 1, "heads": 2, "positions": 11}}}
+    for neighbours in ({"text": t5(), "autoencoder": Codec()}, {}):
+        with pytest.raises(UsageError, match=r"positions=11: the text encoder reads 12 tokens"):
+            complete(type(ours).model_validate(few), neighbours, data)
     wide = latent_decoder(image_size=16)
     with pytest.raises(UsageError, match=r"have sides of 8, model.image_size=16"):
         fits(wide, data, DecoderOptions(cached=True), {})

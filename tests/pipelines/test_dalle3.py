@@ -10,6 +10,7 @@ import torch
 from t2i.core.errors import DataError, UsageError
 from t2i.pipeline.base import Pipeline
 from t2i.pipelines.dalle3 import DALLE3
+from t2i.stages.consistency_decoder.presets import KL_F8
 
 
 def parts(**changes: Any) -> dict[str, Any]:
@@ -102,6 +103,10 @@ def test_it_is_saved_opened_and_described(tmp_path: Path) -> None:
     assert "8 × 8 latents" in repr(again)
     with pytest.raises(UsageError, match="unknown stage 'up256'"):
         again("a red cube", stop_after="up256")
+    with pytest.raises(UsageError, match="unknown stage 'text'; stages are decoder, autoencoder, consistency"):
+        again("a red cube", stop_after="text")
+    with pytest.raises(UsageError, match="upsample_prompt='': known are identity"):
+        again("a red cube", upsample_prompt="")
 
 
 def test_parts_that_were_not_trained_together_are_refused() -> None:
@@ -116,3 +121,21 @@ def test_parts_that_were_not_trained_together_are_refused() -> None:
         chain(text=small.t5(width=32))
     with pytest.raises(UsageError, match="lacks autoencoder"):
         chain("autoencoder")
+    codec = parts()["autoencoder"]
+    known = {"channels": codec.channels, "factor": codec.factor, "fingerprint": codec.fingerprint()}
+    with pytest.raises(DataError, match=r"decoder reads 4 tokens \(ports.states.positions\), text gives 12"):
+        chain(decoder=small.latent_decoder(latents=known, positions=4))
+
+
+def test_a_decoder_without_a_fingerprint_knows_its_autoencoder_by_its_scale() -> None:
+    """Such as OpenAI's, which is of Stable Diffusion's latents."""
+    published = {"channels": KL_F8.channels, "factor": KL_F8.factor, "scaling": KL_F8.scaling}
+    with pytest.raises(DataError, match="consistency is for an autoencoder with latents times"):
+        chain(consistency=small.consistency_decoder(latents=published, image_size=64))
+    given = parts()
+    given["autoencoder"].scale.fill_(0.18215)
+    mark = {"channels": 4, "factor": 8, "fingerprint": given["autoencoder"].fingerprint()}
+    decoder = small.latent_decoder(latents=mark)
+    for latents in (published, {"channels": 4, "factor": 8}):
+        consistency = small.consistency_decoder(latents=latents, image_size=64)
+        DALLE3(given | {"decoder": decoder, "consistency": consistency}, {"steps": {"decoder": 2}})

@@ -24,7 +24,7 @@ from t2i.stages.autoencoder.discriminator import Discriminator, adaptive_weight,
 from t2i.stages.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior
 from t2i.stages.autoencoder.perceptual import FeatureMaps, Lpips, LpipsFiles, distance
 from t2i.stages.autoencoder.task import AutoencoderOptions, AutoencoderTask
-from t2i.stages.follow import same_clip
+from t2i.stages.follow import same_neighbour
 from t2i.stages.reader.model import Reader, ReaderConfig
 from t2i.stages.registry import load_stage, save_stage
 from t2i.stages.stage import How, Inputs
@@ -97,18 +97,18 @@ def test_a_fingerprint_knows_its_autoencoder_and_its_scale(tmp_path: Path) -> No
     save_stage(tmp_path, "autoencoder", model, dtype="int8")
     stored = load_stage(tmp_path)
     assert isinstance(stored, Autoencoder)
-    assert same_clip(own, stored.fingerprint())
+    assert same_neighbour(own, stored.fingerprint())
     other = autoencoder()
     for p in other.parameters():
         p.add_(0.1 * torch.randn_like(p))
     other.measure(other.posterior(batch(8)["image"]).mean)
-    assert not same_clip(own, other.fingerprint())
+    assert not same_neighbour(own, other.fingerprint())
     for factor in (1.2, 1 / 1.2):
         model.scale.mul_(factor)
-        assert not same_clip(own, model.fingerprint())
-        assert not same_clip(model.fingerprint(), own)
+        assert not same_neighbour(own, model.fingerprint())
+        assert not same_neighbour(model.fingerprint(), own)
         model.scale.div_(factor)
-    assert same_clip(own, model.fingerprint())
+    assert same_neighbour(own, model.fingerprint())
 
 
 @pytest.mark.parametrize(

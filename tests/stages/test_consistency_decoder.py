@@ -30,7 +30,7 @@ from t2i.core.errors import DataError, UsageError
 from t2i.core.measures import psnr
 from t2i.core.seed import Streams
 from t2i.data.config import DataConfig
-from t2i.diffusion.consistency import Consistency, few_steps
+from t2i.diffusion.consistency import Consistency, Distillation, few_steps
 from t2i.diffusion.sampling import Sampling
 from t2i.io.images import to_pil
 from t2i.io.torchscript import read_program, sha256_of
@@ -418,6 +418,13 @@ def test_a_teacher_learns_and_its_student_draws_as_well_in_two_evaluations() -> 
     trained(distilled, 15, lr=5e-4)
     assert distilled.metrics(batch)["psnr"] > psnr_teacher - 1
     assert all(torch.equal(a, b) for a, b in zip(weights, teacher.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("num", [8, 9, 15, 32])
+def test_a_student_learns_where_it_is_asked(num: int) -> None:
+    how = ConsistencyDecoderOptions(objective="consistency", distillation=Distillation(num_points=num))
+    task = ConsistencyDecoderTask(small(), how, autoencoder=SmallCodec())
+    assert {*small().config.diffusion.steps()} <= {*task.grid}, "where it is drawn it has learned"
 
 
 def test_the_target_follows_the_student_and_has_no_gradient() -> None:

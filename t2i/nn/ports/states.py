@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from t2i.core.errors import UsageError
 from t2i.core.sizes import Heads
 from t2i.core.types import Condition, TextFeatures
 from t2i.nn.layers import fit
@@ -80,7 +81,7 @@ class StatesPort(ClipTextPort):
         x = self.states(fit(text.sequence, self.vector.weight))  # (B, L, S)
         if self.positions is not None:
             if x.shape[1] > len(self.positions):
-                raise ValueError(f"states of {x.shape[1]} tokens, but ports.states.positions={len(self.positions)}")
+                raise UsageError(f"states of {x.shape[1]} tokens, but ports.states.positions={len(self.positions)}")
             x = x + self.positions[: x.shape[1]].to(x.dtype)
         x = fit(self.norm(self.transformer(x, text.mask)), self.vector.weight)
         return Condition(vector=self.vector(mean_of(x, text.mask)), sequence=x, mask=text.mask)

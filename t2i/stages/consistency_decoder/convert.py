@@ -54,7 +54,11 @@ def config_from(theirs: Mapping[str, Any]) -> ConsistencyDecoderConfig:
 
     Raises ValueError for another kind of U-Net, and for latents that are not Stable Diffusion's.
     """
-    expected = {"latent_channels": KL_F8.channels, "scaling_factor": 0.18215, "decoder_in_channels": 3 + KL_F8.channels}
+    expected = {
+        "latent_channels": KL_F8.channels,
+        "scaling_factor": KL_F8.scaling,
+        "decoder_in_channels": 3 + KL_F8.channels,
+    }
     for key, value in expected.items():
         if theirs.get(key, value) != value:
             raise ValueError(f"{key}={theirs[key]!r}, but the decoders that are read have {value!r}")

@@ -26,6 +26,9 @@ class LatentsConfig(Config):
     factor: Side = Field(8, description="pixels of a side that share a place; follows from autoencoder=FOLDER")
     mean: tuple[float, ...] = Field((), description="of every channel, taken off; () for none")
     std: tuple[float, ...] = Field((), description="of every channel, divided by; () for 1")
+    scaling: float | None = Field(
+        None, gt=0, description="factor of the autoencoder's latents, by which it is known where it has no fingerprint"
+    )
     fingerprint: tuple[float, ...] = Field((), description="of the autoencoder; follows from autoencoder=FOLDER")
 
     @model_validator(mode="after")

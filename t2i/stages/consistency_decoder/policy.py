@@ -11,7 +11,7 @@ from t2i.data.config import DataConfig
 from t2i.diffusion.sampling import Sampling
 from t2i.stages.consistency_decoder.model import ConsistencyDecoder, ConsistencyDecoderConfig
 from t2i.stages.consistency_decoder.sample import sample
-from t2i.stages.follow import follow, same_clip
+from t2i.stages.follow import follow, same_neighbour
 from t2i.stages.stage import Example, How, Inputs, Neighbours
 
 
@@ -61,7 +61,7 @@ def complete(config: ConsistencyDecoderConfig, neighbours: Neighbours, data: Dat
         known = ours.fingerprint or (teacher.config.latents.fingerprint if teacher is not None else ())
         return config.model_copy(update={"latents": ours.model_copy(update={"fingerprint": known})})
     theirs = tuple(autoencoder.fingerprint())
-    if ours.fingerprint and not (len(ours.fingerprint) == len(theirs) and same_clip(ours.fingerprint, theirs)):
+    if ours.fingerprint and not (len(ours.fingerprint) == len(theirs) and same_neighbour(ours.fingerprint, theirs)):
         raise UsageError("model.latents.fingerprint is of another autoencoder than the one that is given; leave it out")
     facts = {"channels": autoencoder.channels, "factor": autoencoder.factor}
     latents = follow(ours, "model.latents.", "the autoencoder", **facts)

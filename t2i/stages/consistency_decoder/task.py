@@ -20,7 +20,7 @@ from t2i.core.types import Batch, LatentCodec, Task
 from t2i.diffusion.consistency import Distillation, consistency_loss, denoising_loss
 from t2i.stages.consistency_decoder.model import ConsistencyDecoder, ConsistencyDecoderConfig
 from t2i.stages.consistency_decoder.sample import sample
-from t2i.stages.follow import check_scale, same_clip
+from t2i.stages.follow import check_scale, same_neighbour
 
 
 class ConsistencyDecoderOptions(Config):
@@ -67,7 +67,8 @@ class ConsistencyDecoderTask(Task):
             raise ValueError(f"the teacher was trained on another model.{differs} than this decoder will be")
         self.autoencoder, self.teacher, self.options = autoencoder, teacher, options
         self.keys = ("image",) if autoencoder is not None else ("image", "latents")
-        self.grid = c.diffusion.grid(options.distillation.num_points)
+        points = c.diffusion.grid(options.distillation.num_points)
+        self.grid = sorted({*points, *c.diffusion.steps()})  # where it is asked, it learns
         if distils:
             self.memory = deepcopy(model).requires_grad_(False).eval()  # the average of the student, its target
 
@@ -161,4 +162,4 @@ def difference(student: ConsistencyDecoderConfig, teacher: ConsistencyDecoderCon
     if student.latents.model_dump(exclude=latents) != teacher.latents.model_dump(exclude=latents):
         return "latents"
     ours, theirs = student.latents.fingerprint, teacher.latents.fingerprint
-    return None if same_clip(ours, theirs) else "latents.fingerprint"
+    return None if same_neighbour(ours, theirs) else "latents.fingerprint"

@@ -35,15 +35,16 @@ def states_port(config: DecoderConfig, text: Any, data: DataConfig) -> dict[str,
         if text is not None:
             raise UsageError("needs.text=…: this decoder has no ports.states that would read it; leave it out")
         return {}
-    encoded, facts = encoded_with(data), dict[str, Any]()
+    encoded, facts, context = encoded_with(data), dict[str, Any](), None
     if encoded is not None and encoded.states is not None:
         facts = {"width": encoded.states.width, "fingerprint": encoded.states.fingerprint}
+        context = encoded.states.context
     if text is not None:
         mark = tuple(text.fingerprint())
         check_same(facts.get("fingerprint", ()), mark, f"needs.text=… for {data.source}")
-        facts = {"width": text.width, "fingerprint": mark}
-        if 0 < port.positions < (context := text.tokenizer.context):
-            raise UsageError(f"model.ports.states.positions={port.positions}: the text encoder reads {context} tokens")
+        facts, context = {"width": text.width, "fingerprint": mark}, text.tokenizer.context
+    if 0 < port.positions < (context or 0):
+        raise UsageError(f"model.ports.states.positions={port.positions}: the text encoder reads {context} tokens")
     if not facts:
         raise UsageError(
             "a decoder with model.ports.states learns from a text encoder: name its folder, needs.text=FOLDER, or "
