@@ -18,7 +18,7 @@ from PIL import Image
 from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.data.caption.job import GIVE_UP, Job
 from t2i.data.caption.store import Journal, num_parts, part_of, read_rows
-from t2i.data.caption.units import units_of
+from t2i.data.caption.units import alt_of, units_of
 from t2i.data.source import BadSample
 
 KINDS = ("short", "descriptive")
@@ -391,6 +391,15 @@ def test_captions_by_kind_of_a_shard_give_its_alt(tmp_path: Path) -> None:
     make_tar(tmp_path / "0.tar", [("a.png", picture(1)), ("a.json", own), ("b.png", picture(2)), ("b.json", b"{")])
     run(tmp_path / "0.tar", tmp_path)
     assert [row["alt"] for row in rows(tmp_path / "0.captions.parquet")] == ["img 001\ncube", None]
+
+
+def test_a_caption_of_several_lines_stays_one(tmp_path: Path) -> None:
+    own = json.dumps({"caption": " A red cube.\n\nIt stands\u2028on  grass.\n"}).encode()
+    make_tar(tmp_path / "0.tar", [("a.png", picture(1)), ("a.json", own)])
+    run(tmp_path / "0.tar", tmp_path)
+    assert [row["alt"] for row in rows(tmp_path / "0.captions.parquet")] == ["A red cube. It stands on grass."]
+    assert alt_of({"alt": ["one\r\ntwo", " \n ", "three"]}) == "one two\nthree"
+    assert alt_of({"alt": [" \n "]}) is None
 
 
 def test_kills_lose_little_and_repeat_nothing() -> None:
