@@ -17,7 +17,7 @@ from PIL import Image
 
 from t2i.core.errors import DataError, FullDiskError, UsageError
 from t2i.data.caption.job import GIVE_UP, Job
-from t2i.data.caption.store import Journal, num_parts, part_of, read_rows
+from t2i.data.caption.store import COLUMNS, Journal, num_parts, part_of, read_rows, write_rows
 from t2i.data.caption.units import alt_of, units_of
 from t2i.data.source import BadSample
 
@@ -45,6 +45,11 @@ def run(src: Path | str, out: Path, captioner: Any = None, kinds: Sequence[Any] 
 
 def rows(path: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(path)]
+
+
+def begun(key: str | None, **columns: Any) -> dict:
+    """A row of a journal."""
+    return dict.fromkeys(COLUMNS) | {"key": key, "hash": "", "seconds": 0.0} | columns
 
 
 def test_a_row_says_who_wrote_what_of_which_picture(tmp_path: Path) -> None:
@@ -295,23 +300,54 @@ def test_a_file_of_something_else_is_one_line_and_stays(
 
 def test_a_journal_that_was_cut_off_is_taken_up_at_its_last_whole_batch(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "x.jsonl")
-    journal.append([[{"key": "a"}, {"key": "b"}], [{"key": "é\udcff"}]])
+    journal.append([[begun("a"), begun("b")], [begun("é\udcff")]])
     whole = (tmp_path / "x.jsonl").read_bytes()
     for cut in range(len(whole)):
         (tmp_path / "x.jsonl").write_bytes(whole[:cut])
         again = Journal(tmp_path / "x.jsonl")
         assert [row["key"] for row in again.rows] == (["a", "b"] if cut > whole.index(b"\n") else [])
-        again.append([[{"key": "c"}]])
+        again.append([[begun("c")]])
         assert [row["key"] for row in Journal(tmp_path / "x.jsonl").rows][-1] == "c"
     (tmp_path / "x.jsonl").write_bytes(whole)
     assert Journal(tmp_path / "x.jsonl").rows[-1]["key"] == "é\udcff"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "001",
+        {"key": "001"},
+        begun("001", more=None),
+        begun(None),
+        begun("001", short=["a"]),
+        begun("001", seconds=None),
+        begun("001", seconds="1"),
+        begun("001", model="x{"),
+        begun("001", settings="[1]"),
+    ],
+    ids=str,
+)
+def test_a_journal_of_something_else_ends_where_that_begins(tmp_path: Path, row: Any) -> None:
+    folder, path = make_folder(tmp_path / "pictures", 3), tmp_path / "pictures.captions.jsonl"
+    lines = [[begun("000", error="no caption")], [row], [begun("002", error="no caption")]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [row["key"] for row in Journal(path).rows] == ["000"]
+    assert str(run(folder, tmp_path)).startswith("2 pictures captioned, 0 were there, 1 without a caption")
+
+
+def test_seconds_that_nobody_noted_are_none(tmp_path: Path) -> None:
+    folder, path = make_folder(tmp_path / "pictures", 3), tmp_path / "pictures.captions.parquet"
+    run(folder, tmp_path, kinds=["short"])
+    write_rows(path, [row | {"seconds": None} for row in read_rows(path)])
+    assert str(run(folder, tmp_path)).startswith("3 pictures captioned")
+    assert all(row["seconds"] >= 0 for row in read_rows(path))
 
 
 def test_a_full_disk_ends_it_in_one_line_and_what_was_written_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(tmp_path / "x.jsonl")
-    journal.append([[{"key": "a"}]])
+    journal.append([[begun("a")]])
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -319,8 +355,8 @@ def test_a_full_disk_ends_it_in_one_line_and_what_was_written_counts_once(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(FullDiskError, match=r"no space left to write .*x.jsonl"):
-            journal.append([[{"key": "b"}]])
-    journal.append([[{"key": "b"}]])
+            journal.append([[begun("b")]])
+    journal.append([[begun("b")]])
     assert [row["key"] for row in Journal(tmp_path / "x.jsonl").rows] == ["a", "b"]
 
 
