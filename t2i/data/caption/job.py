@@ -28,7 +28,7 @@ from t2i.io.lock import remove_temporaries
 log = logging.getLogger(__name__)
 
 FLUSH = 64
-"""Pictures that a kill may lose."""
+"""Pictures that a kill may lose; a batch has no more."""
 GIVE_UP = 32
 """Pictures in a row for which a captioner writes nothing, before the job ends."""
 MAX_CAPTION = 2**16
@@ -42,7 +42,7 @@ class Job:
         captioner: see `Captioner`.
         kinds: what it writes of each picture.
         out: folder of the captions, one file for each part; it may be that of the pictures, which stay as they are.
-        batch_size: pictures that the captioner is given at once.
+        batch_size: pictures that the captioner is given at once, at most `FLUSH`.
         seed: of captions that are drawn by chance.
         rank, world: this process and the number of processes: each takes every `world`-th part.
 
@@ -62,8 +62,8 @@ class Job:
         world: int = 1,
     ) -> None:
         arrow()
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        if not 1 <= batch_size <= FLUSH:
+            raise UsageError(f"batch_size must be from 1 to {FLUSH}, got {batch_size}")
         self.captioner, self.kinds, self.out, self.batch_size, self.seed = captioner, kinds, out, batch_size, seed
         self.rank, self.world = rank, world
         self.written = self.kept = self.silent = 0
@@ -118,9 +118,9 @@ class _Part:
         keys, size = [plain(key) for key in self.unit.keys], self.job.batch_size
         try:
             for first in range(0, len(keys), size):
-                self.batch(range(first, min(first + size, len(keys))))
-                if sum(map(len, self.pending + self.doubtful)) >= FLUSH:
+                if sum(map(len, self.pending + self.doubtful)) + size > FLUSH:
                     self.flush()
+                self.batch(range(first, min(first + size, len(keys))))
         finally:
             self.flush()
         self.pending = self.doubtful

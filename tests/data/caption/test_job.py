@@ -16,7 +16,7 @@ from files_of_data import make_folder, make_shard, make_tar, picture
 from PIL import Image
 
 from t2i.core.errors import DataError, FullDiskError, UsageError
-from t2i.data.caption.job import GIVE_UP, Job
+from t2i.data.caption.job import FLUSH, GIVE_UP, Job
 from t2i.data.caption.store import COLUMNS, Journal, num_parts, part_of, read_rows, write_rows
 from t2i.data.caption.units import alt_of, units_of
 from t2i.data.source import BadSample
@@ -436,6 +436,26 @@ def test_a_caption_of_several_lines_stays_one(tmp_path: Path) -> None:
     assert [row["alt"] for row in rows(tmp_path / "0.captions.parquet")] == ["A red cube. It stands on grass."]
     assert alt_of({"alt": ["one\r\ntwo", " \n ", "three"]}) == "one two\nthree"
     assert alt_of({"alt": [" \n "]}) is None
+
+
+@pytest.mark.parametrize("batch_size", [8, 48, 63, 64])
+def test_no_more_than_64_pictures_are_not_on_the_disk(tmp_path: Path, batch_size: int) -> None:
+    folder, journal, lost = make_folder(tmp_path / "pictures", 200), tmp_path / "pictures.captions.jsonl", list[int]()
+
+    class Watched(Grey):
+        def caption(self, images: Sequence[Image.Image], kind: str, seeds: Sequence[int]) -> list[Any]:
+            texts = super().caption(images, kind, seeds)
+            lost.append(len(self.asked) - len(Journal(journal).rows))
+            return texts
+
+    run(folder, tmp_path, Watched(), kinds=["short"], batch_size=batch_size)
+    assert FLUSH - batch_size < max(lost) <= FLUSH
+
+
+@pytest.mark.parametrize("batch_size", [0, 65])
+def test_a_batch_has_no_more_than_a_kill_may_lose(tmp_path: Path, batch_size: int) -> None:
+    with pytest.raises(UsageError, match=f"batch_size must be from 1 to 64, got {batch_size}$"):
+        Job(Grey(), KINDS, tmp_path, batch_size=batch_size)
 
 
 def test_kills_lose_little_and_repeat_nothing() -> None:
