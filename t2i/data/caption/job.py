@@ -97,10 +97,11 @@ class Job:
 
 
 class _Part:
-    """One part of a job. `rows` are those that need nothing more, by key."""
+    """One part of a job: `done` are rows that need nothing more, `before` those of earlier runs, by key."""
 
     def __init__(self, job: Job, unit: Unit, told: tqdm) -> None:
         self.job, self.unit, self.told = job, unit, told
+        self.keys = [plain(key) for key in unit.keys]
         self.path = job.out / f"{unit.name}{SUFFIX}"
         self.journal = Journal(job.out / f"{unit.name}{JOURNAL}")
         begun = {row["key"]: row for row in self.journal.rows}
@@ -110,29 +111,29 @@ class _Part:
         self.before |= {key: row for key, row in begun.items() if key not in whole}  # fewer kinds were asked for
         self.pending: list[list[Row]] = []
         self.doubtful: list[list[Row]] = []  # batches in a row for which the captioner wrote nothing
-        there = sum(row["error"] is None for row in self.done.values())
-        job.kept, job.worked = job.kept + there, job.worked or there > 0
+        there = {key for key, row in self.done.items() if row["error"] is None}
+        job.kept, job.worked = job.kept + len(there.intersection(self.keys)), job.worked or bool(there)
 
     def run(self) -> None:
         """Every batch, then the whole file."""
-        keys, size = [plain(key) for key in self.unit.keys], self.job.batch_size
+        size = self.job.batch_size
         try:
-            for first in range(0, len(keys), size):
+            for first in range(0, len(self.keys), size):
                 if sum(map(len, self.pending + self.doubtful)) + size > FLUSH:
                     self.flush()
-                self.batch(range(first, min(first + size, len(keys))))
+                self.batch(range(first, min(first + size, len(self.keys))))
         finally:
             self.flush()
         self.pending = self.doubtful
         self.flush()
-        rows = [self.done[key] for key in dict.fromkeys(keys)]
-        rows += [row for key, row in self.before.items() if key not in self.done]  # pictures that are gone
-        if rows != list(self.before.values()):
-            write_rows(self.path, rows)
-        self.journal.remove()
-        for row in (row for row in rows if row["error"] and row["key"] in self.done):
+        rows = {key: self.done[key] for key in self.keys}
+        for row in (row for row in rows.values() if row["error"]):
             what, _, _ = row["error"].partition(": ")
             self.job.failed.add(what, row["key"])
+        rows |= {key: row for key, row in (self.before | self.done).items() if key not in rows}  # pictures are gone
+        if list(rows.values()) != list(self.before.values()):
+            write_rows(self.path, rows.values())
+        self.journal.remove()
 
     def flush(self) -> None:
         """Bring what is pending to the disk."""
@@ -145,7 +146,7 @@ class _Part:
         new: list[tuple[Row, Raw]] = []
         rows: list[Row] = []
         for i in numbers:
-            key = plain(self.unit.keys[i])
+            key = self.keys[i]
             if key in self.done or any(row["key"] == key for row in rows):  # a.jpg beside a.png
                 continue
             row, raw = self.begun(key, i)

@@ -47,6 +47,14 @@ def rows(path: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(path)]
 
 
+def interrupt_at(last: int) -> Callable[[int], None]:
+    def fail(grey: int) -> None:
+        if grey == last:
+            raise KeyboardInterrupt
+
+    return fail
+
+
 def begun(key: str | None, **columns: Any) -> dict:
     """A row of a journal."""
     return dict.fromkeys(COLUMNS) | {"key": key, "hash": "", "seconds": 0.0} | columns
@@ -162,17 +170,26 @@ def test_a_captioner_that_has_worked_may_fail_at_the_start_of_a_shard(tmp_path: 
 
 def test_a_journal_of_fewer_kinds_is_completed(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "pictures", 40), tmp_path / "out"
-
-    def fail(grey: int) -> Any:
-        if grey == 39:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(folder, out, Grey(fail=fail), kinds=["short"])
+        run(folder, out, Grey(fail=interrupt_at(39)), kinds=["short"])
     both = Grey()
     assert str(run(folder, out, both)) == "40 pictures captioned, 0 were there"
     assert sorted(both.asked) == [("descriptive", i) for i in range(40)] + [("short", i) for i in range(32, 40)]
     assert all(row["short"] and row["descriptive"] for row in rows(out / "pictures.captions.parquet"))
+
+
+def test_rows_of_a_journal_stay_though_their_pictures_are_gone(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "pictures", 20), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, out, Grey(fail=interrupt_at(19)), kinds=["short"])
+    (folder / "003.png").unlink()
+    assert str(run(folder, out, kinds=["short"])) == "4 pictures captioned, 15 were there"
+    found = rows(out / "pictures.captions.parquet")
+    assert [row["key"] for row in found] == [f"{i:03d}" for i in range(20) if i != 3] + ["003"]
+    assert found[-1]["short"] == "a short picture of 3"
+    before = (out / "pictures.captions.parquet").read_bytes()
+    assert str(run(folder, out, kinds=["short"])) == "0 pictures captioned, 19 were there"
+    assert (out / "pictures.captions.parquet").read_bytes() == before
 
 
 def test_a_file_that_cannot_be_read_for_once_keeps_its_captions(tmp_path: Path) -> None:
