@@ -1,7 +1,8 @@
 """Captions for a whole source, part by part: only what is missing is written, and a kill loses at most 64 pictures.
 
 Batches are cut from the start of each part, and stand in the journal whole or not at all: a run that was killed asks
-the captioner the same batches as one that was not, and so leaves the same files.
+the captioner the same batches as one that was not, and so leaves the same files. Only where a captioner fails do parts
+of batches stand there, as rows that lack a caption.
 """
 
 import json
@@ -122,10 +123,10 @@ class _Part:
                 if sum(map(len, self.pending + self.doubtful)) + size > FLUSH:
                     self.flush()
                 self.batch(range(first, min(first + size, len(self.keys))))
+            self.pending += self.doubtful
+            self.doubtful = []
         finally:
             self.flush()
-        self.pending = self.doubtful
-        self.flush()
         rows = {key: self.done[key] for key in self.keys}
         for row in (row for row in rows.values() if row["error"]):
             what, _, _ = row["error"].partition(": ")
@@ -136,10 +137,12 @@ class _Part:
         self.journal.remove()
 
     def flush(self) -> None:
-        """Bring what is pending to the disk."""
-        if self.pending:
-            self.journal.append(self.pending)
-            self.pending = []
+        """Bring what is pending to the disk, and the captions in doubtful batches, as rows to be completed."""
+        begun = [{**row, "error": None} for rows in self.doubtful for row in rows if self.gained(row)]
+        if batches := [rows for rows in (*self.pending, begun) if rows]:
+            self.journal.append(batches)
+        self.pending = []
+        self.before |= {row["key"]: row for row in begun}
 
     def batch(self, numbers: range) -> None:
         """Caption what is missing of a batch."""
@@ -247,6 +250,12 @@ class _Part:
             return before
         self.job.written += row["error"] is None
         return row
+
+    def gained(self, row: Row) -> bool:
+        """Whether a row has a caption that was not there before."""
+        before = self.before.get(row["key"], {})
+        kinds = [kind for kind in self.job.kinds if row[kind] is not None]
+        return any((before.get("hash"), before.get(kind)) != (row["hash"], row[kind]) for kind in kinds)
 
     def judge(self, rows: list[Row], asked: Sequence[Row]) -> None:
         """Note a batch; DataError where the captioner has written nothing for too long, and from its first batch. That

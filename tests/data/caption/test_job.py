@@ -258,6 +258,28 @@ def test_a_captioner_that_writes_nothing_ends_the_job_in_one_line(tmp_path: Path
     assert sorted(path.name for path in out.iterdir()) == ["pictures.captions.parquet"]
 
 
+def test_captions_of_one_kind_outlive_a_captioner_that_fails_at_the_other(tmp_path: Path) -> None:
+    folder, whole, out = make_folder(tmp_path / "pictures", 200), tmp_path / "whole", tmp_path / "out"
+
+    class Half(Grey):
+        def caption(self, images: Sequence[Image.Image], kind: str, seeds: Sequence[int]) -> list[Any]:
+            texts = super().caption(images, kind, seeds)
+            return texts if kind == "short" else [DataError("gone") for _ in texts]
+
+    with pytest.raises(DataError, match=r"pictures in a row, such as \d+: no descriptive caption: gone"):
+        run(folder, out, Half())
+    left = Journal(out / "pictures.captions.jsonl").rows
+    assert [(row["short"], row["descriptive"], row["error"]) for row in left] == [
+        (f"a short picture of {i}", None, None) for i in range(len(left))
+    ]
+    assert left
+    again = Grey()
+    assert str(run(folder, out, again)).startswith("200 pictures captioned, 0 were there")
+    assert [grey for kind, grey in again.asked if kind == "short"] == list(range(len(left), 200))
+    run(folder, whole)
+    assert rows(out / "pictures.captions.parquet") == rows(whole / "pictures.captions.parquet")
+
+
 def test_mistakes_of_the_user_and_a_lack_of_memory_are_no_rows(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "pictures", 3)
     for error in (UsageError("wrong kind"), MemoryError()):
