@@ -168,6 +168,48 @@ def test_a_captioner_that_has_worked_may_fail_at_the_start_of_a_shard(tmp_path: 
         run(tmp_path / "shards", tmp_path / "other", dies, ["short"], batch_size=1)
 
 
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_picture_that_is_refused_keeps_no_other_from_its_caption(tmp_path: Path, batch_size: int) -> None:
+    refuses = Grey(fail=lambda grey: DataError("refused") if grey in (1, 2) else None)
+    folder, new = make_folder(tmp_path / "pictures", 20, start=100), make_folder(tmp_path / "new", 4, start=1)
+    assert str(run(new, tmp_path / "fresh", refuses, ["short"], batch_size=batch_size)).startswith("2 pictures cap")
+    run(folder, tmp_path / "out", refuses, ["short"])
+    make_folder(folder, 1, start=1)  # alone, it is told from a server that is down by a picture that has a caption
+    told = str(run(folder, tmp_path / "out", refuses, ["short"], batch_size=batch_size))
+    assert told == "0 pictures captioned, 20 were there, 1 without a caption: 1 no short caption (such as 001)"
+    make_folder(folder, 1, start=2)
+    make_folder(folder, 5, start=200)
+    told = str(run(folder, tmp_path / "out", refuses, ["short"], batch_size=batch_size))
+    assert told == "5 pictures captioned, 20 were there, 2 without a caption: 2 no short caption (such as 001)"
+
+
+def test_a_captioner_that_is_down_leaves_no_rows_of_new_pictures(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", 20, start=100)
+    run(folder, tmp_path / "out", kinds=["short"])
+    before = (tmp_path / "out" / "pictures.captions.parquet").read_bytes()
+    make_folder(folder, 5)
+    dead = Grey(fail=lambda grey: DataError("gone"))
+    with pytest.raises(DataError, match="no caption for 5 pictures in a row, such as 004: no short caption: gone"):
+        run(folder, tmp_path / "out", dead, ["short"])
+    assert len(dead.asked) == 5 + 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["pictures.captions.parquet"]
+    assert (tmp_path / "out" / "pictures.captions.parquet").read_bytes() == before
+
+
+def test_shards_wait_until_the_captioner_has_written_something(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for i in range(3):
+        make_shard(tmp_path / "shards" / f"{i}.tar", 4 * i, 4)
+    with pytest.raises(DataError, match="no caption for 12 pictures in a row, such as 0011"):
+        run(tmp_path / "shards", tmp_path / "dead", Grey(fail=lambda grey: DataError("gone")), ["short"])
+    assert not (tmp_path / "dead").exists()
+    late = Grey(fail=lambda grey: DataError("refused") if grey < 8 else None)
+    told = "4 pictures captioned, 0 were there, 8 without a caption: 8 no short caption (such as 0000)"
+    assert str(run(tmp_path / "shards", tmp_path / "out", late, ["short"])) == told
+    found = [[row["error"] for row in rows(tmp_path / "out" / f"{i}.captions.parquet")] for i in range(3)]
+    assert found == [["no short caption: refused"] * 4] * 2 + [[None] * 4]
+
+
 def test_a_journal_of_fewer_kinds_is_completed(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "pictures", 40), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
@@ -242,10 +284,10 @@ def test_a_batch_that_fails_as_a_whole_costs_only_the_picture_to_blame(tmp_path:
 def test_a_captioner_that_writes_nothing_ends_the_job_in_one_line(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "pictures", 200), tmp_path / "out"
     dead = Grey(fail=lambda grey: DataError("http://x cannot be reached"))
-    message = r"grey wrote no caption for 8 pictures in a row, such as 007: no short caption: http://x cannot"
+    message = r"grey wrote no caption for 32 pictures in a row, such as 031: no short caption: http://x cannot"
     with pytest.raises(DataError, match=message):
         run(folder, out, dead, kinds=["short"])
-    assert len(dead.asked) == 8
+    assert len(dead.asked) == GIVE_UP
     assert not out.exists()
     dies = Grey(fail=lambda grey: DataError("gone") if grey >= 100 else None)
     with pytest.raises(DataError, match="in a row"):
