@@ -33,7 +33,7 @@ def caption(
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Of shapes: scenes to render, seeds 0, 1, …")] = None,
     size: Annotated[int, typer.Option(min=16, max=2048, help="Of shapes: side of the pictures in pixels.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Pictures that are captioned at once.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Pictures that are captioned at once.")] = 8,
     max_length: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of a caption, at most; 300 if not given, for our own all they can."),

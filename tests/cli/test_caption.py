@@ -17,6 +17,7 @@ from t2i.cli.caption import processes, prompts_of
 from t2i.cli.main import app
 from t2i.core.errors import FullDiskError, T2IError, UsageError
 from t2i.data.caption.captioner import PROMPTS
+from t2i.data.caption.job import FLUSH
 from t2i.data.caption.store import read_rows
 
 
@@ -115,6 +116,12 @@ def test_mistakes_are_one_line(tmp_path: Path, options: list, message: str) -> N
     assert message in str(error)
     assert "\n" not in str(error)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_has_no_more_pictures_than_a_job_takes(tmp_path: Path) -> None:
+    result = run(make_folder(tmp_path / "pictures", 1), "--with", "x", "--out", tmp_path / "out", "--batch", FLUSH + 1)
+    assert result.exit_code == 2
+    assert "--batch" in result.output
 
 
 def test_prompts_are_of_a_kind() -> None:

@@ -1,14 +1,15 @@
 """Captions for a whole source, part by part: only what is missing is written, and a kill loses at most 64 pictures.
 
 Batches are cut from the start of each part, and stand in the journal whole or not at all: a run that was killed asks
-the captioner the same batches as one that was not, and so leaves the same files.
+the captioner the same batches as one that was not, and so leaves the same files. Only where a captioner fails do parts
+of batches stand there, as rows that lack a caption.
 """
 
 import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from t2i.io.lock import remove_temporaries
 log = logging.getLogger(__name__)
 
 FLUSH = 64
-"""Pictures that a kill may lose."""
+"""Pictures that a kill may lose; a batch has no more."""
 GIVE_UP = 32
 """Pictures in a row for which a captioner writes nothing, before the job ends."""
 MAX_CAPTION = 2**16
@@ -42,12 +43,12 @@ class Job:
         captioner: see `Captioner`.
         kinds: what it writes of each picture.
         out: folder of the captions, one file for each part; it may be that of the pictures, which stay as they are.
-        batch_size: pictures that the captioner is given at once.
+        batch_size: pictures that the captioner is given at once, at most `FLUSH`.
         seed: of captions that are drawn by chance.
         rank, world: this process and the number of processes: each takes every `world`-th part.
 
     `written` and `kept` count pictures, `silent` those in a row that the captioner wrote nothing of; `failed` are those
-    that have no caption, by reason.
+    that have no caption, by reason. Until it has `worked`, parts where it wrote nothing wait; then they are done again.
     """
 
     def __init__(
@@ -62,12 +63,13 @@ class Job:
         world: int = 1,
     ) -> None:
         arrow()
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        if not 1 <= batch_size <= FLUSH:
+            raise UsageError(f"batch_size must be from 1 to {FLUSH}, got {batch_size}")
         self.captioner, self.kinds, self.out, self.batch_size, self.seed = captioner, kinds, out, batch_size, seed
         self.rank, self.world = rank, world
         self.written = self.kept = self.silent = 0
-        self.worked = False  # the captioner has written something
+        self.worked, self.trouble = False, ""  # whether the captioner has written something, and why it did not
+        self.known: tuple[str, Raw] | None = None  # a picture that has captions
         self.failed, self.others = Tally(), Tally()
 
     def run(self, units: Sequence[Unit]) -> None:
@@ -81,12 +83,52 @@ class Job:
         share = f" ({self.rank + 1} of {self.world})" if self.world > 1 else ""
         total = sum(len(unit.keys) for unit in mine)
         with output_folder(self.out), bar(total, unit="img", desc=f"captions{share}", show=self.rank == 0) as told:
-            for unit in mine:
-                folder = (self.out / unit.name).parent
-                folder.mkdir(parents=True, exist_ok=True)
-                remove_temporaries(folder)
-                with _alone(self.out / f"{unit.name}{SUFFIX}"):
-                    _Part(self, unit, told).run()
+            later = [unit for unit in mine if not self._caption(unit, told)]
+            if later:
+                self.worked = self.worked or self._works()
+                if not self.worked:
+                    raise DataError(self.trouble)
+                self.silent = 0
+            for unit in later:
+                self._caption(unit, told)
+
+    def _caption(self, unit: Unit, told: tqdm) -> bool:
+        """Caption a part; False where that must wait until the captioner has written something."""
+        folder = (self.out / unit.name).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(folder)
+        with _alone(self.out / f"{unit.name}{SUFFIX}"):
+            return _Part(self, unit, told).run()
+
+    def _works(self) -> bool:
+        """Whether the captioner writes of a picture that has captions already: then it is not down, and refuses those
+        that have none."""
+        if self.known is None:
+            return False
+        key, raw = self.known
+        with suppress(BadSample):
+            image = raw.open()
+            return all(isinstance(self.texts([image], kind, [key])[0], str) for kind in self.kinds)
+        return False
+
+    def texts(self, images: Sequence[Image], kind: Kind, keys: Sequence[str]) -> list[str | Exception]:
+        """What the captioner writes, or what went wrong; where a batch fails as a whole, its pictures are shown one by
+        one."""
+        seeds = [seed_of(self.seed, key, kind) for key in keys]
+        try:
+            found = list(self.captioner.caption(images, kind, seeds))
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a picture provokes in a model costs that picture
+            if lacks_memory(error) or (isinstance(error, T2IError) and not isinstance(error, DataError)):
+                raise
+            if len(images) == 1:
+                return [error]
+            pairs = zip(images, keys, strict=True)
+            return [text for image, key in pairs for text in self.texts([image], kind, [key])]
+        if len(found) != len(images):
+            raise DataError(f"{self.captioner.name} wrote {len(found)} captions for {len(images)} pictures")
+        return [text if isinstance(text, Exception) else _said(text) for text in found]
 
     def __str__(self) -> str:
         """What was done, in one line."""
@@ -97,10 +139,11 @@ class Job:
 
 
 class _Part:
-    """One part of a job. `rows` are those that need nothing more, by key."""
+    """One part of a job: `done` are rows that need nothing more, `before` those of earlier runs, by key."""
 
     def __init__(self, job: Job, unit: Unit, told: tqdm) -> None:
         self.job, self.unit, self.told = job, unit, told
+        self.keys = [plain(key) for key in unit.keys]
         self.path = job.out / f"{unit.name}{SUFFIX}"
         self.journal = Journal(job.out / f"{unit.name}{JOURNAL}")
         begun = {row["key"]: row for row in self.journal.rows}
@@ -110,42 +153,55 @@ class _Part:
         self.before |= {key: row for key, row in begun.items() if key not in whole}  # fewer kinds were asked for
         self.pending: list[list[Row]] = []
         self.doubtful: list[list[Row]] = []  # batches in a row for which the captioner wrote nothing
-        there = sum(row["error"] is None for row in self.done.values())
-        job.kept, job.worked = job.kept + there, job.worked or there > 0
+        self.kept: list[Row] = []  # nothing was missing
+        there = {key for key, row in self.done.items() if row["error"] is None}
+        job.kept, job.worked = job.kept + len(there.intersection(self.keys)), job.worked or bool(there)
 
-    def run(self) -> None:
-        """Every batch, then the whole file."""
-        keys, size = [plain(key) for key in self.unit.keys], self.job.batch_size
+    def run(self) -> bool:
+        """Every batch, then the whole file; False and no file where the captioner wrote nothing here, nor before."""
+        size = self.job.batch_size
         try:
-            for first in range(0, len(keys), size):
-                self.batch(range(first, min(first + size, len(keys))))
-                if sum(map(len, self.pending + self.doubtful)) >= FLUSH:
+            for first in range(0, len(self.keys), size):
+                if sum(map(len, self.pending + self.doubtful)) + size > FLUSH:
                     self.flush()
+                self.batch(range(first, min(first + size, len(self.keys))))
+            if self.doubtful and not self.job.worked:
+                self.told.update(-len(self.keys))
+                return False
+            self.pending += self.doubtful
+            self.doubtful = []
         finally:
             self.flush()
-        self.pending = self.doubtful
-        self.flush()
-        rows = [self.done[key] for key in dict.fromkeys(keys)]
-        rows += [row for key, row in self.before.items() if key not in self.done]  # pictures that are gone
-        if rows != list(self.before.values()):
-            write_rows(self.path, rows)
-        self.journal.remove()
-        for row in (row for row in rows if row["error"] and row["key"] in self.done):
+        self.finish()
+        return True
+
+    def finish(self) -> None:
+        """The whole file, and what was found."""
+        for row in self.kept:
+            self.keep(row)
+        rows = {key: self.done[key] for key in self.keys}
+        for row in (row for row in rows.values() if row["error"]):
             what, _, _ = row["error"].partition(": ")
             self.job.failed.add(what, row["key"])
+        rows |= {key: row for key, row in (self.before | self.done).items() if key not in rows}  # pictures are gone
+        if list(rows.values()) != list(self.before.values()):
+            write_rows(self.path, rows.values())
+        self.journal.remove()
 
     def flush(self) -> None:
-        """Bring what is pending to the disk."""
-        if self.pending:
-            self.journal.append(self.pending)
-            self.pending = []
+        """Bring what is pending to the disk, and the captions in doubtful batches, as rows to be completed."""
+        begun = [{**row, "error": None} for rows in self.doubtful for row in rows if self.gained(row)]
+        if batches := [rows for rows in (*self.pending, begun) if rows]:
+            self.journal.append(batches)
+        self.pending = []
+        self.before |= {row["key"]: row for row in begun}
 
     def batch(self, numbers: range) -> None:
         """Caption what is missing of a batch."""
         new: list[tuple[Row, Raw]] = []
         rows: list[Row] = []
         for i in numbers:
-            key = plain(self.unit.keys[i])
+            key = self.keys[i]
             if key in self.done or any(row["key"] == key for row in rows):  # a.jpg beside a.png
                 continue
             row, raw = self.begun(key, i)
@@ -154,7 +210,8 @@ class _Part:
                 new.append((row, raw))
             elif raw is not None:
                 self.done[key] = row
-                self.keep(row)
+                self.kept.append(row)
+                self.job.known = self.job.known or (key, raw)
         rows = [row for row in rows if row["key"] not in self.done]
         asked = self.write(new)
         for row in rows:
@@ -188,7 +245,7 @@ class _Part:
             if not lacking:
                 continue
             began = time.perf_counter()
-            texts = self.texts([image for _, image in lacking], kind, [row["key"] for row, _ in lacking])
+            texts = self.job.texts([image for _, image in lacking], kind, [row["key"] for row, _ in lacking])
             each = round((time.perf_counter() - began) / len(lacking), 4)
             for (row, _), text in zip(lacking, texts, strict=True):
                 row["seconds"] += each
@@ -197,25 +254,6 @@ class _Part:
                 else:
                     self.sign(row, kind, text)
         return [row for row, _ in shown_]
-
-    def texts(self, images: Sequence[Image], kind: Kind, keys: Sequence[str]) -> list[str | Exception]:
-        """What the captioner writes, or what went wrong; where a batch fails as a whole, its pictures are shown one by
-        one."""
-        seeds = [seed_of(self.job.seed, key, kind) for key in keys]
-        try:
-            found = list(self.job.captioner.caption(images, kind, seeds))
-        except UsageError:
-            raise
-        except Exception as error:  # whatever a picture provokes in a model costs that picture
-            if lacks_memory(error) or (isinstance(error, T2IError) and not isinstance(error, DataError)):
-                raise
-            if len(images) == 1:
-                return [error]
-            pairs = zip(images, keys, strict=True)
-            return [text for image, key in pairs for text in self.texts([image], kind, [key])]
-        if len(found) != len(images):
-            raise DataError(f"{self.job.captioner.name} wrote {len(found)} captions for {len(images)} pictures")
-        return [text if isinstance(text, Exception) else _said(text) for text in found]
 
     def sign(self, row: Row, kind: Kind, text: str) -> None:
         """A caption, and who wrote it how."""
@@ -247,9 +285,15 @@ class _Part:
         self.job.written += row["error"] is None
         return row
 
+    def gained(self, row: Row) -> bool:
+        """Whether a row has a caption that was not there before."""
+        before = self.before.get(row["key"], {})
+        kinds = [kind for kind in self.job.kinds if row[kind] is not None]
+        return any((before.get("hash"), before.get(kind)) != (row["hash"], row[kind]) for kind in kinds)
+
     def judge(self, rows: list[Row], asked: Sequence[Row]) -> None:
-        """Note a batch; DataError where the captioner has written nothing for too long, and from its first batch. That
-        a picture failed before says nothing of the captioner."""
+        """Note a batch; DataError where the captioner has written nothing for too long. That a picture failed before
+        says nothing of the captioner."""
         if not rows:
             return
         job, new = self.job, [row for row in asked if not self.before.get(row["key"], {}).get("error")]
@@ -261,9 +305,11 @@ class _Part:
         if not job.silent:
             self.pending += self.doubtful
             self.doubtful = []
-        elif new and (not job.worked or job.silent >= GIVE_UP):
+        elif new:
             name, key, why = shown(job.captioner.name, 100), shown(new[-1]["key"], 60), new[-1]["error"]
-            raise DataError(f"{name} wrote no caption for {job.silent} pictures in a row, such as {key}: {why}")
+            job.trouble = f"{name} wrote no caption for {job.silent} pictures in a row, such as {key}: {why}"
+            if job.silent >= GIVE_UP:
+                raise DataError(job.trouble)
 
 
 def _said(text: str) -> str | Exception:

@@ -59,17 +59,30 @@ def read_table(path: Path, columns: Sequence[str] = COLUMNS) -> Any:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, none where there is none; DataError as `read_table`, and for a model, revision or settings
-    that are not by kind."""
+    """The rows of a file, none where there is none; seconds that nobody noted are 0. DataError as `read_table`, and for
+    a model, revision or settings that are not by kind."""
     rows: list[Row] = read_table(path).to_pylist() if path.exists() else []
     for row in rows:
+        row["seconds"] = row["seconds"] or 0.0
         for column in BY_KIND:
-            by_kind: Any = None
-            with suppress(ValueError, RecursionError):
-                by_kind = json.loads(row[column] or "{}")
-            if not isinstance(by_kind, dict):
+            if not _by_kind(row[column]):
                 raise DataError(f"{path}: the {column} of {shown(row['key'], 60)} is not JSON by kind")
     return rows
+
+
+def _by_kind(text: str | None) -> bool:
+    """Whether a text is JSON by kind, or nothing."""
+    with suppress(ValueError, RecursionError):
+        return isinstance(json.loads(text or "{}"), dict)
+    return False
+
+
+def _is_row(row: Any) -> bool:
+    """Whether what a journal holds is a row: all columns and no other, each with what belongs there."""
+    if not isinstance(row, dict) or row.keys() != set(COLUMNS) or row["key"] is None:
+        return False
+    texts = all(isinstance(row[name], str | None) for name in COLUMNS if name != "seconds")
+    return texts and isinstance(row["seconds"], int | float) and all(_by_kind(row[name]) for name in BY_KIND)
 
 
 def _check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:
@@ -126,7 +139,8 @@ def plain(text: str) -> str:
 class Journal:
     """What is done of a file that is not whole yet: JSON lines, each the rows of one batch, which is there or not.
 
-    `rows` are those that an earlier process left; what it was writing when it was killed is cut off.
+    `rows` are those that an earlier process left; what it was writing when it was killed is cut off, and so is what
+    follows a line of something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -138,7 +152,7 @@ class Journal:
             batch: Any = None
             with suppress(ValueError, RecursionError):
                 batch = json.loads(line) if line.endswith(b"\n") else None
-            if not isinstance(batch, list) or not all(isinstance(row, dict) and "key" in row for row in batch):
+            if not isinstance(batch, list) or not all(map(_is_row, batch)):
                 break
             self.rows += batch
             self._whole += len(line)

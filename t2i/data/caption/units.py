@@ -74,9 +74,9 @@ def parts_of(source: FolderSource | ShardSource, out: Path) -> dict[str, list[in
 
 
 def alt_of(captions: dict[str, list[str]]) -> str | None:
-    """The captions that a picture came with, one per line; None for none."""
-    lines: Iterable[str] = captions.get("alt") or captions.get("text") or ()
-    return "\n".join(line for line in lines if line.strip()) or None
+    """The captions that a picture came with, one per line, though one may have had several; None for none."""
+    own: Iterable[str] = captions.get("alt") or captions.get("text") or ()
+    return "\n".join(line for line in (" ".join(caption.split()) for caption in own) if line) or None
 
 
 def _reader(source: FolderSource | ShardSource, rows: Sequence[int]) -> Callable[[int], Raw]:

@@ -16,9 +16,9 @@ from files_of_data import make_folder, make_shard, make_tar, picture
 from PIL import Image
 
 from t2i.core.errors import DataError, FullDiskError, UsageError
-from t2i.data.caption.job import GIVE_UP, Job
-from t2i.data.caption.store import Journal, num_parts, part_of, read_rows
-from t2i.data.caption.units import units_of
+from t2i.data.caption.job import FLUSH, GIVE_UP, Job
+from t2i.data.caption.store import COLUMNS, Journal, num_parts, part_of, read_rows, write_rows
+from t2i.data.caption.units import alt_of, units_of
 from t2i.data.source import BadSample
 
 KINDS = ("short", "descriptive")
@@ -45,6 +45,19 @@ def run(src: Path | str, out: Path, captioner: Any = None, kinds: Sequence[Any] 
 
 def rows(path: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(path)]
+
+
+def interrupt_at(last: int) -> Callable[[int], None]:
+    def fail(grey: int) -> None:
+        if grey == last:
+            raise KeyboardInterrupt
+
+    return fail
+
+
+def begun(key: str | None, **columns: Any) -> dict:
+    """A row of a journal."""
+    return dict.fromkeys(COLUMNS) | {"key": key, "hash": "", "seconds": 0.0} | columns
 
 
 def test_a_row_says_who_wrote_what_of_which_picture(tmp_path: Path) -> None:
@@ -155,19 +168,70 @@ def test_a_captioner_that_has_worked_may_fail_at_the_start_of_a_shard(tmp_path: 
         run(tmp_path / "shards", tmp_path / "other", dies, ["short"], batch_size=1)
 
 
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_picture_that_is_refused_keeps_no_other_from_its_caption(tmp_path: Path, batch_size: int) -> None:
+    refuses = Grey(fail=lambda grey: DataError("refused") if grey in (1, 2) else None)
+    folder, new = make_folder(tmp_path / "pictures", 20, start=100), make_folder(tmp_path / "new", 4, start=1)
+    assert str(run(new, tmp_path / "fresh", refuses, ["short"], batch_size=batch_size)).startswith("2 pictures cap")
+    run(folder, tmp_path / "out", refuses, ["short"])
+    make_folder(folder, 1, start=1)  # alone, it is told from a server that is down by a picture that has a caption
+    told = str(run(folder, tmp_path / "out", refuses, ["short"], batch_size=batch_size))
+    assert told == "0 pictures captioned, 20 were there, 1 without a caption: 1 no short caption (such as 001)"
+    make_folder(folder, 1, start=2)
+    make_folder(folder, 5, start=200)
+    told = str(run(folder, tmp_path / "out", refuses, ["short"], batch_size=batch_size))
+    assert told == "5 pictures captioned, 20 were there, 2 without a caption: 2 no short caption (such as 001)"
+
+
+def test_a_captioner_that_is_down_leaves_no_rows_of_new_pictures(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures", 20, start=100)
+    run(folder, tmp_path / "out", kinds=["short"])
+    before = (tmp_path / "out" / "pictures.captions.parquet").read_bytes()
+    make_folder(folder, 5)
+    dead = Grey(fail=lambda grey: DataError("gone"))
+    with pytest.raises(DataError, match="no caption for 5 pictures in a row, such as 004: no short caption: gone"):
+        run(folder, tmp_path / "out", dead, ["short"])
+    assert len(dead.asked) == 5 + 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["pictures.captions.parquet"]
+    assert (tmp_path / "out" / "pictures.captions.parquet").read_bytes() == before
+
+
+def test_shards_wait_until_the_captioner_has_written_something(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for i in range(3):
+        make_shard(tmp_path / "shards" / f"{i}.tar", 4 * i, 4)
+    with pytest.raises(DataError, match="no caption for 12 pictures in a row, such as 0011"):
+        run(tmp_path / "shards", tmp_path / "dead", Grey(fail=lambda grey: DataError("gone")), ["short"])
+    assert not (tmp_path / "dead").exists()
+    late = Grey(fail=lambda grey: DataError("refused") if grey < 8 else None)
+    told = "4 pictures captioned, 0 were there, 8 without a caption: 8 no short caption (such as 0000)"
+    assert str(run(tmp_path / "shards", tmp_path / "out", late, ["short"])) == told
+    found = [[row["error"] for row in rows(tmp_path / "out" / f"{i}.captions.parquet")] for i in range(3)]
+    assert found == [["no short caption: refused"] * 4] * 2 + [[None] * 4]
+
+
 def test_a_journal_of_fewer_kinds_is_completed(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "pictures", 40), tmp_path / "out"
-
-    def fail(grey: int) -> Any:
-        if grey == 39:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(folder, out, Grey(fail=fail), kinds=["short"])
+        run(folder, out, Grey(fail=interrupt_at(39)), kinds=["short"])
     both = Grey()
     assert str(run(folder, out, both)) == "40 pictures captioned, 0 were there"
     assert sorted(both.asked) == [("descriptive", i) for i in range(40)] + [("short", i) for i in range(32, 40)]
     assert all(row["short"] and row["descriptive"] for row in rows(out / "pictures.captions.parquet"))
+
+
+def test_rows_of_a_journal_stay_though_their_pictures_are_gone(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / "pictures", 20), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, out, Grey(fail=interrupt_at(19)), kinds=["short"])
+    (folder / "003.png").unlink()
+    assert str(run(folder, out, kinds=["short"])) == "4 pictures captioned, 15 were there"
+    found = rows(out / "pictures.captions.parquet")
+    assert [row["key"] for row in found] == [f"{i:03d}" for i in range(20) if i != 3] + ["003"]
+    assert found[-1]["short"] == "a short picture of 3"
+    before = (out / "pictures.captions.parquet").read_bytes()
+    assert str(run(folder, out, kinds=["short"])) == "0 pictures captioned, 19 were there"
+    assert (out / "pictures.captions.parquet").read_bytes() == before
 
 
 def test_a_file_that_cannot_be_read_for_once_keeps_its_captions(tmp_path: Path) -> None:
@@ -220,10 +284,10 @@ def test_a_batch_that_fails_as_a_whole_costs_only_the_picture_to_blame(tmp_path:
 def test_a_captioner_that_writes_nothing_ends_the_job_in_one_line(tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "pictures", 200), tmp_path / "out"
     dead = Grey(fail=lambda grey: DataError("http://x cannot be reached"))
-    message = r"grey wrote no caption for 8 pictures in a row, such as 007: no short caption: http://x cannot"
+    message = r"grey wrote no caption for 32 pictures in a row, such as 031: no short caption: http://x cannot"
     with pytest.raises(DataError, match=message):
         run(folder, out, dead, kinds=["short"])
-    assert len(dead.asked) == 8
+    assert len(dead.asked) == GIVE_UP
     assert not out.exists()
     dies = Grey(fail=lambda grey: DataError("gone") if grey >= 100 else None)
     with pytest.raises(DataError, match="in a row"):
@@ -234,6 +298,28 @@ def test_a_captioner_that_writes_nothing_ends_the_job_in_one_line(tmp_path: Path
     assert min(grey for _, grey in again.asked) == 104  # the last batch with a caption is done, failures among it rows
     assert len(rows(out / "pictures.captions.parquet")) == 200
     assert sorted(path.name for path in out.iterdir()) == ["pictures.captions.parquet"]
+
+
+def test_captions_of_one_kind_outlive_a_captioner_that_fails_at_the_other(tmp_path: Path) -> None:
+    folder, whole, out = make_folder(tmp_path / "pictures", 200), tmp_path / "whole", tmp_path / "out"
+
+    class Half(Grey):
+        def caption(self, images: Sequence[Image.Image], kind: str, seeds: Sequence[int]) -> list[Any]:
+            texts = super().caption(images, kind, seeds)
+            return texts if kind == "short" else [DataError("gone") for _ in texts]
+
+    with pytest.raises(DataError, match=r"pictures in a row, such as \d+: no descriptive caption: gone"):
+        run(folder, out, Half())
+    left = Journal(out / "pictures.captions.jsonl").rows
+    assert [(row["short"], row["descriptive"], row["error"]) for row in left] == [
+        (f"a short picture of {i}", None, None) for i in range(len(left))
+    ]
+    assert left
+    again = Grey()
+    assert str(run(folder, out, again)).startswith("200 pictures captioned, 0 were there")
+    assert [grey for kind, grey in again.asked if kind == "short"] == list(range(len(left), 200))
+    run(folder, whole)
+    assert rows(out / "pictures.captions.parquet") == rows(whole / "pictures.captions.parquet")
 
 
 def test_mistakes_of_the_user_and_a_lack_of_memory_are_no_rows(tmp_path: Path) -> None:
@@ -295,23 +381,54 @@ def test_a_file_of_something_else_is_one_line_and_stays(
 
 def test_a_journal_that_was_cut_off_is_taken_up_at_its_last_whole_batch(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "x.jsonl")
-    journal.append([[{"key": "a"}, {"key": "b"}], [{"key": "é\udcff"}]])
+    journal.append([[begun("a"), begun("b")], [begun("é\udcff")]])
     whole = (tmp_path / "x.jsonl").read_bytes()
     for cut in range(len(whole)):
         (tmp_path / "x.jsonl").write_bytes(whole[:cut])
         again = Journal(tmp_path / "x.jsonl")
         assert [row["key"] for row in again.rows] == (["a", "b"] if cut > whole.index(b"\n") else [])
-        again.append([[{"key": "c"}]])
+        again.append([[begun("c")]])
         assert [row["key"] for row in Journal(tmp_path / "x.jsonl").rows][-1] == "c"
     (tmp_path / "x.jsonl").write_bytes(whole)
     assert Journal(tmp_path / "x.jsonl").rows[-1]["key"] == "é\udcff"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "001",
+        {"key": "001"},
+        begun("001", more=None),
+        begun(None),
+        begun("001", short=["a"]),
+        begun("001", seconds=None),
+        begun("001", seconds="1"),
+        begun("001", model="x{"),
+        begun("001", settings="[1]"),
+    ],
+    ids=str,
+)
+def test_a_journal_of_something_else_ends_where_that_begins(tmp_path: Path, row: Any) -> None:
+    folder, path = make_folder(tmp_path / "pictures", 3), tmp_path / "pictures.captions.jsonl"
+    lines = [[begun("000", error="no caption")], [row], [begun("002", error="no caption")]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [row["key"] for row in Journal(path).rows] == ["000"]
+    assert str(run(folder, tmp_path)).startswith("2 pictures captioned, 0 were there, 1 without a caption")
+
+
+def test_seconds_that_nobody_noted_are_none(tmp_path: Path) -> None:
+    folder, path = make_folder(tmp_path / "pictures", 3), tmp_path / "pictures.captions.parquet"
+    run(folder, tmp_path, kinds=["short"])
+    write_rows(path, [row | {"seconds": None} for row in read_rows(path)])
+    assert str(run(folder, tmp_path)).startswith("3 pictures captioned")
+    assert all(row["seconds"] >= 0 for row in read_rows(path))
 
 
 def test_a_full_disk_ends_it_in_one_line_and_what_was_written_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(tmp_path / "x.jsonl")
-    journal.append([[{"key": "a"}]])
+    journal.append([[begun("a")]])
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -319,8 +436,8 @@ def test_a_full_disk_ends_it_in_one_line_and_what_was_written_counts_once(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(FullDiskError, match=r"no space left to write .*x.jsonl"):
-            journal.append([[{"key": "b"}]])
-    journal.append([[{"key": "b"}]])
+            journal.append([[begun("b")]])
+    journal.append([[begun("b")]])
     assert [row["key"] for row in Journal(tmp_path / "x.jsonl").rows] == ["a", "b"]
 
 
@@ -391,6 +508,35 @@ def test_captions_by_kind_of_a_shard_give_its_alt(tmp_path: Path) -> None:
     make_tar(tmp_path / "0.tar", [("a.png", picture(1)), ("a.json", own), ("b.png", picture(2)), ("b.json", b"{")])
     run(tmp_path / "0.tar", tmp_path)
     assert [row["alt"] for row in rows(tmp_path / "0.captions.parquet")] == ["img 001\ncube", None]
+
+
+def test_a_caption_of_several_lines_stays_one(tmp_path: Path) -> None:
+    own = json.dumps({"caption": " A red cube.\n\nIt stands\u2028on  grass.\n"}).encode()
+    make_tar(tmp_path / "0.tar", [("a.png", picture(1)), ("a.json", own)])
+    run(tmp_path / "0.tar", tmp_path)
+    assert [row["alt"] for row in rows(tmp_path / "0.captions.parquet")] == ["A red cube. It stands on grass."]
+    assert alt_of({"alt": ["one\r\ntwo", " \n ", "three"]}) == "one two\nthree"
+    assert alt_of({"alt": [" \n "]}) is None
+
+
+@pytest.mark.parametrize("batch_size", [8, 48, 63, 64])
+def test_no_more_than_64_pictures_are_not_on_the_disk(tmp_path: Path, batch_size: int) -> None:
+    folder, journal, lost = make_folder(tmp_path / "pictures", 200), tmp_path / "pictures.captions.jsonl", list[int]()
+
+    class Watched(Grey):
+        def caption(self, images: Sequence[Image.Image], kind: str, seeds: Sequence[int]) -> list[Any]:
+            texts = super().caption(images, kind, seeds)
+            lost.append(len(self.asked) - len(Journal(journal).rows))
+            return texts
+
+    run(folder, tmp_path, Watched(), kinds=["short"], batch_size=batch_size)
+    assert FLUSH - batch_size < max(lost) <= FLUSH
+
+
+@pytest.mark.parametrize("batch_size", [0, 65])
+def test_a_batch_has_no_more_than_a_kill_may_lose(tmp_path: Path, batch_size: int) -> None:
+    with pytest.raises(UsageError, match=f"batch_size must be from 1 to 64, got {batch_size}$"):
+        Job(Grey(), KINDS, tmp_path, batch_size=batch_size)
 
 
 def test_kills_lose_little_and_repeat_nothing() -> None:
