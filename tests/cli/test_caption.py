@@ -106,7 +106,7 @@ def test_a_model_of_transformers_captions_a_folder(tmp_path: Path) -> None:
         (["--kinds", "short", "--prompt", "descriptive=a"], "--prompt: descriptive captions are not in --kinds"),
         (["--dtype", "bf16"], "unknown dtype 'bf16'"),
         (["--dtype", "bfloat16"], "--dtype is for models of transformers; a server has its own"),
-        (["--min-length", 130], "min_length=130 leaves no room for the end in max_length=120"),
+        (["--min-length", 310], "min_length=310 leaves no room for the end in max_length=300"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, options: list, message: str) -> None:
