@@ -10,6 +10,7 @@ from t2i.nn.encoder import EncoderConfig
 from t2i.nn.ports import ClassesConfig, MaskedConfig, PortsConfig, TextPortConfig
 from t2i.nn.unet import UNetConfig
 from t2i.pipelines.adm import ADM
+from t2i.pipelines.dalle3 import DALLE3
 from t2i.pipelines.ddpm import DDPM
 from t2i.pipelines.glide import GLIDE
 from t2i.stages.ar_prior.model import ArPrior, ArPriorConfig
@@ -190,3 +191,22 @@ def glide(*without: str) -> GLIDE:
     }
     parts = {name: part for name, part in parts.items() if name not in without}
     return GLIDE(parts, settings(GLIDE, parts), "small").to("cpu", "float32")
+
+
+def dalle3_parts(**changes: Any) -> dict[str, Any]:
+    """For pictures of 64 px from latents 4 × 8 × 8."""
+    codec = autoencoder()
+    latents = {"channels": codec.channels, "factor": codec.factor, "fingerprint": codec.fingerprint()}
+    return {
+        "text": t5(),
+        "decoder": latent_decoder(latents=latents),
+        "autoencoder": codec,
+        "rewriter": rewriter(),
+        "consistency": consistency_decoder(latents=latents, image_size=64),
+    } | changes
+
+
+def dalle3(*without: str, **changes: Any) -> DALLE3:
+    """All five parts, but those named."""
+    given = {name: part for name, part in dalle3_parts(**changes).items() if name not in without}
+    return DALLE3(given, {"steps": {"decoder": 2}})

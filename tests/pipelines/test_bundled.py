@@ -85,5 +85,5 @@ def test_the_bundled_rewriter_keeps_what_was_asked_for() -> None:
         asked, upsample_prompt="lm", steps={"decoder": 1}, stop_after="decoder", seed=0, progress=False
     )
     for prompt, written in zip(asked, drawn.prompts, strict=True):
-        assert 15 <= len(written.split()) <= 80
+        assert 10 <= len(written.split()) <= 80
         assert [word for word in prompt.split() if word in (*COLOURS, *SHAPES) and word not in written] == []

@@ -1,34 +1,17 @@
 """DALL-E 3's chain on tiny networks with random weights."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import small
 import torch
+from small import dalle3 as chain
+from small import dalle3_parts as parts
 
 from t2i.core.errors import DataError, UsageError
 from t2i.pipeline.base import Pipeline
 from t2i.pipelines.dalle3 import DALLE3
 from t2i.stages.consistency_decoder.presets import KL_F8
-
-
-def parts(**changes: Any) -> dict[str, Any]:
-    """Pictures of 64 px from latents 4 × 8 × 8."""
-    codec = small.autoencoder()
-    latents = {"channels": codec.channels, "factor": codec.factor, "fingerprint": codec.fingerprint()}
-    return {
-        "text": small.t5(),
-        "decoder": small.latent_decoder(latents=latents),
-        "autoencoder": codec,
-        "rewriter": small.rewriter(),
-        "consistency": small.consistency_decoder(latents=latents, image_size=64),
-    } | changes
-
-
-def chain(*without: str, **changes: Any) -> DALLE3:
-    given = {name: part for name, part in parts(**changes).items() if name not in without}
-    return DALLE3(given, {"steps": {"decoder": 2}})
 
 
 def test_a_sentence_becomes_latents_and_then_pixels() -> None:
