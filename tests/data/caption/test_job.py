@@ -546,8 +546,9 @@ def test_kills_lose_little_and_repeat_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_little_and_repeat_nothing() -> None:
-    told = kill(num=20, seed=1)
+@pytest.mark.parametrize("batch", [8, 48])
+def test_twenty_kills_lose_little_and_repeat_nothing(batch: int) -> None:
+    told = kill(num=20, seed=1, pictures=1000, batch=batch)
     assert told["hit"] == 20
     assert told["kept"] > 5
     assert told["asked"] > told["captions"]
