@@ -19,7 +19,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from t2i.core.errors import DataError
+from t2i.core.errors import DataError, UsageError
 from t2i.core.types import TextFeatures, Tokenizer
 from t2i.io.images import to_pil
 from t2i.pipeline.arguments import Draw, Prompts, prompt_rows
@@ -48,6 +48,7 @@ class DALLE3(Pipeline):
         Slot("consistency", ("consistency_decoder",), optional=True),
     )
     sampled = ("decoder", "autoencoder", "consistency")
+    judged = None
 
     def __call__(
         self,
@@ -114,7 +115,10 @@ class DALLE3(Pipeline):
 
 
 def check_fit(parts: Mapping[str, Any]) -> None:
-    """DataError if a part was trained beside another one than its neighbour in this chain."""
+    """DataError if a part was trained beside another one than its neighbour in this chain, UsageError where nothing
+    turns latents into pixels."""
+    if "autoencoder" not in parts:
+        raise UsageError("the chain text → decoder lacks autoencoder")
     text, codec, decoder = parts["text"], parts["autoencoder"], parts["decoder"].config
     if decoder.diffusion.space != "latents" or decoder.latents is None:
         raise DataError("decoder draws pixels; this chain needs one that was trained on latents of an autoencoder")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from t2i.cli.options import Device
-from t2i.core.errors import UsageError, explain
+from t2i.core.errors import DataError, UsageError, explain
 
 if TYPE_CHECKING:
     from t2i.core.decoding import Decoding
@@ -21,8 +21,8 @@ def caption(
         str,
         typer.Option(
             "--with",
-            help="A captioner: a folder that t2i train made, a model of transformers by folder or name, or a server's "
-            "http://HOST/v1#MODEL; short=A,descriptive=B for two of our own.",
+            help="A captioner: a folder of t2i train, shapes-dalle3 for its two, a model of transformers by folder or "
+            "name, or a server's http://HOST/v1#MODEL; short=A,descriptive=B for two of our own.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the captions, one parquet file for each shard.")],
@@ -136,7 +136,7 @@ def open_captioner(
 
         questions = {kind: (prompts or PROMPTS)[kind] for kind in kinds}
         return EndpointCaptioner(open_endpoint(name, timeout=timeout), questions, decoding)
-    folders: dict[Any, str] = dict.fromkeys(kinds, name)
+    folders: dict[Any, str] = _bundled(name, kinds) or dict.fromkeys(kinds, name)
     if any(name.startswith(f"{kind}=") for kind in PROMPTS):
         folders = {kind: folder for kind, _, folder in (part.partition("=") for part in name.split(","))}
         if missing := [kind for kind in kinds if kind not in folders]:
@@ -154,6 +154,21 @@ def open_captioner(
     logging.disable_progress_bar()
     asked = PROMPTS if prompts is None else prompts
     return open_pretrained(name, kinds, asked, decoding, device_of(device), dtype_of(chosen))
+
+
+def _bundled(name: str, kinds: "Sequence[Kind]") -> "dict[Any, str]":
+    """The captioners that a model of ours holds, such as `shapes-dalle3`, by kind; none where it is no model, or lacks
+    one. DataError for a folder of captioners that is not there."""
+    from t2i.hub.index import models
+    from t2i.stages.registry import find_stage, stage_in
+
+    place = find_stage(f"weights/{name}" if name in models() else name)
+    found = {kind: place / f"captioner-{kind}" for kind in kinds}
+    if all(stage_in(folder) is not None for folder in found.values()):
+        return {kind: str(folder) for kind, folder in found.items()}
+    if name in models() or (name.startswith("weights/") and stage_in(place) is None):
+        raise DataError(f"--with {name} holds no captioner of {' and '.join(kinds)} captions")
+    return {}
 
 
 def _no_dtype(dtype: str | None, why: str) -> None:

@@ -18,7 +18,9 @@ def compose(
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,
     steps: Annotated[str | None, typer.Option(help="As in generate.")] = None,
     guidance: Annotated[str | None, typer.Option(help="As in generate.")] = None,
-    stop_after: Annotated[str, typer.Option(help="Stage whose pictures are read.")] = "decoder",
+    stop_after: Annotated[
+        str | None, typer.Option(help="Stage whose pictures are read; decoder, of DALL-E 3 the last, if not given.")
+    ] = None,
     upsample_prompt: Annotated[str | None, typer.Option(help="As in generate: draw what is written out.")] = None,
     device: Device = "auto",
 ) -> None:

@@ -80,7 +80,10 @@ def assemble(
     stages: Annotated[
         list[str], typer.Argument(metavar="STAGE=FOLDER...", help="Such as clip=runs/clip prior=runs/prior.")
     ],
-    kind: Annotated[str, typer.Option(help="Of the pipeline: dalle2, dalle3, ddpm, adm or glide.")] = "dalle2",
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Of the pipeline: dalle2, dalle3, ddpm, adm or glide; that with such stages if not given."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, float16 or int8.")] = "bfloat16",
     steps: Annotated[str | None, typer.Option(help="The model's own, stage=N,stage=N.")] = None,
     guidance: Annotated[str | None, typer.Option(help="The model's own, stage=S,stage=S.")] = None,
@@ -98,13 +101,14 @@ def assemble(
     from t2i.hub.index import kind_name
     from t2i.io.files import output_folder
 
-    kind_name(kind)
+    if kind is not None:
+        kind_name(kind)
     dtype_name(dtype, stored=True)
     for name, folder in pairs.items():
         if not is_stage(folder):
             raise DataError(f"{name}={folder} is no stage: a folder with config.json, of t2i train or t2i convert")
     with never_silent("assembling"), output_folder(out):
-        from t2i.pipeline.loading import pipeline_class
+        from t2i.pipeline.loading import kind_of, pipeline_class
 
-        pipeline_class(kind).assemble(pairs, settings).save_pretrained(out, dtype)
+        pipeline_class(kind or kind_of(pairs)).assemble(pairs, settings).save_pretrained(out, dtype)
     typer.echo(f"{out}: {', '.join(pairs)}")

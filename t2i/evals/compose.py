@@ -228,7 +228,8 @@ def compose(
     Args:
         model: a pipeline by name or folder.
         num: pictures per prompt. seed: of the first picture; picture i uses seed + i.
-        call: further arguments of the pipeline, such as `steps`, `guidance` and `stop_after`.
+        call: further arguments of the pipeline, such as `steps`, `guidance` and `stop_after`, that of `judged` if it
+            is not given.
 
     The facts hold the reading of every picture. Raises UsageError if the call draws no pictures.
     """
@@ -238,8 +239,9 @@ def compose(
     reader = load_reader(pipe.device)
     asked = [prompt for prompt in prompts() for _ in range(num)]
     texts = [prompt.text for prompt in prompts()]
-    check_pictures(pipe, (call or {}).get("stop_after"))
-    drawn = pipe(texts, num_images_per_prompt=num, seed=seed, **(call or {}))
+    call = {"stop_after": pipe.judged} | {name: value for name, value in (call or {}).items() if value is not None}
+    check_pictures(pipe, call["stop_after"])
+    drawn = pipe(texts, num_images_per_prompt=num, seed=seed, **call)
     readings = [found for part in _batches(drawn) for found in reader.read(part)]
     verdicts = [score(prompt, found) for prompt, found in zip(asked, readings, strict=True)]
     shares = summary([(prompt, right) for prompt, (right, _) in zip(asked, verdicts, strict=True)])

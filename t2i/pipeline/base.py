@@ -43,6 +43,7 @@ class Pipeline:
     number: ClassVar[str]  # the argument that says how many pictures of each
     slots: ClassVar[tuple[Slot, ...]]  # every place in the chain, in order
     sampled: ClassVar[tuple[str, ...]]  # places that a plain call draws with, in order
+    judged: ClassVar[str | None] = "decoder"  # the place whose pictures are judged; None for the last
 
     def __init__(
         self, parts: Mapping[str, nn.Module], settings: Mapping[str, Mapping[str, Any]] | None = None, source: str = ""

@@ -1,5 +1,6 @@
 """From a name or a folder to a pipeline."""
 
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,17 @@ def pipeline_class(kind: str) -> type[Pipeline]:
     """The class of a kind of pipeline; UsageError for an unknown one."""
     cls: type[Pipeline] = getattr(import_module(f"t2i.pipelines.{kind}"), KINDS[kind_name(kind)])
     return cls
+
+
+def kind_of(stages: Collection[str]) -> str:
+    """The kind of pipeline that has all of these stages; DALL-E 2's where that has them, and where none has, which then
+    says so. UsageError where several others have them."""
+    kinds = [k for k in KINDS if {slot.name for slot in pipeline_class(k).slots} >= set(stages)]
+    if "dalle2" in kinds or not kinds:
+        return "dalle2"
+    if len(kinds) > 1:
+        raise UsageError(f"{', '.join(stages)} may be of {' or '.join(kinds)}: say --kind")
+    return kinds[0]
 
 
 def open_pipeline(name_or_folder: str | Path, expect: type[P]) -> P:

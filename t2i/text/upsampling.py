@@ -5,6 +5,7 @@ small language model of ours (the stage `rewriter`), or any model that an OpenAI
 imported.
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,8 +18,8 @@ WAYS = ("identity", "rule", "lm")
 """Beside the address of a server."""
 LEAST, MOST = 15, 80
 """Words of a caption that a server writes, as the paper asks for."""
-TEMPLATE = "the picture shows {prompt}. the floor is grey and the sky is blue."
-"""What the rule adds: an opening and a background, in words of the shapes world."""
+TEMPLATE = "the picture shows {prompt}. the floor is wooden."
+"""What the rule adds: an opening and a floor, in words of the shapes world."""
 
 Turn = tuple[str, str]
 """What was asked for, and the caption that was written of it."""
@@ -50,6 +51,12 @@ EXAMPLES: tuple[Turn, ...] = (
         "play chess. one lifts a paw over a knight. behind them a window with bare branches, in bold parallel lines.",
     ),
 )
+
+
+_SMALL_WORDS = {
+    "a", "an", "the", "and", "or", "of", "to", "in", "on", "at", "by", "with", "from", "is", "are", "it", "its", "this",
+    "that", "there", "some",
+}  # fmt: skip
 
 
 class Rewriter(Protocol):
@@ -131,6 +138,13 @@ def by_endpoint(prompt: str, endpoint: Endpoint, history: Sequence[Turn] = ()) -
     raise DataError(f"{endpoint.url} wrote {len(words)} words instead of {LEAST} to {MOST}: {said}")
 
 
+def lost_words(prompt: str, text: str) -> list[str]:
+    """Words that say something, in a prompt, and are not in what was written of it, a plural as well as a singular."""
+    asked, there = (re.findall(r"\w+", part.lower()) for part in (prompt, text))
+    stems = {word.rstrip("s") for word in there}
+    return [word for word in dict.fromkeys(asked) if word not in _SMALL_WORDS and word.rstrip("s") not in stems]
+
+
 def _rewritten(prompt: str, rewriter: Rewriter) -> str:
     """What a rewriter writes, of a prompt that it can read as a whole."""
     problem = ""
@@ -139,7 +153,9 @@ def _rewritten(prompt: str, rewriter: Rewriter) -> str:
     elif rewriter.tokenizer.truncated(prompt):
         problem = f"the rewriter reads {rewriter.tokenizer.room} tokens, and this has more: {shown(prompt, 60)}"
     elif text := rewriter.rewrite([prompt])[0].strip():
-        return text
+        if not (lost := lost_words(prompt, text)):
+            return text
+        problem = f"the rewriter leaves out {', '.join(lost)}"
     warnings.warn(
         f"prompt upsampling: {problem or 'the rewriter wrote nothing'}; the prompt is drawn as given", stacklevel=3
     )

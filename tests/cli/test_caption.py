@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from t2i.cli.caption import processes, prompts_of
 from t2i.cli.main import app
-from t2i.core.errors import FullDiskError, T2IError, UsageError
+from t2i.core.errors import DataError, FullDiskError, T2IError, UsageError
 from t2i.data.caption.captioner import PROMPTS
 from t2i.data.caption.job import FLUSH
 from t2i.data.caption.store import read_rows
@@ -140,3 +140,13 @@ def test_launchers_say_which_process_this_is(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(UsageError, match="RANK=2, WORLD_SIZE=2"):
         processes("cpu")
+
+
+def test_a_model_gives_its_captioners(tmp_path: Path) -> None:
+    result = run("shapes", "--count", 2, "--with", "shapes-dalle3", "--size", 64, "--device", "cpu", "--out", tmp_path)
+    assert result.exit_code == 0, result.exception
+    assert all(row["short"] and row["descriptive"] for row in read_rows(tmp_path / "shapes-00000.captions.parquet"))
+    for name in ("shapes", "weights/shapes-dalle3/captioner"):
+        error = run("shapes", "--count", 2, "--with", name, "--out", tmp_path / "none").exception
+        assert isinstance(error, DataError)
+        assert str(error) == f"--with {name} holds no captioner of short and descriptive captions"

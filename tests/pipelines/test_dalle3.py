@@ -10,6 +10,7 @@ from small import dalle3_parts as parts
 
 from t2i.core.errors import DataError, UsageError
 from t2i.pipeline.base import Pipeline
+from t2i.pipeline.loading import kind_of
 from t2i.pipelines.dalle3 import DALLE3
 from t2i.stages.consistency_decoder.presets import KL_F8
 
@@ -67,9 +68,9 @@ def test_what_is_said_and_guidance_change_the_picture() -> None:
 
 
 def test_a_prompt_is_written_out_by_the_models_own_rewriter() -> None:
-    out = chain()("a red cube", seed=3, progress=False, upsample_prompt="lm")
-    assert out.recipe["asked"] == ["a red cube"]
-    assert out.prompts != ["a red cube"]
+    out = chain()("blue", seed=3, progress=False, upsample_prompt="lm")
+    assert out.recipe["asked"] == ["blue"]
+    assert out.prompts != ["blue"]
     again = chain("rewriter")(out.prompts, seed=3, progress=False)
     assert again[0].tobytes() == out[0].tobytes()
 
@@ -102,8 +103,9 @@ def test_parts_that_were_not_trained_together_are_refused() -> None:
         chain(decoder=small.decoder())
     with pytest.raises(DataError, match="decoder reads states of width 16, text gives 32"):
         chain(text=small.t5(width=32))
-    with pytest.raises(UsageError, match="lacks autoencoder"):
-        chain("autoencoder")
+    for without in (("autoencoder",), ("autoencoder", "consistency")):
+        with pytest.raises(UsageError, match="lacks autoencoder"):
+            chain(*without)
     codec = parts()["autoencoder"]
     known = {"channels": codec.channels, "factor": codec.factor, "fingerprint": codec.fingerprint()}
     with pytest.raises(DataError, match=r"decoder reads 4 tokens \(ports.states.positions\), text gives 12"):
@@ -122,3 +124,18 @@ def test_a_decoder_without_a_fingerprint_knows_its_autoencoder_by_its_scale() ->
     for latents in (published, {"channels": 4, "factor": 8}):
         consistency = small.consistency_decoder(latents=latents, image_size=64)
         DALLE3(given | {"decoder": decoder, "consistency": consistency}, {"steps": {"decoder": 2}})
+
+
+@pytest.mark.parametrize(
+    ("stages", "kind"),
+    [
+        (("text", "decoder", "autoencoder"), "dalle3"),
+        (("clip", "prior", "decoder"), "dalle2"),
+        (("decoder", "classifier"), "adm"),
+        (("text", "up256"), "dalle2"),
+    ],
+)
+def test_a_chain_is_known_by_its_stages(stages: tuple[str, ...], kind: str) -> None:
+    assert kind_of(stages) == kind
+    with pytest.raises(UsageError, match=r"decoder, upsampler may be of ddpm or .*: say --kind"):
+        kind_of(("decoder", "upsampler"))

@@ -85,14 +85,14 @@ def test_what_no_model_can_read_is_drawn_as_given(pipe: DALLE2, server: ChatServ
 def test_a_rewriter_may_be_a_folder(pipe: DALLE2, tmp_path: Path) -> None:
     save_stage(tmp_path / "rewriter", "rewriter", model := rewriter())
     how: dict[str, Any] = {"seed": 3, "stop_after": "prior", "progress": False}
-    out = pipe("a red cube", upsample_prompt=str(tmp_path / "rewriter"), **how)
-    assert out.prompts == model.rewrite(["a red cube"])
-    assert out.prompts != ["a red cube"]
+    out = pipe("blue", upsample_prompt=str(tmp_path / "rewriter"), **how)
+    assert out.prompts == model.rewrite(["blue"])
+    assert out.prompts != ["blue"]
     pipe.save_pretrained(tmp_path / "model")
     with pytest.raises(DataError, match="holds a prior, expected a rewriter"):
-        pipe("a red cube", upsample_prompt=str(tmp_path / "model" / "prior"), **how)
+        pipe("blue", upsample_prompt=str(tmp_path / "model" / "prior"), **how)
     with pytest.raises(UsageError, match="this model has no rewriter"):
-        pipe("a red cube", upsample_prompt="lm", **how)
+        pipe("blue", upsample_prompt="lm", **how)
     with pytest.raises(UsageError, match="the prompt is empty"):
         pipe(" ", upsample_prompt="rule", **how)
 
@@ -103,8 +103,8 @@ def test_a_model_may_have_a_rewriter_of_its_own(pipe: DALLE2) -> None:
         slots = (Slot("rewriter", ("rewriter",), role="reads", optional=True), *DALLE2.slots)
 
     own = Written({"rewriter": rewriter(), **pipe.parts}, pipe.settings).to("cpu", "float32")
-    out = own("a red cube", upsample_prompt="lm", seed=3, stop_after="prior", progress=False)
-    assert out.prompts == rewriter().rewrite(["a red cube"])
+    out = own("blue", upsample_prompt="lm", seed=3, stop_after="prior", progress=False)
+    assert out.prompts == rewriter().rewrite(["blue"])
 
 
 def test_warnings_point_at_the_line_that_calls(pipe: DALLE2) -> None:
@@ -118,7 +118,7 @@ def test_warnings_point_at_the_line_that_calls(pipe: DALLE2) -> None:
 def test_glide_takes_it_too() -> None:
     how: dict[str, Any] = {"seed": 3, "stop_after": "decoder", "progress": False}
     out = glide()("a cube", upsample_prompt="rule", **how)
-    assert out.prompts == ["the picture shows a cube. the floor is grey and the sky is blue."]
+    assert out.prompts == ["the picture shows a cube. the floor is wooden."]
 
 
 @pytest.mark.filterwarnings("ignore:only the first", "ignore:the model does not know")

@@ -10,7 +10,7 @@ from chat_server import ChatServer, chatting
 from t2i.core.errors import DataError, UsageError
 from t2i.data import shapes
 from t2i.io.chat import Endpoint
-from t2i.text.upsampling import EXAMPLES, LEAST, MOST, RULES, by_endpoint, by_rule, upsample_prompts
+from t2i.text.upsampling import EXAMPLES, LEAST, MOST, RULES, by_endpoint, by_rule, lost_words, upsample_prompts
 from t2i.text.words import WordTokenizer
 
 LONG = "a red cube stands on a wooden floor in front of a blue sky, and its shadow falls to the right."
@@ -40,10 +40,10 @@ class Known:
 def test_identity_and_rule_ask_nobody() -> None:
     assert upsample_prompts(["a", "b"], "identity") == ["a", "b"]
     (text,) = upsample_prompts(["a red cube. "], "rule")
-    assert text == "the picture shows a red cube. the floor is grey and the sky is blue."
+    assert text == "the picture shows a red cube. the floor is wooden."
     assert WordTokenizer(shapes.WORDS).unknown(text) == []
     assert by_rule(LONG) == LONG
-    assert by_rule("a red {cube}!") == "the picture shows a red {cube}. the floor is grey and the sky is blue."
+    assert by_rule("a red {cube}!") == "the picture shows a red {cube}. the floor is wooden."
 
 
 def test_a_server_is_told_the_rules_and_what_was_before(server: ChatServer) -> None:
@@ -93,6 +93,13 @@ def test_a_server_that_fails_leaves_the_prompt_and_says_why(server: ChatServer) 
         assert upsample_prompts(["a"], "http://127.0.0.1:9/v1") == ["a"]
 
 
+def test_words_that_were_lost_are_found() -> None:
+    assert lost_words("two Red cubes and a cone.", "a red cube; two cones") == []
+    assert lost_words("a red cube under a pink sky", "a large pink. the light comes from the right") == [
+        "red", "cube", "under", "sky",
+    ]  # fmt: skip
+
+
 def test_a_rewriter_writes_what_it_can_read() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -101,6 +108,7 @@ def test_a_rewriter_writes_what_it_can_read() -> None:
         ("a red corgi corgi", "x", "the rewriter does not know: corgi; the prompt is drawn as given"),
         ("a red cube a red cube a red cube", "x", "the rewriter reads 6 tokens, and this has more"),
         ("a red cube", " ", "the rewriter wrote nothing"),
+        ("a red cube", "the picture shows a cube", "the rewriter leaves out red; the prompt is drawn as given"),
     ):
         with pytest.warns(UserWarning, match=message):
             assert upsample_prompts([prompt], "lm", Known(text)) == [prompt]
