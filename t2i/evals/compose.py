@@ -239,7 +239,7 @@ def compose(
     reader = load_reader(pipe.device)
     asked = [prompt for prompt in prompts() for _ in range(num)]
     texts = [prompt.text for prompt in prompts()]
-    call = {"stop_after": pipe.judged} | {name: value for name, value in (call or {}).items() if value is not None}
+    call = {"stop_after": pipe.judged, **(call or {})}
     check_pictures(pipe, call["stop_after"])
     drawn = pipe(texts, num_images_per_prompt=num, seed=seed, **call)
     readings = [found for part in _batches(drawn) for found in reader.read(part)]

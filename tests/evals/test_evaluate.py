@@ -23,7 +23,7 @@ class Drawer:
     device = torch.device("cpu")
     parts = MappingProxyType({"prior": None, "decoder": None})
     planner = SimpleNamespace(stages={name: stage(name) for name in parts})
-    subject = "prompt"
+    subject, judged = "prompt", "decoder"
 
     def __init__(self, colour: str | None = None) -> None:
         self.colour = colour
