@@ -37,4 +37,5 @@ class Score(NamedTuple):
         return cls(statistics.fmean(values), 1.96 * spread / len(values) ** 0.5, len(values))
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.half:.2g}"
+        sure = f" ± {self.half:.2g}" if self.num > 1 else ""
+        return f"{self.mean:.4g}{sure}" if self.num else "none"

@@ -95,6 +95,7 @@ def test_both_decoders_are_compared_on_the_same_latents(tmp_path: Path) -> None:
 
 def test_nothing_measured_is_not_a_number() -> None:
     assert Score.of([]).num == 0
-    assert str(Score.of([])) == "nan ± nan"
+    assert str(Score.of([])) == "none"
+    assert str(Score.of([2.5])) == "2.5"
     assert Score.of([1.0, 3.0]).mean == 2
     assert Score.of([1.0, 3.0]).half == pytest.approx(1.96)
