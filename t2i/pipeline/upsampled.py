@@ -40,13 +40,8 @@ def _sent(pipe: "Pipeline", prompts: list[str], how: str) -> list[str]:
     if how == "lm" and "rewriter" in pipe.parts:
         with on_device(pipe, "rewriter"):
             return upsample_prompts(prompts, how, pipe.parts["rewriter"])
-    if (
-        isinstance(how, str)
-        and how
-        and how not in WAYS
-        and "://" not in how
-        and (find_stage(how) / "config.json").is_file()
-    ):
+    named = isinstance(how, str) and how not in ("", *WAYS) and "://" not in how
+    if named and (find_stage(how) / "config.json").is_file():
         rewriter: Any = load_stage(how, "rewriter")
         return upsample_prompts(prompts, "lm", rewriter)
     return upsample_prompts(prompts, how)
