@@ -191,12 +191,12 @@ def load_neighbours(run: Run, spec: Stage) -> dict[str, nn.Module]:
         if name not in spec.task.needs:
             choices = spec.task.needs
             knows = f"; it learns from {', '.join(choices)}{did_you_mean(name, choices)}" if choices else ""
-            raise UsageError(f"{name}={folder}: this {run.stage} learns nothing from a {name}{knows}; leave it out")
+            raise UsageError(f"{name}={folder}: this {run.stage} learns nothing from {name}{knows}; leave it out")
         with named(f"{name}={folder}"):
             found[name] = load_stage(folder).requires_grad_(False)
         if not isinstance(found[name], kind := spec.task.needs[name]):
             held = stage_of(found[name]).name
-            raise UsageError(f"{name}={folder} holds a {held}, which is no {kind.__name__} for a {run.stage}")
+            raise UsageError(f"{name}={folder} holds stage {held}, which is no {kind.__name__} for a {run.stage}")
     return found
 
 

@@ -69,17 +69,14 @@ def captions_are_clean(data: bytes) -> None:
 
 
 def pictures_are_read_or_refused(data: bytes) -> None:
-    for read in (open_image, lambda it: read_recipe(_written(it))):
-        try:
-            read(data)
-        except DataError as error:
-            check_line(error)
-
-
-def _written(data: bytes) -> Path:
-    path = Path(tempfile.mkdtemp(), "a.png")
-    path.write_bytes(data)
-    return path
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.png")
+        path.write_bytes(data)
+        for read in (lambda: open_image(data), lambda: read_recipe(path)):
+            try:
+                read()
+            except DataError as error:
+                check_line(error)
 
 
 def every_picture_of_a_tar_keeps_its_caption(names: set[str]) -> None:

@@ -33,7 +33,8 @@ def shapes(
     from t2i.data.shapes.write import write_shards
 
     counts = read_num_things(num_things) or dict(NUM_THINGS)
-    write_shards(out, count=count, size=size, crop=crop, seed=seed, shard_size=shard_size, num_things=counts)
+    paths = write_shards(out, count=count, size=size, crop=crop, seed=seed, shard_size=shard_size, num_things=counts)
+    typer.echo(f"{out}: {count} captioned pictures in {len(paths)} shards")
 
 
 @app.command()
@@ -75,7 +76,7 @@ def encode(
         with named(f"--{name} {folder}"):
             found[name] = load_stage(folder).requires_grad_(False)
         if not isinstance(found[name], kind):
-            raise UsageError(f"--{name} {folder} holds a {stage_of(found[name]).name}, which is no {kind.__name__}")
+            raise UsageError(f"--{name} {folder} holds stage {stage_of(found[name]).name}, which is no {kind.__name__}")
     if recaptions is not None and src == "shapes":
         raise UsageError(f"--recaptions={recaptions}: shapes are not files, and caption themselves")
     samples: Samples = Scenes(size, count, seed, counts) if src == "shapes" else Files(src, size, recaptions)

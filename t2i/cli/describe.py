@@ -81,7 +81,8 @@ def _model(model: str, folder: Path) -> str:
     lines, (plan, _) = [f"{model}: {type(pipe).__name__} in {folder}"], pipe.planner.plan({})
     folders = stage_folders(folder, read_json(folder / "model_index.json"))
     width = max(8, *map(len, pipe.parts))
-    repeats, spent = pipe.settings.get("candidates", {}), []  # FLOPs of the stages that draw
+    draws = set(plan) - ({"autoencoder"} if "consistency" in plan else set())  # either makes the pixels of latents
+    repeats, spent = pipe.settings.get("candidates", {}), []  # FLOPs of the stages that a call draws with
     for name, part in pipe.parts.items():
         count = sum(p.numel() for p in part.parameters())
         where = folders.get(name, folder / name)
@@ -94,8 +95,9 @@ def _model(model: str, folder: Path) -> str:
             found, once = cost(part), pipe.planner.stages[name].num_evaluations(part.config, plan[name])
             if not pipe.planner.stages[name].stepped:
                 once = 1  # all codes or evaluations of one picture are one example
-            spent.append(None if found is None else found.of(plan[name], once, repeats.get(name, 1)))
-            lines[-1] += f"  {_flops(spent[-1])}" if spent[-1] is not None else ""
+            flops = None if found is None else found.of(plan[name], once, repeats.get(name, 1))
+            spent += [flops] * (name in draws)
+            lines[-1] += f"  {_flops(flops)}" if flops is not None else ""
     return "\n".join(lines if None in spent else [*lines, f"  {_flops(sum(filter(None, spent)))} per picture"])
 
 

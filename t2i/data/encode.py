@@ -122,7 +122,8 @@ def encode(
     for part in (autoencoder, text):
         if isinstance(part, nn.Module):
             part.to(device).eval()
-    paths, count = [Path(out) / f"{i:05d}.tar" for i in range(-(-len(samples) // shard_size))], 0
+    paths = [Path(out) / f"{i:05d}.tar" for i in range(-(-len(samples) // shard_size))]
+    count = kept = 0
     cut = Tally()
     with output_folder(out) as folder, sole_writer(folder), torch.no_grad():
         first = next((few for few in _few(samples, range(len(samples)), 1) if few), None)
@@ -137,6 +138,7 @@ def encode(
             for number, path in enumerate(paths):
                 rows = range(number * shard_size, min(len(samples), (number + 1) * shard_size))
                 if there.get(path, 0) >= len(rows):
+                    kept += len(rows)
                     bar.update(len(rows))
                     continue
                 with writing.shard(path, settings, len(rows)) as tar:
@@ -145,7 +147,8 @@ def encode(
                         for key, files in _encoded(few, autoencoder, text, device):
                             writing.add(tar, key, files)
                             count += 1
-    log.info("%s: %d samples encoded, left out: %s", out, count, samples.bad if samples.bad.counts else "none")
+    were = f", {kept} were there" if kept else ""
+    log.info("%s: %d samples encoded%s, left out: %s", out, count, were, samples.bad if samples.bad.counts else "none")
     if cut.counts:
         log.warning("%s: %s", out, cut)
     return paths

@@ -144,7 +144,8 @@ def pick_caption(captions: Mapping[str, Sequence[str]], weights: Mapping[str, fl
         raise BadSample("no caption")
     chances = [weights.get(kind, 0.0) for kind in kinds]
     if kinds != ["text"] and (lacking := [kind for kind, weight in weights.items() if weight and kind not in kinds]):
-        once(f"where a picture has no {' and no '.join(lacking)} caption (data.captions), one of another kind is drawn")
+        what, others = " and no ".join(lacking), ", ".join(sorted(kinds))
+        once(f"where a picture has no {what} caption (data.captions), another is drawn, of {others}")
     if not sum(chances):
         kinds = [kind for kind in kinds if kind != "text"] or kinds
         chances = [WEIGHTS.get(kind, 1.0) for kind in kinds]

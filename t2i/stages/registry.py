@@ -176,7 +176,7 @@ def _read_config(folder: Path, expect: str | Sequence[str] | None) -> tuple[Stag
         raise DataError(f"{folder}: config.json names no known stage (found {quoted(name)})")
     kinds = [expect] if isinstance(expect, str) else expect
     if kinds is not None and name not in kinds:
-        raise DataError(f"{folder}: holds a {name}, expected a {' or '.join(kinds)}")
+        raise DataError(f"{folder}: holds stage {name}, expected {' or '.join(kinds)}")
     given, found = content.get("model", {}), stage(name)
     elsewhere = given.get("pretrained") if isinstance(given, dict) else None  # null in what we save
     if elsewhere is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_clip, small_decoder, small_prior, small_upsampler
-from small import classes, classifier, decoder, of, upsampler
+from small import classes, classifier, dalle3, decoder, of, upsampler
 
 from t2i.cli.describe import describe
 from t2i.core.errors import UsageError
@@ -90,3 +90,15 @@ def test_stages_and_models_say_what_they_cost(pipe: DALLE2, tmp_path: Path) -> N
     assert "FLOPs" not in lines[1], "CLIP is not what draws"
     assert all(line.endswith("FLOPs") for line in lines[2:6])
     assert lines[6].endswith("FLOPs per picture")
+
+
+@pytest.mark.parametrize(("without", "whole"), [((), 4 + 3), (("consistency",), 4 + 2)])
+def test_of_two_decoders_the_one_that_draws_is_counted(
+    without: tuple[str, ...], whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two guided steps, then what makes pixels of latents, whichever it is."""
+    millions = {"LatentDecoder": 1, "Autoencoder": 2, "ConsistencyDecoder": 3}
+    monkeypatch.setattr("t2i.evals.flops.cost", lambda part: Cost(0, millions.get(type(part).__name__, 1) * 10**6))
+    dalle3(*without).save_pretrained(tmp_path / "model")
+    lines = describe(str(tmp_path / "model")).splitlines()
+    assert lines[-1] == f"  {whole} MFLOPs per picture"

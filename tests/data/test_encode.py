@@ -105,7 +105,10 @@ class Broken(Codec):
         return super().encode_latents(image)
 
 
-def test_a_broken_off_command_continues_and_leaves_the_same_bytes(cache: Path, tmp_path: Path) -> None:
+def test_a_broken_off_command_continues_and_leaves_the_same_bytes(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     with pytest.raises(KeyboardInterrupt):
         encode(tmp_path, Scenes(32, 7), Broken(3), t5(), shard_size=3, batch_size=2)
     assert [path.name for path in sorted(tmp_path.glob("*.tar"))] == ["00000.tar"], "no half shard"
@@ -114,6 +117,7 @@ def test_a_broken_off_command_continues_and_leaves_the_same_bytes(cache: Path, t
     assert (tmp_path / "00000.tar").stat().st_mtime_ns == before
     for path in [*cache.glob("*.tar"), cache / FACTS]:
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    assert "4 samples encoded, 3 were there" in caplog.text
     calls = Broken(0)
     encode(tmp_path, Scenes(32, 7), calls, t5(), shard_size=3, batch_size=2)
     assert calls.calls == 0, "what is there is not encoded again"
@@ -318,7 +322,7 @@ def test_the_command_asks_for_the_right_stages(tmp_path: Path, monkeypatch: pyte
     save_stage(tmp_path / "t5", "t5", t5())
     result = CliRunner().invoke(app, ["data", "encode", "shapes", "--autoencoder", str(tmp_path / "t5"), "--out", "x"])
     assert isinstance(result.exception, UsageError)
-    assert "holds a t5, which is no LatentCodec" in str(result.exception)
+    assert "holds stage t5, which is no LatentCodec" in str(result.exception)
     from t2i.stages import registry
 
     found = {"codec": Codec(), "t5": load_stage(tmp_path / "t5")}

@@ -308,7 +308,8 @@ def test_caption_weights_fall_back_to_what_is_there_and_it_is_said(caplog):
     assert not caplog.messages
     for _ in range(2):
         assert pick_caption({"text": ["t"], "long": ["l"]}, {"short": 1.0, "alt": 1.0}, Streams([0])) == "l"
-    said = "where a picture has no short and no alt caption (data.captions), one of another kind is drawn (said once)"
+    lacking = "where a picture has no short and no alt caption (data.captions)"
+    said = f"{lacking}, another is drawn, of long, text (said once)"
     assert caplog.messages == [said]
     with pytest.raises(BadSample, match="no caption"):
         pick_caption({"text": []}, {}, Streams([0]))

@@ -160,7 +160,7 @@ def test_one_picture_has_no_standard_error() -> None:
 def test_what_cannot_be_measured_is_said_in_one_line(pipe: DALLE2, model: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="this decoder reads embeddings of a CLIP; name the model that holds both"):
         bpd(f"{model}/decoder", device="cpu")
-    with pytest.raises(DataError, match="holds a prior, expected a decoder"):
+    with pytest.raises(DataError, match="holds stage prior, expected decoder"):
         bpd(f"{model}/prior", device="cpu")
     short = tmp_path / "short"
     DALLE2({name: pipe.parts[name] for name in ("clip", "prior")}, {}).save_pretrained(short)

@@ -77,7 +77,7 @@ def test_steps_for_it_by_name_are_refused(folder: Path, what: str, value: object
 def test_other_stages_in_its_place_are_refused(folder: Path) -> None:
     assert isinstance(load_stage(folder / "model" / "prior"), ArPrior)
     stages = {name: folder / "stages" / name for name in ("clip", "decoder")}
-    with pytest.raises(DataError, match="holds a decoder, expected a prior or ar_prior"):
+    with pytest.raises(DataError, match="holds stage decoder, expected prior or ar_prior"):
         DALLE2.assemble(stages | {"prior": folder / "stages" / "decoder"})
-    with pytest.raises(DataError, match="holds a ar_prior, expected a decoder"):
+    with pytest.raises(DataError, match="holds stage ar_prior, expected decoder"):
         DALLE2.assemble(stages | {"prior": folder / "stages" / "prior", "decoder": folder / "stages" / "prior"})

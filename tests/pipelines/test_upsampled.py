@@ -89,7 +89,7 @@ def test_a_rewriter_may_be_a_folder(pipe: DALLE2, tmp_path: Path) -> None:
     assert out.prompts == model.rewrite(["blue"])
     assert out.prompts != ["blue"]
     pipe.save_pretrained(tmp_path / "model")
-    with pytest.raises(DataError, match="holds a prior, expected a rewriter"):
+    with pytest.raises(DataError, match="holds stage prior, expected rewriter"):
         pipe("blue", upsample_prompt=str(tmp_path / "model" / "prior"), **how)
     with pytest.raises(UsageError, match="this model has no rewriter"):
         pipe("blue", upsample_prompt="lm", **how)

@@ -99,7 +99,7 @@ def test_phases_move_their_own_parameters(one_step: ModuleType) -> None:
     ("changes", "error", "message"),
     [
         (["needs={clip: clip, teecher: prior}"], UsageError, "did you mean 'teacher'"),
-        (["needs={clip: prior, teacher: prior}"], UsageError, "clip=prior holds a prior, which is no Encoder"),
+        (["needs={clip: prior, teacher: prior}"], UsageError, "clip=prior holds stage prior, which is no Encoder"),
         (["needs={clip: clip, teacher: nowhere}"], DataError, "nowhere"),
         (["data.source=shapes"], UsageError, r"the task needs \['z'\], the data has"),
         (["model.dims=3"], UsageError, "did you mean 'model.dim'"),

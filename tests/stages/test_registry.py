@@ -139,7 +139,7 @@ def test_half_precision_on_disk_is_float32_in_memory(tmp_path: Path) -> None:
 
 def test_another_stage_or_none_is_refused(tmp_path: Path) -> None:
     save_stage(tmp_path, "upsampler", small_upsampler(8, 32))
-    with pytest.raises(DataError, match="holds a upsampler, expected a decoder"):
+    with pytest.raises(DataError, match="holds stage upsampler, expected decoder"):
         load_stage(tmp_path, expect="decoder")
     with pytest.raises(UsageError, match="did you mean 'prior'"):
         stage("priro")
