@@ -19,7 +19,7 @@ LEVELS = [
     {"stages.follow", "stages.dalle2_pytorch.grid"},
     {"stages"},
     {"stages.registry", "train"},
-    {"convert"},
+    {"convert", "measures"},
     {"hub"},
     {"pipeline", "run"},
     {"pipelines", "evals"},
