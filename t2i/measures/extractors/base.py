@@ -4,6 +4,7 @@ B pictures · H W pixels · D features · K classes
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -155,17 +156,25 @@ def check_finite(state: Mapping[str, Tensor], where: str) -> None:
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """Build a network whose first weights are drawn and thrown away, without a change of anyone's random numbers."""
-    with torch.random.fork_rng(devices=[]):
-        yield
+    """Build a network whose first weights are drawn and thrown away, without a change of anyone's random numbers, and
+    without a word of other libraries that its weights are random."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def fill(network: nn.Module, state: Mapping[str, Any], what: str, path: Path) -> None:
     """Give a network the weights of a file.
 
-    Raises DataError in one line for what is no state dict of exactly its tensors.
+    Counts of batches, which only training reads, may be missing. Raises DataError in one line for what is no state dict
+    of exactly its tensors.
     """
-    weights = check_state(state, path)
+    counts = {key: x for key, x in network.state_dict().items() if key.endswith("num_batches_tracked")}
+    weights = {**counts, **check_state(state, path)}
     if problem := misfit(network.state_dict(), weights):
         raise DataError(f"{path}: no weights of {what}: the file {problem}")
     network.load_state_dict(weights)
@@ -197,6 +206,13 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
     more = f"; {pickles[0].name} is a pickle, which is not read from folders" if pickles else ""
     raise DataError(f"{folder}: no weights in safetensors{more}")
+
+
+def named_only(files: Sequence[Path], folder: Path) -> Path:
+    """The one file of weights of a folder; DataError if there are several, of which none is chosen."""
+    if len(files) > 1:
+        raise DataError(f"{folder}: has {len(files)} files of weights, {files[0].name} and more; leave one there")
+    return files[0]
 
 
 def side(size: Any, where: str) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from t2i.core.assets import asset
 from t2i.core.errors import UsageError, quoted
-from t2i.measures.extractors.base import Features, Network, digest, exact, weight_files
+from t2i.measures.extractors.base import Features, Network, digest, exact, untouched, weight_files
 from t2i.stages.clip.model import ClipEncoder
 from t2i.stages.reader.model import Reader, fit
 from t2i.stages.registry import find_stage, load_stage
@@ -47,7 +47,8 @@ class OwnClip(Network):
 def open_clip_stage(folder: Path | None, device: torch.device | str) -> OwnClip:
     """Our CLIP: a stage's folder, or the bundled one of the shapes world. Its features are its embeddings."""
     path = asset("weights", "shapes", "clip") if folder is None else find_stage(folder)
-    clip = load_stage(path, expect="clip")
+    with untouched():
+        clip = load_stage(path, expect="clip")
     assert isinstance(clip, ClipEncoder)
     if clip.clip.visual is None:
         raise UsageError(f"{path}: this CLIP reads sentences only, and has no features of pictures")
@@ -62,7 +63,8 @@ def open_clip_stage(folder: Path | None, device: torch.device | str) -> OwnClip:
 def open_reader(folder: Path | None, device: torch.device | str) -> Network:
     """Our reader of scenes: the means over all places of its features at 1/2, 1/4 and 1/8 of the picture."""
     path = asset("weights", "shapes-reader") if folder is None else find_stage(folder)
-    reader = load_stage(path, expect="reader")
+    with untouched():
+        reader = load_stage(path, expect="reader")
     assert isinstance(reader, Reader)
     size = reader.config.image_size
 
