@@ -537,3 +537,36 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     for spec in ("inception=", "dinov2=", "efficientnet=", "torchvision=resnet18:", "open_clip=ViT-S-32-alt:"):
         one_line(f"{spec}{tmp_path / 'weights.pth'}", DataError, "weights.pth")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_joint_folder_of_transformers_reads(tmp_path: Path) -> None:
+    import tokenizers
+    import transformers
+
+    torch.manual_seed(9)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "red": 3, "cube": 4, "blue": 5}
+    text = {**sizes, "vocab_size": 6, "max_position_embeddings": 8, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {**sizes, "image_size": 32, "patch_size": 16}
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=24)
+    model = transformers.CLIPModel(config).eval()
+    model.save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(size=32, crop_size=32).save_pretrained(tmp_path)
+    one = open_extractor(f"folder={tmp_path}")
+    with pytest.raises(DataError, match="no tokeniser"):
+        one.embed_text(["red cube"])  # type: ignore[attr-defined]
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    pieces.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=pieces, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    fast.save_pretrained(tmp_path)
+    found = open_extractor(f"folder={tmp_path}").embed_text(["red cube", "blue"])  # type: ignore[attr-defined]
+    tokens = torch.tensor([[1, 3, 4, 2, 0, 0, 0, 0], [1, 5, 2, 0, 0, 0, 0, 0]])
+    with torch.no_grad():
+        expected = model.get_text_features(input_ids=tokens, attention_mask=(tokens > 0).long())
+    expected = expected if isinstance(expected, Tensor) else expected.pooler_output
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -93,7 +93,10 @@ class JointNetwork(Network):
 
         how: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         try:
-            words: Any = AutoTokenizer.from_pretrained(self.folder.as_posix(), **how)
+            with untouched():
+                words: Any = AutoTokenizer.from_pretrained(self.folder.as_posix(), **how)
+            if len(words) <= len({*words.all_special_tokens}) + 1:  # of missing files transformers makes one without
+                raise OSError("it has no words, so its files are missing")
         except _BROKEN as error:
             raise DataError(f"{self.folder}: no tokeniser that can be opened: {shown(error, 300)}") from None
         limit = self.network.config.text_config.max_position_embeddings  # type: ignore[union-attr]
