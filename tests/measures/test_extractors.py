@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import small_clip
+from inception_weights import inception_file, lively
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -138,16 +139,6 @@ def test_nan_is_named(tmp_path: Path) -> None:
         clip.clip.visual.proj[3, 3] = float("nan")  # type: ignore[union-attr, index]
     save_stage(tmp_path, "clip", clip)
     one_line(f"clip={tmp_path}", NonFiniteError, "'clip.visual.proj' holds NaN")
-
-
-def lively(network: torch.nn.Module) -> None:
-    """Random weights through which the signal neither dies nor explodes."""
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.running_mean, 0, 0.1)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
 
 
 def efficient_file(path: Path) -> EfficientNetLite0:
@@ -480,25 +471,6 @@ def test_torchvision(tmp_path: Path, name: str, dim: int, classes: int) -> None:
 # --- TF-Inception
 
 
-def inception_file(path: Path) -> Path:
-    fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    import io
-
-    torch.manual_seed(8)
-
-    class Bare(fidelity.FeatureExtractorInceptionV3):  # type: ignore[misc, name-defined]
-        def load_state_dict(self, given: Any, *args: Any, **more: Any) -> Any:
-            pass  # keeps its random weights
-
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
-    network = Bare("bare", ["2048"], empty)
-    lively(network)
-    torch.save(network.state_dict(), path)
-    return path
-
-
 def test_inception_is_that_of_torch_fidelity(tmp_path: Path) -> None:
     path = inception_file(tmp_path / "weights.pth")
     fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
@@ -516,6 +488,8 @@ def test_inception_is_that_of_torch_fidelity(tmp_path: Path) -> None:
     one_line(f"inception={path}", DataError, str(path), "no weights of TF-Inception", "fc.weight")
     torch.save({"conv.weight": torch.zeros(2)}, path)
     one_line(f"inception={path}", DataError, "no weights of TF-Inception")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
+    one_line(f"inception={path}", DataError, "a program (TorchScript)", "pt_inception-2015-12-05")
 
 
 def test_inception_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

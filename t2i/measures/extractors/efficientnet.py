@@ -101,6 +101,7 @@ def open_efficientnet(path: Path | None, device: torch.device | str) -> Network:
     with untouched():
         network = EfficientNetLite0()
     fill(network, read_foreign(path), "EfficientNet-Lite0", path)
+    network.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
     return Network(
         "EfficientNet-Lite0", network, network, _PREPARE, sha256=digest([path]), device=device, where=str(path)
     )

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from t2i.core.errors import DataError, UsageError, shown
-from t2i.io.foreign import read_foreign
+from t2i.io.foreign import is_program, read_foreign
 from t2i.measures.extractors.base import Features, Network, check_finite, check_state, digest, untouched
 
 NAME = "TF-Inception"
 """The only extractor whose Fréchet distance is called FID."""
+_FILE = "pt_inception-2015-12-05-6726825d.pth"
 
 
 class _Plain:
@@ -37,6 +38,8 @@ def open_inception(path: Path, device: torch.device | str) -> Network:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise UsageError(f"TF-Inception needs torch-fidelity: pip install 't2i[eval]' ({shown(error)})") from None
+    if is_program(path):
+        raise DataError(f"{path}: a program (TorchScript), and code from a file is never run: take {_FILE}")
     state = check_state(read_foreign(path), path)
     check_finite(state, str(path))
     safe = io.BytesIO()  # torch-fidelity unpickles whatever it is given: it is given what was read without running it
