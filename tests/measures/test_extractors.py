@@ -451,12 +451,16 @@ def test_odd_folders(tmp_path: Path) -> None:
     one_line(f"folder={tmp_path}", DataError, "no model of transformers")
 
 
-@pytest.mark.parametrize(("name", "dim", "classes"), [("resnet18", 512, 1000), ("shufflenet_v2_x0_5", 1024, 5)])
+@pytest.mark.parametrize(
+    ("name", "dim", "classes"),
+    [("resnet18", 512, 1000), ("shufflenet_v2_x0_5", 1024, 5), ("mnasnet0_5", 1280, 1000), ("mobilenet_v2", 1280, 7)],
+)
 def test_torchvision(tmp_path: Path, name: str, dim: int, classes: int) -> None:
     import torchvision
 
     torch.manual_seed(7)
     model = torchvision.models.get_model(name, num_classes=classes).eval()
+    lively(model)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     extractor = check_contract(f"torchvision={name}:{tmp_path / 'weights.pth'}", dim, classes)
     images = pictures(2, 224, 224)

@@ -6,6 +6,7 @@ B pictures · H W pixels · D features · K classes
 import hashlib
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -173,10 +174,12 @@ def fill(network: nn.Module, state: Mapping[str, Any], what: str, path: Path) ->
     Counts of batches, which only training reads, may be missing. Raises DataError in one line for what is no state dict
     of exactly its tensors.
     """
-    counts = {key: x for key, x in network.state_dict().items() if key.endswith("num_batches_tracked")}
-    weights = {**counts, **check_state(state, path)}
-    if problem := misfit(network.state_dict(), weights):
+    own: Any = network.state_dict()
+    counts = {key: x for key, x in own.items() if key.endswith("num_batches_tracked")}
+    weights: Any = OrderedDict({**counts, **check_state(state, path)})
+    if problem := misfit(own, weights):
         raise DataError(f"{path}: no weights of {what}: the file {problem}")
+    weights._metadata = own._metadata  # the layout is that of this version, as the line before has made sure
     network.load_state_dict(weights)
 
 

@@ -5,6 +5,7 @@ CMMD (Jayasumana et al. 2024, arXiv 2401.09603) is made of ViT-L-14-336-quickgel
 B pictures or sentences · D width of the embedding
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from t2i.core.errors import DataError, UsageError, did_you_mean, quoted, shown
 from t2i.core.paths import path_of
+from t2i.io.decode import once
 from t2i.io.foreign import is_program, read_foreign
 from t2i.io.torchscript import read_program
 from t2i.measures.extractors.base import (
@@ -118,12 +120,18 @@ def _converted(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _prepare(name: str, model: Any, path: Path) -> Preparation:
-    """Size of the tower; mean and std of the weights published for that name where they agree, else the model's own."""
+    """Size of the tower; mean, std and resampling of the weights published for that name, else the model's own. A file
+    does not say whose it is: where published ones differ, the most common rule is taken, and a warning says so."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
-    own = model.visual.preprocess_cfg if hasattr(model.visual, "preprocess_cfg") else {}
-    published = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
-    rules = {(tuple(each["mean"]), tuple(each["std"])) for each in published if "mean" in each and "std" in each}
-    usual = tuple(own.get("mean") or OPENAI_MEAN), tuple(own.get("std") or OPENAI_STD)
-    mean, std = rules.pop() if len(rules) == 1 else usual
-    return Preparation(side(model.visual.image_size, str(path)), "bicubic", mean, std)
+    own: dict[str, Any] = {"mean": OPENAI_MEAN, "std": OPENAI_STD, "interpolation": "bicubic"}
+    own |= {key: value for key, value in getattr(model.visual, "preprocess_cfg", {}).items() if value}
+    rules = Counter(
+        (tuple(each.get("mean") or own["mean"]), tuple(each.get("std") or own["std"]), each.get("interpolation"))
+        for each in (get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name))
+    )
+    usual = (tuple(own["mean"]), tuple(own["std"]), own["interpolation"])
+    mean, std, mode = rules.most_common(1)[0][0] if rules else usual
+    if len(rules) > 1:
+        once(f"published weights of {name} differ in what pixels they are given: {path} is taken with mean {mean}")
+    return Preparation(side(model.visual.image_size, str(path)), mode or "bicubic", mean, std)

@@ -43,11 +43,7 @@ def open_torchvision(spec: str, device: torch.device | str) -> Network:
     head = network.get_submodule(last)
     owner, _, attribute = last.rpartition(".")
     sha256 = digest([path])
-    above: Any = network.get_submodule(owner)
-    if isinstance(above, nn.Sequential):
-        above[int(attribute)] = nn.Identity()
-    else:
-        setattr(above, attribute, nn.Identity())
+    setattr(network.get_submodule(owner), attribute, nn.Identity())
     both = nn.ModuleDict({"body": network, "head": head})
 
     def look(x: Tensor) -> Features:
