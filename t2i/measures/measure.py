@@ -72,6 +72,8 @@ def _frechet(drawn: Statistics, real: Statistics, resamples: int | None) -> list
 
 def _kid(drawn: Statistics, real: Statistics, resamples: int | None) -> list[Value]:
     found = kid(drawn.features, real.features)
+    if len(drawn.features) == len(real.features) == found.size:  # every subset is the whole
+        return [Value(_named("KID", drawn, INCEPTION), found.mean)]
     spread = f"standard deviation over {found.subsets} subsets of {found.size}"
     return [Value(_named("KID", drawn, INCEPTION), found.mean, found.sd, spread)]
 
