@@ -20,8 +20,8 @@ CLAIM = Claim(
     "Held-out renders of one thing are taken apart into CLIP's embedding and the noise that DDIM gives back; from "
     "these the bundled decoder draws the picture again (eta 0) and two variations (eta 1, the model's guidance). The "
     "paper shows pictures. Here what a picture means is the colour and shape of its one thing, by the reader of "
-    "scenes, and it is kept where nine in ten variations or more show just that (the goal of examples/08); details change "
-    "where two variations are farther apart in pixels than the picture drawn again is from its source.",
+    "scenes, and it is kept where nine in ten variations or more show just that (the goal of examples/08); details "
+    "change where two variations are farther apart in pixels than the picture drawn again is from its source.",
 )
 KEPT = 90.0
 FIRST = 20_000  # of the held-out scenes
