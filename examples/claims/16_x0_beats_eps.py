@@ -60,7 +60,7 @@ def embedded(clip: Any, seeds: range) -> tuple[Tensor, list[str]]:
 def trained(lab: Lab, clip: Any, target: Any, seed: int, data: tuple[Tensor, list[str]]) -> Prior:
     """A prior of a target; with the same seed all but that is the same."""
     folder = lab.folder / f"{target}-{seed}{'-tiny' if lab.tiny else ''}.pt"
-    steps, batch, width = lab.choose("steps", 600, 2), lab.choose("batch", 64, 2), lab.choose("width", 128, 16)
+    steps, batch, width = lab.choose("steps", 400, 2), lab.choose("batch", 64, 2), lab.choose("width", 128, 16)
     torch.manual_seed(seed)
     config = PriorConfig(
         clip_dim=clip.dim, text_width=clip.config.text.width, context=clip.tokenizer.context, width=width,
