@@ -16,11 +16,12 @@ from t2i.core.assets import bundled_configs, find_config
 from t2i.core.config import AtHome, Config, agreed, load, over, parse
 from t2i.core.errors import UsageError, did_you_mean, explain, named, quoted
 from t2i.core.progress import Alive, to_stderr
-from t2i.core.types import Batch
+from t2i.core.types import Batch, Task
 from t2i.data.config import DataConfig
 from t2i.data.loader import Loader, loaders_explained
 from t2i.data.source import Needs
 from t2i.io.files import output_folder, read_json
+from t2i.measures.judge import PairsJudge
 from t2i.stages.follow import same_neighbour
 from t2i.stages.registry import check_ours, load_stage, new_model, save_stage, stage, stage_of
 from t2i.stages.stage import Neighbours, Stage
@@ -31,6 +32,7 @@ from t2i.train.optim import OptimConfig
 from t2i.train.settings import TrainConfig
 from t2i.train.snapshot import Earlier
 from t2i.train.start import take_what_fits
+from t2i.train.tracking import check_trackers
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +126,7 @@ def train(path: str | Path, overrides: list[str]) -> Result:
     began = time.perf_counter()
     to_stderr()
     run = load_run(path, overrides)
+    check_trackers(run.train.trackers)
     check_ours(run.train.out)
     with output_folder(run.train.out):
         return _train(str(path), run, stage(run.stage), began)
@@ -144,7 +147,21 @@ def _train(path: str, run: Run, spec: Stage, began: float) -> Result:
 
     earlier = Earlier(spec.renamed, migrated)
     resolved = run.model_dump(mode="json") | {"model": config.model_dump(mode="json")}
-    return fit(task, loader, run.train, run.optim, export=export, resolved=resolved, earlier=earlier, began=began)
+    return fit(
+        task, loader, run.train, run.optim, export=export, resolved=resolved, earlier=earlier, began=began,
+        judge=judge_of(run, spec, task),
+    )  # fmt: skip
+
+
+def judge_of(run: Run, spec: Stage, task: Task) -> PairsJudge | None:
+    """What measures drawn pictures, if `train.eval` asks for it; UsageError for a stage that draws none."""
+    if run.train.eval is None:
+        return None
+    if spec.makes != "pictures" or len(task.groups) < 2 or type(task).sample is Task.sample:
+        raise UsageError(f"train.eval: a {run.stage} draws no pictures to measure; leave it out")
+    if "image" not in task.keys:
+        raise UsageError("train.eval: this run sees no pictures, only what was made of them; leave it out")
+    return PairsJudge(run.train.eval.metrics, run.train.eval.extractor, run.train.device)
 
 
 def build(path: str, run: Run, spec: Stage) -> tuple[Any, Any, Config]:

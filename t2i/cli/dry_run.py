@@ -1,7 +1,7 @@
 """What a training would see, need and take: `t2i train CONFIG --dry-run`. Nothing is written."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,10 +14,11 @@ from t2i.core.devices import memory_explained
 from t2i.core.progress import duration, to_stderr
 from t2i.core.types import Task
 from t2i.io.files import read_json
-from t2i.run import build, load_run
+from t2i.run import build, judge_of, load_run
 from t2i.stages.registry import stage
 from t2i.train.checkpoint import find
 from t2i.train.ema import Ema
+from t2i.train.evaluation import Evaluation
 from t2i.train.held_out import HeldOut
 from t2i.train.learner import Learner
 from t2i.train.limit import SPEED, num_bytes
@@ -29,6 +30,7 @@ from t2i.train.optim import learning_rate
 from t2i.train.parallel import Parallel
 from t2i.train.settings import TrainConfig, choose_dtype, num_times
 from t2i.train.stop import StopRequest
+from t2i.train.tracking import check_trackers
 
 _STEPS = 3  # that are measured
 
@@ -40,10 +42,12 @@ def dry_run(path: str | Path, overrides: Sequence[str]) -> Iterator[str]:
     """
     to_stderr()
     run = load_run(path, list(overrides))
+    check_trackers(run.train.trackers)
     train = run.train
     if train.num_threads:
         torch.set_num_threads(train.num_threads)
     task, make_loader, _ = build(str(path), run, stage(run.stage))
+    judge = judge_of(run, stage(run.stage), task)
     parallel = Parallel(train.device)
     task.to(parallel.device)
     model: nn.Module = task.model.to(parallel.device, memory_format=torch.channels_last)
@@ -73,23 +77,30 @@ def dry_run(path: str | Path, overrides: Sequence[str]) -> Iterator[str]:
     held_out = HeldOut(task, learners[0].objective, ema, parallel.device, loaders.one, loaders.held_out, train.prompts)
     saved = find(train.out / "checkpoints", train.resume, whole=False)
     done = read_json(saved / "state.json")["step"] if saved is not None else 0
-    yield _time(train, done, min(seconds[1:]), held_out, num_bytes(model, train))
+    judged = Evaluation(train.eval, judge, held_out, loaders, parallel) if train.eval and judge else None
+    yield _time(train, done, min(seconds[1:]), held_out, num_bytes(model, train), judged)
     goes_on = f" and continues from step {done} of {train.steps}" if saved is not None else ""
     yield f"nothing was written; without --dry-run the run goes to {train.out}{goes_on}"
 
 
-def _time(train: TrainConfig, done: int, step: float, held_out: HeldOut, size: int) -> str:
-    """What the run will take after the steps that are `done`, by one grid and one evaluation in memory; a save is
-    guessed from its bytes."""
+def _time(train: TrainConfig, done: int, step: float, held_out: HeldOut, size: int, judged: Evaluation | None) -> str:
+    """What the run will take after the steps that are `done`, by one grid, one evaluation and one judgement in memory;
+    a save is guessed from its bytes."""
     todo, first = max(0, train.steps - done), done == 0 and train.sample_every != 0  # a grid before the first step
     counts = {
         "grid": num_times(done, train.steps, train.sample_every) + first if held_out.draws else 0,
         "evaluation": num_times(done, train.steps, train.val_every),
+        "judgement": num_times(done, train.steps, judged.config.every) if judged is not None else 0,
         "save": num_times(done, train.steps, train.save_every),
     }
-    took = {"grid": 0.0, "evaluation": 0.0, "save": size / SPEED}
+    took = {"save": size / SPEED}
+    todos: dict[str, Callable[[], object]] = {
+        "grid": lambda: held_out.draw(""),
+        "evaluation": lambda: held_out.measure()[0],
+        "judgement": judged.measure if judged is not None else dict,
+    }
     with memory_explained("a grid or an evaluation", LESS_MEMORY):
-        for what, do in (("grid", lambda: held_out.draw("")), ("evaluation", lambda: held_out.measure()[0])):
+        for what, do in todos.items():
             before = time.perf_counter()
             if counts[what] and not do():
                 counts[what] = 0  # nothing is held out

@@ -94,9 +94,39 @@ def diffusion_loss(
     if also is not None:
         with torch.no_grad():
             losses |= also(parametrisation.predict(process, raw_output, x_t, step, clamp=None))
+    if not getattr(model, "training", True):
+        losses |= by_level(losses["loss"], step, process.num_steps)
     if num_draws > 1:
         losses = {name: value.view(-1, num_draws).mean(dim=1) for name, value in losses.items()}
     return losses if memory is None else losses | {"loss": memory.weigh(step, losses["loss"])}
+
+
+LEVEL = "_t"
+"""What stands before the timesteps in the names of losses by noise level."""
+_LEVELS = 4
+
+
+def by_level(loss: Tensor, step: Tensor, num_steps: int) -> dict[str, Tensor]:
+    """The part of a loss (B,) that falls on each quarter of the steps (B,), and how often it does: `loss_t0_249` and
+    `share_t0_249`, whose means over samples `of_levels` divides."""
+    found: dict[str, Tensor] = {}
+    for steps in torch.arange(num_steps).tensor_split(_LEVELS):
+        if len(steps):
+            name, inside = f"{LEVEL}{steps[0]}_{steps[-1]}", ((step >= steps[0]) & (step <= steps[-1])).float()
+            found |= {f"loss{name}": loss.detach() * inside, f"share{name}": inside}
+    return found
+
+
+def of_levels(means: dict[str, float]) -> dict[str, float]:
+    """Means of losses, those by noise level divided by how often they were drawn; without those that never were."""
+    shares = {name.removeprefix("share"): share for name, share in means.items() if name.startswith(f"share{LEVEL}")}
+    found = {}
+    for name, value in means.items():
+        _, mark, steps = name.partition(LEVEL)
+        share = shares.get(mark + steps) if mark else 1.0
+        if not name.startswith(f"share{LEVEL}") and share != 0:
+            found[name] = value / (share or 1.0)
+    return found
 
 
 def training_losses(

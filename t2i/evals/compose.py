@@ -18,6 +18,8 @@ from torch import Tensor
 from t2i.core.assets import asset
 from t2i.core.errors import UsageError
 from t2i.data.shapes.scene import COLOURS, FLAT_TOPPED, SHAPES, Box
+from t2i.evals.atoms import Atom, by_atoms
+from t2i.evals.atoms import table as table_of_atoms
 from t2i.evals.batches import held_out
 from t2i.evals.report import Report
 from t2i.io.images import from_pil
@@ -142,6 +144,24 @@ def score(prompt: Prompt, found: Sequence[Seen]) -> tuple[bool, str]:
     return True, "right"
 
 
+def atoms_of(prompt: Prompt, found: Sequence[Seen]) -> list[Atom]:
+    """What a prompt asks for, thing by thing: shapes, colours, numbers and the relation, and whether each is there."""
+    atoms = []
+    for wanted in prompt.wanted:
+        same = [seen for seen in found if seen.shape == wanted.shape]
+        atoms.append(Atom(wanted.shape, float(bool(same))))
+        if wanted.colour is not None:
+            atoms.append(Atom(str(wanted), float(any(seen.colour == wanted.colour for seen in same))))
+        if wanted.num > 1:
+            atoms.append(Atom(f"{wanted.num} of them", float(sum(wanted.fits(seen) for seen in found) == wanted.num)))
+    if prompt.relation is not None:
+        first, second = prompt.wanted[:2]
+        pairs = [(a, b) for a in found if first.fits(a) for b in found if second.fits(b) and b is not a]
+        fits = any(holds(prompt.relation, a, b) for a, b in pairs)
+        atoms.append(Atom(f"{first} {prompt.relation} {second}", float(fits)))
+    return atoms
+
+
 def holds(relation: str, a: Seen, b: Seen) -> bool:
     """Whether `a` stands to `b` as `relation` says, by what can be seen of their boxes.
 
@@ -245,16 +265,19 @@ def compose(
     readings = [found for part in _batches(drawn) for found in reader.read(part)]
     verdicts = [score(prompt, found) for prompt, found in zip(asked, readings, strict=True)]
     shares = summary([(prompt, right) for prompt, (right, _) in zip(asked, verdicts, strict=True)])
+    atoms = [atoms_of(prompt, found) for prompt, found in zip(asked, readings, strict=True)]
     trust = reader_accuracy(reader, min(drawn.images[0].width, 256), HELD_OUT)
-    facts = {
+    facts: dict[str, Any] = {
         "model": model,
         "recipe": drawn.recipe,
         "mean": mean(shares),
         "tasks": {task: {**s._asdict(), "share": s.share} for task, s in shares.items()},
+        "atoms": by_atoms(atoms),
         "reader": trust,
-        "pictures": [_row(*row) for row in zip(asked, drawn.seeds, verdicts, readings, strict=True)],
+        "pictures": [_row(*row) for row in zip(asked, drawn.seeds, verdicts, readings, atoms, strict=True)],
     }
-    return Report(table(shares, trust), facts)
+    rows, _, note = table(shares, trust).rpartition("\n")
+    return Report(f"{rows}\n{table_of_atoms(facts['atoms'])}\n{note}", facts)
 
 
 def load_reader(device: torch.device | str = "cpu") -> Reader:
@@ -293,13 +316,23 @@ def _batches(drawn: Output) -> list[Tensor]:
     return [torch.stack(pictures[i : i + _BATCH]) for i in range(0, len(pictures), _BATCH)]
 
 
-def _row(prompt: Prompt, seed: int, verdict: tuple[bool, str], found: list[Detection]) -> dict[str, Any]:
+def _row(
+    prompt: Prompt, seed: int, verdict: tuple[bool, str], found: list[Detection], atoms: list[Atom]
+) -> dict[str, Any]:
+    """In the form of GenEval's results."""
     seen = [{**d._asdict(), "box": [round(v, 4) for v in d.box], "confidence": round(d.confidence, 3)} for d in found]
+    include = [{"class": w.shape, "count": w.num, **({"color": w.colour} if w.colour else {})} for w in prompt.wanted]
+    if prompt.relation is not None:
+        include[0]["position"] = [prompt.relation, 1]
     return {
         "task": prompt.task,
+        "tag": prompt.task.replace(" ", "_"),
         "prompt": prompt.text,
         "seed": seed,
         "right": verdict[0],
+        "correct": verdict[0],
         "why": verdict[1],
+        "metadata": {"include": include},
+        "atoms": [list(atom) for atom in atoms],
         "found": seen,
     }

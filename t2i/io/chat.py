@@ -98,14 +98,8 @@ class Endpoint:
         Raises DataError in one line: nobody there, too slow, refused with a status, no JSON, no answer in it, or one
         that was cut off.
         """
-        body = {"model": self.model, "messages": list(messages), **self.settings, "stream": False}
-        answer = self._call("/chat/completions", json.dumps(body).encode())
-        try:
-            first = answer["choices"][0]
-            text = first["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            said = f": {self._told(answer['error'])}" if isinstance(answer, dict) and "error" in answer else ""
-            raise DataError(f"{self.url} sent JSON without an answer{said}") from None
+        first = self.choice(messages)
+        text = first["message"]["content"]
         if text is not None and not isinstance(text, str):
             raise DataError(f"{self.url} sent JSON without an answer: its content is a {type(text).__name__}, no text")
         if (why := _CUT_OFF.get(str(first.get("finish_reason")))) is not None:
@@ -113,6 +107,24 @@ class Endpoint:
         if not (said := spoken(text or "")):
             raise DataError(f"{self.url}: {shown(self.model, 60)} answered nothing")
         return said
+
+    def choice(self, messages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The first of `choices` of an answer, with its `message`, and `logprobs` where they are asked for and given.
+
+        Raises DataError as `ask`, but for what the message says.
+        """
+        answer = self.send("/chat/completions", {"messages": list(messages), **self.settings, "stream": False})
+        try:
+            first: Mapping[str, Any] = answer["choices"][0]
+            first["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            said = f": {self._told(answer['error'])}" if isinstance(answer, dict) and "error" in answer else ""
+            raise DataError(f"{self.url} sent JSON without an answer{said}") from None
+        return first
+
+    def send(self, path: str, content: Mapping[str, Any]) -> Any:
+        """The JSON of what a server answers to JSON with the name of the model. Raises DataError as `ask`."""
+        return self._call(path, json.dumps({"model": self.model, **content}).encode())
 
     def models(self) -> list[str]:
         """The names of the server's models. Raises DataError as `ask`."""

@@ -13,7 +13,10 @@ from t2i.train.settings import TrainConfig, num_times
 log = logging.getLogger(__name__)
 
 _RECENT = 100  # of each kind that count
-_DOING = {"grid": "drawing a grid", "evaluation": "measuring held-out pictures", "save": "saving"}
+_DOING = {
+    "grid": "drawing a grid", "evaluation": "measuring held-out pictures", "judgement": "measuring drawn pictures",
+    "save": "saving",
+}  # fmt: skip
 
 
 class Forecast:
@@ -45,7 +48,7 @@ class Forecast:
 
     @contextmanager
     def measured(self, what: str) -> Iterator[None]:
-        """The time of a `grid`, an `evaluation` or a `save`."""
+        """The time of a `grid`, an `evaluation`, a `judgement` or a `save`."""
         before = time.perf_counter()
         self.alive.did(_DOING[what])
         yield
@@ -65,5 +68,6 @@ class Forecast:
         """Seconds to the end after `step` steps and so many minutes of this process: medians of what was measured."""
         c = self.config
         every = {"step": 1, "grid": c.sample_every, "evaluation": c.val_every, "save": c.save_every}
+        every["judgement"] = c.eval.every if c.eval is not None else 0
         left = sum(num_times(step, c.steps, every[what]) * median(took) for what, took in self.took.items())
         return left if c.max_minutes is None else max(0.0, min(left, 60 * (c.max_minutes - minutes)))

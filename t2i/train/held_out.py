@@ -95,6 +95,14 @@ class HeldOut:
             sections.append(Section(f"train.prompts: {names[-1]}", own, self.prompts))
         return sections
 
+    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the task draws of a batch, and the pictures themselves, both (B, 3, H, W) in [-1, 1]."""
+        with self._averaged():
+            pictures = self.task.sample(to_device(batch, self.device))
+        assert pictures is not None
+        groups = pictures.float().chunk(len(self.task.groups))
+        return groups[-1], groups[0]
+
     def measure(self) -> tuple[list[str], Tensor]:
         """Names and means, over this process, of losses and task metrics; neither if nothing is held out."""
         if self._batches is None:

@@ -47,26 +47,31 @@ class TimeLimit:
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Measure a `save`, a `grid` or an `evaluation`."""
+        """Measure a `save`, a `grid`, an `evaluation` or a `judgement`."""
         with self.forecast.measured(what):
             yield
         self.seconds[what] = self.forecast.took[what][-1]
         self.beside += self.seconds[what]
 
-    def prepare(self, evaluate: Callable[[], object]) -> None:
+    def prepare(self, evaluate: Callable[[], object], judge: Callable[[], object] | None = None) -> None:
         """Evaluate once where there is a limit and nobody knows what it takes: the first may be the one at the end."""
-        if self.config.max_minutes is not None and self.config.val_every > 0 and "evaluation" not in self.seconds:
+        if self.config.max_minutes is None:
+            return
+        if self.config.val_every > 0 and "evaluation" not in self.seconds:
             with self.timing("evaluation"):
                 evaluate()
+        if judge is not None and "judgement" not in self.seconds:
+            with self.timing("judgement"):
+                judge()
 
     def _cost(self, *whats: str) -> float:
         return sum(self.seconds.get(what, self.guess.get(what, 0.0)) for what in whats)
 
-    def late(self, step: int, sample: bool, measure: bool) -> bool:
+    def late(self, step: int, sample: bool, measure: bool, judge: bool = False) -> bool:
         """Whether to end after this step: one more, with what is due now and what comes at the end, is too much."""
         now = time.perf_counter()
         self.first = self.first or (step, now, self.beside)
-        due = {"save": step % self.config.save_every == 0, "grid": sample, "evaluation": measure}
+        due = {"save": step % self.config.save_every == 0, "grid": sample, "evaluation": measure, "judgement": judge}
         cost = self._cost(*(what for what, is_due in due.items() if is_due))
         first, began, beside = self.first
         one = (now - began - (self.beside - beside)) / max(1, step - first)
@@ -83,6 +88,7 @@ class TimeLimit:
     @property
     def _ending(self) -> float:
         looks = {"save": True, "grid": self.config.sample_every != 0, "evaluation": self.config.val_every > 0}
+        looks["judgement"] = self.config.eval is not None
         return self._cost(*(what for what, is_on in looks.items() if is_on))
 
     @property

@@ -30,6 +30,7 @@ from t2i.io.images import to_pil
 from t2i.io.lock import remove_temporaries, sole_writer
 from t2i.train import checkpoint
 from t2i.train.ema import Ema
+from t2i.train.evaluation import Evaluation, Judge
 from t2i.train.grids import Section, save_sheet
 from t2i.train.held_out import HeldOut, said_of
 from t2i.train.learner import Learner
@@ -43,6 +44,7 @@ from t2i.train.report import Report
 from t2i.train.settings import TrainConfig, choose_dtype, is_sample_step
 from t2i.train.snapshot import Earlier, Snapshot, changes
 from t2i.train.stop import Interrupted, StopRequest
+from t2i.train.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ def fit(
     resolved: dict[str, Any] | None = None,
     earlier: Earlier | None = None,
     began: float | None = None,
+    judge: Judge | None = None,
 ) -> Result:
     """Train `task.model` and leave in `config.out` an exported stage, metrics, samples and checkpoints.
 
@@ -79,6 +82,7 @@ def fit(
         resolved: the whole configuration of the run as JSON-able values, kept in `run.json` and in every checkpoint.
         earlier: how checkpoints of earlier versions are read.
         began: when `config.max_minutes` began, by `time.perf_counter`; now, if it is not given.
+        judge: measures what is drawn, where `config.eval` asks for it.
 
     Raises:
         UsageError: `out` cannot be written, another process trains there, or the batch does not divide over processes.
@@ -101,7 +105,11 @@ def fit(
         parallel.on_main(hold)
         with Alive("preparing"):  # reading a checkpoint may take minutes
             run = _Run(task, loader, config, optim, export, resolved or {}, earlier or Earlier(), parallel, stop, began)
-        return run.train()
+            run.judged_by(judge)
+        try:
+            return run.train()
+        finally:
+            run.tracking.end()
 
 
 class _Run:
@@ -134,12 +142,19 @@ class _Run:
         self.saved = self.step
         for learner in self.learners:
             learner.wrapped = self.parallel.wrap(learner.objective)
-        self.report = Report(self.parallel, config, self.step, minutes, began)
+        self.tracking = Tracking(parallel, config.trackers, config.out, self.resolved, self.step)
+        self.report = Report(self.parallel, config, self.step, minutes, began, self.tracking)
         size = num_bytes(self.model, config)
         self.limit = TimeLimit(config, optim, size, seconds, self.report.forecast, began, parallel.world)
         self.ahead = 0.0  # of the decay, by the clock
         objective, loaders = self.learners[0].objective, self.loaders
         self.held_out = HeldOut(task, objective, self.ema, self.device, loaders.one, loaders.held_out, config.prompts)
+
+    def judged_by(self, judge: Judge | None) -> None:
+        """Who measures what is drawn."""
+        self.evaluation: Evaluation | None = None
+        if self.config.eval is not None and judge is not None:
+            self.evaluation = Evaluation(self.config.eval, judge, self.held_out, self.loaders, self.parallel)
 
     def train(self) -> Result:
         """Step until the end, a signal or the time limit."""
@@ -175,10 +190,10 @@ class _Run:
     def _train(self, data: Batches, batches: Iterator[Batch]) -> Result:
         config = self.config
         if self.step == 0:
-            self._look(self._due(last=False)[0], measure=False)
+            self._look(self._due(last=False)[0])
         else:
             self._look(*self._missed(last=False))
-        self.limit.prepare(self.held_out.measure)
+        self.limit.prepare(self.held_out.measure, self.evaluation.measure if self.evaluation else None)
         self.model.train()
         self.report.clock.start(data.seconds_waited)
         self.report.forecast.start()
@@ -294,24 +309,29 @@ class _Run:
                 save_sheet([shown], self.config.out / "samples" / "inputs.png")
         return itertools.chain([first], batches)
 
-    def _due(self, last: bool) -> tuple[bool, bool]:
-        """Whether a grid, and whether held-out numbers belong to this step."""
+    def _due(self, last: bool) -> tuple[bool, bool, bool]:
+        """Whether a grid, held-out numbers, and measures of drawn pictures belong to this step."""
         grids, every = self.config.sample_every, self.config.val_every
         sample = grids != 0 and self.held_out.draws and (last or is_sample_step(self.step, grids))
-        return sample, every > 0 and (last or self.step % every == 0)
+        judged = self.evaluation.config.every if self.evaluation is not None else 0
+        at = [each > 0 and (last or self.step % each == 0) for each in (every, judged)]
+        return sample, at[0], at[1]
 
-    def _missed(self, last: bool) -> tuple[bool, bool]:
+    def _missed(self, last: bool) -> tuple[bool, bool, bool]:
         """What of `_due` is not there: the run was ended between saving this step and looking."""
-        sample, measure = self._due(last)
-        drawn, measured = self.parallel.on_main(lambda: (self._grid.exists(), self.report.has_held_out(self.step)))
-        return sample and not drawn, measure and not measured
+        has = self.parallel.on_main(
+            lambda: (self._grid.exists(), *(self.report.has(self.step, name) for name in ("val_", "eval_")))
+        )
+        sample, measure, judge = (due and not there for due, there in zip(self._due(last), has, strict=True))
+        return sample, measure, judge
 
     @property
     def _grid(self) -> Path:
         return self.config.out / "samples" / f"step-{self.step:06d}.png"
 
-    def _look(self, sample: bool, measure: bool) -> None:
-        """Sample grid (first process) and held-out numbers (all processes); changes nothing of a training."""
+    def _look(self, sample: bool, measure: bool = False, judge: bool = False) -> None:
+        """Sample grid (first process), held-out numbers, measures of what is drawn (all processes); a training stays as
+        it is."""
 
         def draw() -> None:
             with self.limit.timing("grid"):
@@ -323,3 +343,7 @@ class _Run:
             with self.limit.timing("evaluation"):
                 names, values = self.held_out.measure()
             self.report.write_held_out(self.step, self.images, names, values)
+        if judge and self.evaluation is not None:
+            with self.limit.timing("judgement"):
+                found = self.evaluation.measure()
+            self.report.write_evaluation(self.step, self.images, found)

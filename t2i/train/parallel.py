@@ -5,11 +5,13 @@ Today DistributedDataParallel stands behind it; whatever shards a model later an
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from t2i.core.errors import T2IError, UsageError
@@ -74,6 +76,17 @@ class Parallel:
         """Mean or sum over processes, elementwise."""
         reduced: Tensor = self._accelerator.reduce(values, how)
         return reduced
+
+    def tracker(self, name: str, project: str, folder: Path, options: dict[str, Any]) -> Any:
+        """A started tracker of accelerate by name, which keeps what it keeps on disk below a folder."""
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        tracker = kind(project, str(folder), **options) if kind.requires_logging_directory else kind(project, **options)
+        tracker.start()
+        return tracker
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process has, by rank; all must call it."""
+        return list(gather_object([value])) if self.world > 1 else [value]
 
     def broadcast(self, value: Any) -> Any:
         """What the main process has."""

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from t2i.core.errors import NonFiniteError
 from t2i.core.progress import EVERY, Alive
+from t2i.diffusion.losses import LEVEL, of_levels
 from t2i.io import files
 from t2i.train.checkpoint import last_good
 from t2i.train.forecast import Forecast
 from t2i.train.log import Clock, Meter, MetricsFile, memory_gb, status_line
 from t2i.train.parallel import Parallel
 from t2i.train.settings import TrainConfig
+from t2i.train.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +28,20 @@ class Report:
         step: where the run starts, or goes on.
         minutes: that it took before.
         began: when `max_minutes` began, by `time.perf_counter`.
+        tracking: what gets every row as well.
     """
 
-    def __init__(self, parallel: Parallel, config: TrainConfig, step: int, minutes: float, began: float) -> None:
+    def __init__(
+        self,
+        parallel: Parallel,
+        config: TrainConfig,
+        step: int,
+        minutes: float,
+        began: float,
+        tracking: Tracking | None = None,
+    ) -> None:
         self.parallel, self.config, self.start, self.earlier, self.began = parallel, config, step, minutes, began
+        self.tracking = tracking
         self.file = MetricsFile(config.out / "metrics.jsonl", step) if parallel.main else None
         self.meter, self.clock, self.row = Meter(), Clock(), dict[str, Any]()
         self.alive = Alive("starting", log.info if parallel.main else lambda _: None)
@@ -53,8 +65,7 @@ class Report:
         self.check_finite(step, lr)
         means = self.mean(*self.meter.means())
         self.row = self._row(step, images, means, self.clock.interval(waited), lr)
-        if self.file is not None:
-            self.file.add(self.row)
+        self._keep(self.row)
 
     def tell(self, step: int, images: int, waited: float, lr: float) -> None:
         """Call after every step: a status line at the first one, where `write` was called, and every 30 seconds; in
@@ -94,19 +105,34 @@ class Report:
     def write_held_out(self, step: int, images: int, names: list[str], values: Tensor) -> None:
         """The same for held-out numbers of this process; where there are none, a row that says so."""
         if not names:
-            if self.file is not None:
-                self.file.add({"step": step, "images": images, "val_batches": 0})
+            self._keep({"step": step, "images": images, "val_batches": 0})
             return
-        means = self.mean(names, values)
+        means = of_levels(self.mean(names, values))
+        self._keep({"step": step, "images": images, **{f"val_{name}": v for name, v in means.items()}})
         if self.file is not None:
-            self.file.add({"step": step, "images": images, **{f"val_{name}": v for name, v in means.items()}})
-            log.info("held out | %s", " | ".join(f"{name} {value:.4g}" for name, value in means.items()))
+            said = {name: value for name, value in means.items() if LEVEL not in name}
+            log.info("held out | %s", " | ".join(f"{name} {value:.4g}" for name, value in said.items()))
 
-    def has_held_out(self, step: int) -> bool:
-        """Whether the held-out numbers of a step are written."""
+    def write_evaluation(self, step: int, images: int, found: dict[str, Any]) -> None:
+        """Measures of drawn pictures, which all processes have; where there are none, a row that says so."""
+        row = {f"eval_{name}": value for name, value in found.items()} or {"eval_num": 0}
+        self._keep({"step": step, "images": images, **row})
+        if self.file is not None and found:
+            numbers = {name: value for name, value in found.items() if isinstance(value, float)}
+            said = " | ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            log.info("drawn | %s | %d pictures by %s", said, found["num"], found["extractor"])
+
+    def has(self, step: int, beginning: str) -> bool:
+        """Whether a row of a step is written whose names begin so: `val_` or `eval_`."""
         path = self.config.out / "metrics.jsonl"
         rows = files.json_lines(path) if path.exists() else []
-        return any(row.get("step") == step and any(name.startswith("val_") for name in row) for row in rows)
+        return any(row.get("step") == step and any(name.startswith(beginning) for name in row) for row in rows)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        if self.file is not None:
+            self.file.add(row)
+            if self.tracking is not None:
+                self.tracking.log(row)
 
     def mean(self, names: list[str], values: Tensor) -> dict[str, float]:
         """Numbers by name, over all processes."""

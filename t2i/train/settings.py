@@ -12,6 +12,21 @@ from t2i.core.devices import fast_bfloat16
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+
+class EvalConfig(Config):
+    """Measures of drawn pictures, while a stage that draws pictures is trained."""
+
+    every: int = Field(1000, ge=1, le=10**9, description="steps from one evaluation to the next; also at the end")
+    metrics: tuple[str, ...] = Field(
+        ("frechet", "kid", "diversity"), min_length=1, description="of t2i eval pictures, against held-out pictures"
+    )
+    num: int = Field(512, ge=2, le=10**6, description="pictures that are drawn, over all processes")
+    extractor: str = Field("clip", description="what sees the pictures, as in t2i eval pictures")
+    batch_size: int = Field(32, ge=1, le=10**5, description="pictures that each process draws at once")
+
+
 class TrainConfig(Config):
     """How to train. Steps are optimiser steps; images are counted over all processes."""
 
@@ -50,6 +65,10 @@ class TrainConfig(Config):
         500, ge=0, le=10**9, description="held-out loss and metrics every so many steps; 0 for never"
     )
     val_batches: int = Field(4, ge=1, le=10**6, description="held-out batches that are measured")
+    eval: EvalConfig | None = Field(None, description="measures of drawn pictures now and then; null for none")
+    trackers: tuple[Tracker, ...] = Field(
+        (), description="where rows of metrics.jsonl go as well: tensorboard, wandb, trackio"
+    )
     num_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of each process")
 
 

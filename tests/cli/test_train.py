@@ -49,7 +49,7 @@ def test_help_of_a_config_lists_every_key(
     wanted = dict(flatten(load_run(config, []).model_dump()))
     lacking = {key: value for key, value in wanted.items() if key not in listed and not key.startswith(tables)}
     assert all(value is None or value == {} for value in lacking.values()), "sections that are null, or have no keys"
-    assert not {key for key in lacking if not key.startswith(("model.ports", "model.latents", "task"))}
+    assert not {key for key in lacking if not key.startswith(("model.ports", "model.latents", "task", "train.eval"))}
     assert "  train.steps: int = 123 — optimiser steps of the whole run\n" in out
     assert "  train.log_every: int = 20 — " in out
     assert max(map(len, out.splitlines())) <= 120
