@@ -37,11 +37,12 @@ from t2i.train.learner import Learner
 from t2i.train.limit import TimeLimit, num_bytes
 from t2i.train.loaders import Loaders
 from t2i.train.log import announce
+from t2i.train.looks import Due, Looks
 from t2i.train.objective import Batches, LoaderFactory, to_device
 from t2i.train.optim import OptimConfig, learning_rate
 from t2i.train.parallel import Parallel
 from t2i.train.report import Report
-from t2i.train.settings import TrainConfig, choose_dtype, is_sample_step
+from t2i.train.settings import TrainConfig, choose_dtype
 from t2i.train.snapshot import Earlier, Snapshot, changes
 from t2i.train.stop import Interrupted, StopRequest
 from t2i.train.tracking import Tracking
@@ -152,9 +153,10 @@ class _Run:
 
     def judged_by(self, judge: Judge | None) -> None:
         """Who measures what is drawn."""
-        self.evaluation: Evaluation | None = None
-        if self.config.eval is not None and judge is not None:
-            self.evaluation = Evaluation(self.config.eval, judge, self.held_out, self.loaders, self.parallel)
+        parts, asked, evaluation = (self.held_out, self.loaders, self.parallel), self.config.eval, None
+        if asked is not None and judge is not None:
+            evaluation = Evaluation(asked, judge, *parts)
+        self.looks = Looks(self.config, self.held_out, evaluation, self.report, self.limit, self.parallel)
 
     def train(self) -> Result:
         """Step until the end, a signal or the time limit."""
@@ -171,11 +173,11 @@ class _Run:
             self.loaders.open("train", self.config.batch_size)  # complains of data that are not there
         log.info("already at step %d of %d: %s", self.step, self.config.steps, self.config.out)
         self._export()  # the last one may have been cut off
-        missed = self._missed(last=True)
+        missed = self.looks.missed(self.step, last=True)
         if any(missed) and (problem := self.parallel.on_main(self.held_out.problem)) is not None:
             log.warning("a grid or held-out numbers are missing, and so are their data: %s", problem)
         else:
-            self._look(*missed)
+            self.looks.look(self.step, self.images, missed)
         return Result(self.step, self.images, "done", {})
 
     def _open_and_train(self) -> Result:
@@ -190,10 +192,10 @@ class _Run:
     def _train(self, data: Batches, batches: Iterator[Batch]) -> Result:
         config = self.config
         if self.step == 0:
-            self._look(self._due(last=False)[0])
+            self.looks.look(0, 0, Due(self.looks.due(0, last=False).sample))
         else:
-            self._look(*self._missed(last=False))
-        self.limit.prepare(self.held_out.measure, self.evaluation.measure if self.evaluation else None)
+            self.looks.look(self.step, self.images, self.looks.missed(self.step, last=False))
+        self.looks.prepare()
         self.model.train()
         self.report.clock.start(data.seconds_waited)
         self.report.forecast.start()
@@ -211,7 +213,7 @@ class _Run:
                     with self.limit.timing("save"):
                         self._save()
                 if last or not asked:
-                    self._look(*self._due(last))
+                    self.looks.look(self.step, self.images, self.looks.due(self.step, last))
             if last:
                 reason = asked or "done"
                 break
@@ -249,7 +251,7 @@ class _Run:
         """The signal's name or `max_minutes`, agreed between all processes (which look every fifth step)."""
         if self.parallel.world > 1 and self.step % 5:
             return None
-        late = self.limit.late(self.step, *self._due(last=False))
+        late = self.limit.late(self.step, *self.looks.due(self.step, last=False))
         self.ahead = self.limit.ahead()
         if self.parallel.world == 1:
             return self.stop.name or ("max_minutes" if late else None)
@@ -308,42 +310,3 @@ class _Run:
                 shown = Section("what the network is trained on", rows, said_of(self.task, first)[:16])
                 save_sheet([shown], self.config.out / "samples" / "inputs.png")
         return itertools.chain([first], batches)
-
-    def _due(self, last: bool) -> tuple[bool, bool, bool]:
-        """Whether a grid, held-out numbers, and measures of drawn pictures belong to this step."""
-        grids, every = self.config.sample_every, self.config.val_every
-        sample = grids != 0 and self.held_out.draws and (last or is_sample_step(self.step, grids))
-        judged = self.evaluation.config.every if self.evaluation is not None else 0
-        at = [each > 0 and (last or self.step % each == 0) for each in (every, judged)]
-        return sample, at[0], at[1]
-
-    def _missed(self, last: bool) -> tuple[bool, bool, bool]:
-        """What of `_due` is not there: the run was ended between saving this step and looking."""
-        has = self.parallel.on_main(
-            lambda: (self._grid.exists(), *(self.report.has(self.step, name) for name in ("val_", "eval_")))
-        )
-        sample, measure, judge = (due and not there for due, there in zip(self._due(last), has, strict=True))
-        return sample, measure, judge
-
-    @property
-    def _grid(self) -> Path:
-        return self.config.out / "samples" / f"step-{self.step:06d}.png"
-
-    def _look(self, sample: bool, measure: bool = False, judge: bool = False) -> None:
-        """Sample grid (first process), held-out numbers, measures of what is drawn (all processes); a training stays as
-        it is."""
-
-        def draw() -> None:
-            with self.limit.timing("grid"):
-                self.held_out.sample(self._grid, f"step {self.step}")
-
-        if sample:
-            self.parallel.on_main(draw)
-        if measure:
-            with self.limit.timing("evaluation"):
-                names, values = self.held_out.measure()
-            self.report.write_held_out(self.step, self.images, names, values)
-        if judge and self.evaluation is not None:
-            with self.limit.timing("judgement"):
-                found = self.evaluation.measure()
-            self.report.write_evaluation(self.step, self.images, found)
