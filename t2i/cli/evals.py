@@ -8,11 +8,13 @@ import typer
 from t2i.cli.options import Device, Model, draw_options, never_silent, read_num_things, steps_option, upsampling_option
 from t2i.cli.pictures import pictures, statistics
 from t2i.cli.prompts import prompts
+from t2i.cli.report import report
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
 app.command()(pictures)
 app.command()(statistics)
 app.command()(prompts)
+app.command()(report)
 
 
 @app.command()
