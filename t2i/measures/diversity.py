@@ -3,6 +3,8 @@
 N pictures · D features
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,11 +21,24 @@ def vendi(features: Tensor) -> float:
     return float((-torch.special.xlogy(values, values).sum()).exp())
 
 
-def pair_distance(features: Tensor) -> float:
-    """Mean cosine distance of two different pictures of (N, D), 0 … 2; nan of fewer than two."""
+class Apart(NamedTuple):
+    """Mean distance of two pictures, and its standard deviation."""
+
+    mean: float
+    sd: float
+
+
+def pair_distance(features: Tensor) -> Apart:
+    """Mean cosine distance of two different pictures of (N, D), 0 … 2; nan of fewer than two.
+
+    Its standard deviation is that of a U-statistic, to first order (Hoeffding 1948).
+    """
     x = features.double() / features.double().norm(dim=1, keepdim=True).clamp(min=1e-12)
     num = len(x)
-    return float(1 - (x.sum(dim=0).square().sum() - num) / (num * (num - 1))) if num > 1 else float("nan")
+    if num < 2:
+        return Apart(float("nan"), float("nan"))
+    far = 1 - (x @ x.sum(dim=0) - x.square().sum(dim=1)) / (num - 1)  # (N,), of each to the others, on average
+    return Apart(float(far.mean()), 2 * float(far.std()) / num**0.5)
 
 
 def clip_scores(image: Tensor, text: Tensor) -> Tensor:

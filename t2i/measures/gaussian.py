@@ -56,14 +56,26 @@ def frechet(a: Moments, b: Moments) -> float:
     With Σ = L Lᵀ the trace of the root is the sum of the singular values of L1ᵀ L2: nothing is inverted, no root of a
     rounding error is taken, and fewer pictures than features are as exact as many.
     """
-    means = (a.mean - b.mean).square().sum()
-    root = torch.linalg.svdvals(_factor(a.cov).mT @ _factor(b.cov)).sum()
-    return max(0.0, float(means + a.cov.trace() + b.cov.trace() - 2 * root))
+    return _frechet(a.mean - b.mean, _factor(a.cov), _factor(b.cov))
 
 
 def frechet_of_features(x: Tensor, y: Tensor) -> float:
-    """`frechet` of (N, D) and (M, D)."""
-    return frechet(Moments.of(x), Moments.of(y))
+    """`frechet` of (N, D) and (M, D), quicker where there are fewer pictures than features."""
+    x, y = x.double(), y.double()
+    return _frechet(x.mean(dim=0) - y.mean(dim=0), _factor_of(x), _factor_of(y))
+
+
+def _frechet(apart: Tensor, a: Tensor, b: Tensor) -> float:
+    """Of a difference of means (D,) and factors (D, r) and (D, s) of covariances, whose traces are sums of squares."""
+    root = torch.linalg.svdvals(a.mT @ b).sum()
+    return max(0.0, float(apart.square().sum() + a.square().sum() + b.square().sum() - 2 * root))
+
+
+def _factor_of(x: Tensor) -> Tensor:
+    """L of the covariance of (N, D): the centred features themselves, where that is the smaller of the two."""
+    if len(x) > x.shape[1]:
+        return _factor(Moments.of(x).cov)
+    return (x - x.mean(dim=0)).mT / (len(x) - 1) ** 0.5
 
 
 def _factor(cov: Tensor) -> Tensor:

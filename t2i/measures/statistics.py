@@ -4,6 +4,7 @@ B batch · N pictures of the set · D features · K classes · R rows that are k
 """
 
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -128,8 +129,9 @@ class Statistics:
 
     def save(self, path: Path, **more: Any) -> None:
         """Write a safetensors file, whole or not at all; `more` is kept beside the facts, JSON-able."""
+        tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
         header = {"version": _VERSION, "num": self.num, "keep": self.keep, "facts": asdict(self.facts), "more": more}
-        write(path, save(self._tensors(), {_HEADER: json.dumps(header)}))
+        write(path, save(tensors, {_HEADER: json.dumps(header | {"crc32": _crc(tensors)})}))
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
@@ -148,7 +150,8 @@ class Statistics:
                 scores.counts, scores.p, scores.negentropy = (tensors[f"scores.{n}"] for n in ("counts", "p", "plogp"))
             fresh = cls(found.facts, found.num, found.keep)._tensors()
             for name, tensor in found._tensors().items():
-                if tensor.shape != fresh[name].shape or not tensor.isfinite().all():
+                like = fresh[name]
+                if tensor.shape != like.shape or tensor.dtype != like.dtype or not tensor.isfinite().all():
                     raise ValueError(f"{name} {tuple(tensor.shape)} is not what {found.num} pictures have")
             return found, header["more"]
 
@@ -172,6 +175,14 @@ def is_statistics(path: Path) -> bool:
     return path.suffix == ".safetensors" and not path.is_dir()
 
 
+def _crc(tensors: dict[str, Tensor]) -> int:
+    """CRC-32 of all numbers, in the order of their names; a file of tensors has no checksum of its own."""
+    found = 0
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, found)
+    return found
+
+
 @contextmanager
 def _statistics(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
     """Header and tensors of a file of statistics; everything that is wrong with it becomes one line."""
@@ -185,7 +196,10 @@ def _statistics(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]
             header = json.loads(text)
             if header["version"] != _VERSION:
                 raise DataError(f"{path} is of a later version of t2i ({header['version']})")
-            yield header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if header["crc32"] != _crc(tensors):
+                raise ValueError("its numbers are not those that were written")
+            yield header, tensors
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, UsageError):
             raise

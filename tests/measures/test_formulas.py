@@ -11,7 +11,7 @@ from t2i.core.errors import UsageError
 from t2i.measures.diversity import clip_scores, pair_distance, vendi
 from t2i.measures.gaussian import Moments, frechet, frechet_of_features
 from t2i.measures.inception_score import InceptionScore, chunks
-from t2i.measures.intervals import bootstrap
+from t2i.measures.intervals import bootstrap, jackknife
 from t2i.measures.kernels import cmmd, kid
 from t2i.measures.neighbours import neighbours, radii
 
@@ -83,9 +83,9 @@ def test_kernel_distances_of_known_points() -> None:
     assert (found.mean, found.sd) == (pytest.approx(0.5), pytest.approx(0, abs=1e-12))
     assert (found.size, found.subsets) == (3, 100)
     e = torch.eye(4)
-    assert cmmd(e[:1], e[1:2]) == pytest.approx(2000 * (1 - math.exp(-0.01)))
-    assert cmmd(e[:1], -3 * e[:1]) == pytest.approx(2000 * (1 - math.exp(-0.02)))  # norms do not matter
-    assert cmmd(e[:2], e[2:]) == pytest.approx(9.950166250831893)
+    assert cmmd(e[:1], e[1:2]).value == pytest.approx(2000 * (1 - math.exp(-0.01)))
+    assert cmmd(e[:1], -3 * e[:1]).value == pytest.approx(2000 * (1 - math.exp(-0.02)))  # norms do not matter
+    assert cmmd(e[:2], e[2:]).value == pytest.approx(9.950166250831893)
     with pytest.raises(UsageError, match="two pictures"):
         kid(x[:1], y)
 
@@ -103,7 +103,7 @@ def test_cmmd_in_blocks_is_cmmd_at_once() -> None:
     def mean(p: Tensor, q: Tensor) -> float:
         return float((-(p[:, None] - q[None]).square().sum(dim=2) / 200).exp().mean())
 
-    assert cmmd(x, y) == pytest.approx(1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b)), rel=1e-9)
+    assert cmmd(x, y).value == pytest.approx(1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b)), rel=1e-9)
 
 
 def of_classes(labels: Tensor, num: int = 10) -> Tensor:
@@ -151,7 +151,7 @@ def test_neighbours_in_one_dimension(k: int) -> None:
 def test_one_outlier_covers_two_real_pictures() -> None:
     real = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1], [5, 5]])
     drawn = torch.tensor([[0.5, 0.5], [0.6, 0.4], [9.5, 9.5], [0.5, 0.6]])
-    assert neighbours(drawn, real, 1) == pytest.approx((0.75, 0.4, 3.0, 0.8))
+    assert neighbours(drawn, real, 1)[:4] == pytest.approx((0.75, 0.4, 3.0, 0.8))
 
 
 def brute_force(drawn: Tensor, real: Tensor, k: int) -> tuple[float, float, float, float]:
@@ -172,14 +172,14 @@ def brute_force(drawn: Tensor, real: Tensor, k: int) -> tuple[float, float, floa
 @pytest.mark.parametrize(("num", "others", "k"), [(40, 30, 3), (25, 60, 1), (30, 30, 5)])
 def test_neighbours_are_those_of_brute_force(num: int, others: int, k: int) -> None:
     drawn, real = normal(num, 3, seed=5, shift=0.5), normal(others, 3, seed=6)
-    assert neighbours(drawn, real, k) == pytest.approx(brute_force(drawn, real, k), rel=1e-12)
+    assert neighbours(drawn, real, k)[:4] == pytest.approx(brute_force(drawn, real, k), rel=1e-12)
 
 
 def test_blocks_of_neighbours_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, real = normal(70, 4, seed=5), normal(90, 4, seed=6)
     whole = neighbours(drawn, real)
     monkeypatch.setattr("t2i.measures.neighbours._BLOCK", 16)
-    assert neighbours(drawn, real) == whole
+    assert neighbours(drawn, real) == pytest.approx(whole, rel=1e-12)
     assert neighbours(real, drawn)[:2] == whole[1::-1]  # exchanged
 
 
@@ -198,10 +198,62 @@ def test_diversity_counts_different_pictures() -> None:
     assert vendi(e[[0, 0, 1, 1]]) == pytest.approx(2)
     x = normal(30, 8)
     assert vendi(torch.cat([x, x])) == pytest.approx(vendi(x))  # more of the same is no more different
-    assert pair_distance(e) == pytest.approx(1)
-    assert pair_distance(e[[0, 0, 0]]) == pytest.approx(0)
-    assert math.isnan(pair_distance(e[:1]))
+    assert pair_distance(e).mean == pytest.approx(1)
+    assert pair_distance(e[[0, 0, 0]]).mean == pytest.approx(0)
+    assert math.isnan(pair_distance(e[:1]).mean)
     assert clip_scores(e[:2], 7 * e[[0, 2]]).tolist() == [pytest.approx(100), pytest.approx(0)]
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.6])
+def test_intervals_are_those_of_repeated_sets(shift: float) -> None:
+    """What one pair of sets says of its own spread is what many pairs have."""
+
+    def sets(seed: int) -> tuple[Tensor, Tensor]:
+        return normal(150, 4, seed, shift), normal(120, 4, seed + 1000)
+
+    found: dict[str, list[tuple[float, float]]] = {"kid": [], "cmmd": [], "pairs": [], "frechet": []}
+    for seed in range(120):
+        x, y = sets(seed)
+        whole = kid(x[:120], y)
+        assert whole.error is not None
+        found["kid"].append((whole.mean, whole.error))
+        found["cmmd"].append(tuple(cmmd(x + 1, y + 1)))
+        found["pairs"].append(tuple(pair_distance(x + 1)))
+        if seed < 12:
+            half = bootstrap(frechet_of_features, [x, y], 40, seed) / 1.96
+        found["frechet"].append((frechet_of_features(x, y), half))
+    for name, rows in found.items():
+        values, sd = torch.tensor(rows, dtype=torch.float64).T
+        ratio = float(sd.square().mean().sqrt() / values.std())
+        assert 0.7 < ratio < 1.5, (name, ratio)
+
+
+@pytest.mark.parametrize("shift", [0.1, 1.0])
+def test_intervals_of_neighbours_are_those_of_repeated_sets(shift: float) -> None:
+    """Those of a share alone would be up to four times too small: the balls are of random pictures too."""
+    repeated, halves = [], []
+    for seed in range(80):
+        x, y = normal(150, 4, seed, shift), normal(120, 4, seed + 1000)
+        repeated.append([*neighbours(x, y)])
+        if seed < 8:
+            half, sizes = jackknife(neighbours, [x, y], 20)
+            assert sizes == [75, 60]
+            halves.append(half)
+    ratio = torch.tensor(halves).mean(dim=0) / 1.96 / torch.tensor(repeated).std(dim=0)
+    assert ((ratio > 0.6) & (ratio < 1.8)).all(), ratio
+    assert jackknife(neighbours, [x, y], 5, most=30)[1] == [30, 24]
+
+
+def test_features_far_from_zero_have_the_same_neighbours() -> None:
+    drawn, real = normal(60, 4, seed=5), normal(50, 4, seed=6)
+    assert neighbours(drawn + 1e4, real + 1e4)[:4] == neighbours(drawn, real)[:4]
+
+
+@pytest.mark.parametrize("num", [5, 40, 41, 90])
+def test_distances_of_features_are_those_of_their_moments(num: int) -> None:
+    x, y = normal(num, 40), normal(60, 40, seed=1, shift=0.1)
+    assert frechet_of_features(x, y) == pytest.approx(frechet(Moments.of(x), Moments.of(y)), rel=1e-6)
+    assert frechet_of_features(torch.ones(3, 4), torch.zeros(2, 4)) == pytest.approx(4)
 
 
 def test_a_bootstrap_finds_the_spread_of_a_mean() -> None:

@@ -84,6 +84,7 @@ def test_of_many_pictures_a_fixed_part_is_kept() -> None:
     assert torch.equal(found.features, statistics(features, keep=50).features)
     numbers = measure(["kid"], found, statistics(seen(60, 1)))
     assert "50 of the 200" in numbers[0].warnings[0]
+    assert "50 of the 200" in measure(["kid"], statistics(seen(60, 1)), found)[0].warnings[0]  # of the reference too
     first = {tuple(row) for row in features.pool[:50].tolist()}
     assert (
         len(first & {tuple(row) for row in found.features.tolist()}) < 50
@@ -104,7 +105,7 @@ def test_statistics_come_back_from_their_file(tmp_path: Path) -> None:
     assert not is_statistics(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "text", "missing", "count", "nan"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "type", "other", "text", "missing", "count", "nan"])
 def test_other_files_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.safetensors"
     found = statistics(seen(20))
@@ -112,10 +113,14 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, damage: str) -> Non
         found.moments.mean[2] = float("nan")
     if damage == "count":
         found.kept = found.kept[:3]
+    if damage == "type":
+        found.moments.mean = found.moments.mean.float()
     found.save(path)
     data = path.read_bytes()
     if damage == "cut":
         path.write_bytes(data[:-100])
+    if damage == "bit":
+        path.write_bytes(data[:-60] + bytes([data[-60] ^ 1]) + data[-59:])
     if damage == "other":
         path.write_bytes(data.replace(b"t2i_statistics", b"t2i_st_tistics"))
     if damage == "text":
@@ -176,7 +181,24 @@ def test_few_pictures_are_warned_of() -> None:
     assert "no more than the 6 features" in measure(["frechet"], few, more)[0].warnings[0]
     assert "40 pictures are few" in measure(["frechet"], more, more)[0].warnings[0]
     assert "depend on both numbers" in measure(["precision"], few, more)[0].warnings[0]
+    assert "biased downwards" in measure(["is"], few)[0].warnings[0]
+    assert "biased upwards" in measure(["cmmd"], few, more)[0].warnings[0]
     assert not measure(["kid"], few, more)[0].warnings
+
+
+def test_every_number_but_a_vendi_score_has_an_interval() -> None:
+    drawn, real = statistics(seen(60), text=torch.ones(60, 6)), statistics(seen(60, 1))
+    bare = [number.label for number in measure(list(METRICS), drawn, real) if not number.half]
+    assert bare == ["Vendi score of 60 (pixels)"]
+    assert measure(["density"], drawn, real)[0].facts["neighbours"] == 5  # as Naeem et al.
+    assert measure(["precision"], drawn, real)[0].facts["neighbours"] == 3  # as Kynkäänniemi et al.
+
+
+def test_logits_that_never_came_are_missed() -> None:
+    drawn = Statistics(FACTS, 20)
+    drawn.add(torch.arange(20), Features(seen(20).pool))
+    with pytest.raises(UsageError, match="pixels gave none of some pictures"):
+        measure(["is"], drawn)
 
 
 def test_resamples_are_as_many_as_asked_for() -> None:
