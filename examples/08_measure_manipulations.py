@@ -20,7 +20,8 @@ from PIL import Image
 import t2i
 from t2i.data import shapes
 from t2i.data.scenes import VAL_SCENES
-from t2i.evals.compose import load_reader, wilson
+from t2i.evals.compose import load_reader
+from t2i.evals.report import wilson
 from t2i.io.images import from_pil, to_pil
 from t2i.pipeline.inputs import Latent
 from t2i.stages.reader.model import Detection, Reader

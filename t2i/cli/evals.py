@@ -21,6 +21,7 @@ app.command()(report)
 def compose(
     model: Model = "shapes",
     out: Annotated[Path | None, typer.Option(help="JSON file for the results, with every picture's reading.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="JSON lines as GenEval's results are, one a picture.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,
     steps: Annotated[str | None, typer.Option(help="As in generate.")] = None,
@@ -33,13 +34,18 @@ def compose(
 ) -> None:
     """Share of pictures that show what GenEval's six tasks ask for, judged by the bundled reader of scenes."""
     _writable(out)
+    _writable(rows, "--rows")
     from t2i.evals.compose import compose as run
+    from t2i.evals.compose import geneval_row
+    from t2i.evals.report import save_rows
 
     drawn = draw_options(None, steps, guidance, stop_after=stop_after)
     chosen = {**drawn, **upsampling_option(upsample_prompt)}
     with never_silent("drawing and reading pictures"):
         report = run(model, num=num, seed=seed, device=device, call=chosen)
     _tell(report, out)
+    if rows is not None:
+        save_rows(rows, map(geneval_row, report.facts["pictures"]))
 
 
 @app.command()
@@ -130,12 +136,12 @@ def latents(
     _tell(report, out)
 
 
-def _writable(out: Path | None) -> None:
+def _writable(out: Path | None, name: str = "--out") -> None:
     """Say before the work that a file cannot be written after it."""
     if out is not None:
         from t2i.io.files import writable_file
 
-        writable_file(out, "--out")
+        writable_file(out, name)
 
 
 def _tell(report: Any, out: Path | None) -> None:

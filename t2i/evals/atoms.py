@@ -30,13 +30,14 @@ def geometric(atoms: Sequence[Atom]) -> float:
     return math.exp(sum(math.log(atom.value) for atom in atoms) / len(atoms))
 
 
-def by_atoms(pictures: Sequence[Sequence[Atom]]) -> dict[str, Any]:
+def by_atoms(pictures: Sequence[Sequence[Atom]], numbers: Sequence[int | None] = ()) -> dict[str, Any]:
     """Both means over N pictures, of all and by the number of their atoms, JSON-able; pictures without atoms are left
-    out."""
-    some = [atoms for atoms in pictures if atoms]
-    groups: dict[str, list[Sequence[Atom]]] = {"all": list(some)} if some else {}
-    for num in sorted({len(atoms) for atoms in some}):
-        groups[str(num)] = [atoms for atoms in some if len(atoms) == num]
+    out. `numbers` are those that a file gives its prompts, one a picture, where it does."""
+    told = numbers or [None] * len(pictures)
+    some = [(atoms, num or len(atoms)) for atoms, num in zip(pictures, told, strict=True) if atoms]
+    groups: dict[str, list[Sequence[Atom]]] = {"all": [atoms for atoms, _ in some]} if some else {}
+    for num in sorted({num for _, num in some}):
+        groups[str(num)] = [atoms for atoms, its in some if its == num]
     return {
         name: {
             "pictures": len(group),

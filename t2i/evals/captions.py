@@ -18,8 +18,7 @@ from t2i.core.seed import Streams
 from t2i.data.shapes.captions import ADJECTIVES, NOUNS, NUMBERS, PLURALS
 from t2i.data.shapes.scene import COLOURS, Scene, box
 from t2i.evals.batches import held_out
-from t2i.evals.compose import Share, wilson
-from t2i.evals.report import Report
+from t2i.evals.report import Report, Share, wilson
 from t2i.stages.captioner.model import Captioner
 from t2i.stages.registry import load_stage
 from t2i.text.words import split

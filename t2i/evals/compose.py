@@ -6,6 +6,7 @@ for: of other objects in the picture nothing is said, except in counting and in 
 none.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from t2i.data.shapes.scene import COLOURS, FLAT_TOPPED, SHAPES, Box
 from t2i.evals.atoms import Atom, by_atoms
 from t2i.evals.atoms import table as table_of_atoms
 from t2i.evals.batches import held_out
-from t2i.evals.report import Report
+from t2i.evals.report import Report, Share, wilson
 from t2i.io.images import from_pil
 from t2i.pipeline.base import Pipeline
 from t2i.pipeline.cost import check_pictures
@@ -31,6 +32,8 @@ from t2i.stages.reader.task import accuracy, listed
 from t2i.stages.registry import load_stage
 
 TASKS = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
+TAGS = dict(zip(TASKS, ("single_object", "two_object", "counting", "colors", "position", "color_attr"), strict=True))
+"""What GenEval's files call the tasks."""
 PER_TASK = 20
 PHRASES = {
     "left of": "to the left of",
@@ -39,6 +42,7 @@ PHRASES = {
     "behind": "behind",
     "on top of": "on top of",
 }
+_ALONE = ("counting", "colour attribution")  # no other objects
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 _NOUNS = {
     "cube": ("cube", "box"),
@@ -91,19 +95,6 @@ class Prompt:
     relation: str | None = None
 
 
-class Share(NamedTuple):
-    """`correct` of `total`, and the 95 % interval of the share behind them."""
-
-    correct: int
-    total: int
-    low: float
-    high: float
-
-    @property
-    def share(self) -> float:
-        return self.correct / self.total if self.total else 0.0
-
-
 def prompts() -> list[Prompt]:
     """The fixed list: 20 different sentences for each of the six tasks, in an order that never changes."""
     found: list[Prompt] = []
@@ -132,7 +123,7 @@ def score(prompt: Prompt, found: Sequence[Seen]) -> tuple[bool, str]:
         count = sum(wanted.fits(seen) for seen in found)
         if count < wanted.num:
             return False, f"{count} of {wanted.num} {wanted}"
-    if prompt.task in ("counting", "colour attribution"):
+    if prompt.task in _ALONE:
         asked = sum(wanted.num for wanted in prompt.wanted)
         if len(found) != asked:
             return False, f"{len(found)} objects instead of {asked}"
@@ -184,16 +175,6 @@ def holds(relation: str, a: Seen, b: Seen) -> bool:
     if relation == "on top of":
         return a.raised and dy < 0 and foot < 0 and abs(dx) < 0.25 * max(widths)
     raise ValueError(f"unknown relation {relation!r}: expected one of {', '.join(PHRASES)}")
-
-
-def wilson(correct: int, total: int) -> Share:
-    """A share with its 95 % interval (Wilson 1927), which is honest for few pictures and for shares near 0 and 1."""
-    if total == 0:
-        return Share(0, 0, 0.0, 1.0)
-    z2, p = 1.959964**2, correct / total
-    middle = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = math.sqrt(z2 * (p * (1 - p) / total + z2 / (4 * total**2))) / (1 + z2 / total)
-    return Share(correct, total, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def summary(verdicts: Sequence[tuple[Prompt, bool]]) -> dict[str, Share]:
@@ -319,20 +300,36 @@ def _batches(drawn: Output) -> list[Tensor]:
 def _row(
     prompt: Prompt, seed: int, verdict: tuple[bool, str], found: list[Detection], atoms: list[Atom]
 ) -> dict[str, Any]:
-    """In the form of GenEval's results."""
+    """`tag`, `prompt`, `correct`, `reason` and `metadata` are as GenEval has them: a position is seen from a thing that
+    is named before, and what is asked to be alone has an exclude for one more of its kind."""
     seen = [{**d._asdict(), "box": [round(v, 4) for v in d.box], "confidence": round(d.confidence, 3)} for d in found]
-    include = [{"class": w.shape, "count": w.num, **({"color": w.colour} if w.colour else {})} for w in prompt.wanted]
+    asked = prompt.wanted[::-1] if prompt.relation else prompt.wanted
+    things = [{"class": w.shape, "count": w.num, **({"color": w.colour} if w.colour else {})} for w in asked]
+    include: list[dict[str, Any]] = [*things]
     if prompt.relation is not None:
-        include[0]["position"] = [prompt.relation, 1]
+        include[1]["position"] = [prompt.relation, 0]
+    alone = [{"class": w.shape, "count": w.num + 1} for w in asked] if prompt.task in _ALONE else []
+    metadata = {"tag": TAGS[prompt.task], "include": include, **({"exclude": alone} if alone else {})}
     return {
         "task": prompt.task,
-        "tag": prompt.task.replace(" ", "_"),
+        "tag": TAGS[prompt.task],
         "prompt": prompt.text,
         "seed": seed,
         "right": verdict[0],
         "correct": verdict[0],
         "why": verdict[1],
-        "metadata": {"include": include},
+        "reason": "" if verdict[0] else verdict[1],
+        "metadata": {**metadata, "prompt": prompt.text},
         "atoms": [list(atom) for atom in atoms],
         "found": seen,
+    }
+
+
+def geneval_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A picture of the facts as a line of GenEval's results, which its `summary_scores.py` reads."""
+    return {
+        "filename": f"seed {row['seed']}",
+        **{key: row[key] for key in ("tag", "prompt", "correct", "reason")},
+        "metadata": json.dumps(row["metadata"]),
+        "details": json.dumps({"found": row["found"], "atoms": row["atoms"]}),
     }

@@ -35,7 +35,8 @@ class Case:
 
     Attributes:
         include: things that must be there; exclude: of which fewer than `count` must be.
-        questions: with the answers that are right.
+        questions: with the answers that are right; skills: the kind of each, if the file says.
+        num_atoms: as the file counts them, if it does.
         metadata: the line of the file, as GenEval keeps it beside pictures.
     """
 
@@ -44,6 +45,8 @@ class Case:
     include: tuple[Wanted, ...] = ()
     exclude: tuple[Wanted, ...] = ()
     questions: tuple[tuple[str, str], ...] = ()
+    skills: tuple[str, ...] = ()
+    num_atoms: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -72,12 +75,14 @@ def understood(cases: Sequence[Case]) -> str:
     """`553 prompts of 6 kinds; 553 say what must be there, 0 have questions`."""
     tags = len({case.tag for case in cases})
     objects, asked = sum(bool(case.include) for case in cases), sum(bool(case.questions) for case in cases)
-    return f"{len(cases)} prompts of {tags} kinds; {objects} say what must be there, {asked} have questions"
+    skills = len({skill for case in cases for skill in case.skills})
+    more = f" of {skills} skills" if skills else ""
+    return f"{len(cases)} prompts of {tags} kinds; {objects} say what must be there, {asked} have questions{more}"
 
 
 def _of_json(text: str, path: Path) -> list[Case]:
     cases = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -93,30 +98,48 @@ def _of_json(text: str, path: Path) -> list[Case]:
             if wanted.relation is not None and not (0 <= wanted.other < len(include) and wanted.other != i):
                 raise DataError(f"{where}: a position from thing {wanted.other}, and there are {len(include)}")
         questions = _questions(next((row[key] for key in _QUESTIONS if row.get(key)), []), where)
-        cases.append(Case(row["prompt"].strip(), str(tag), include, exclude, questions, row))
+        skills, num = row.get("skills") or [], row.get("atom_count")
+        if not isinstance(skills, list) or (skills and len(skills) != len(questions)):
+            raise DataError(
+                f"{where}: expected a skill for each of {len(questions)} questions, got {quoted(skills, 60)}"
+            )
+        if num is not None and type(num) is not int:
+            raise DataError(f"{where}: atom_count must be a whole number, got {quoted(num, 60)}")
+        said = tuple(map(str, skills))
+        cases.append(Case(row["prompt"].strip(), str(tag), include, exclude, questions, said, num, row))
     return cases
 
 
 def _things(rows: Any, where: str) -> tuple[Wanted, ...]:
-    found = []
-    for row in rows if rows is not None else []:
-        try:
-            position = row.get("position")
-            relation, other = position if position is not None else (None, 0)
-            found.append(Wanted(str(row["class"]), int(row.get("count", 1)), row.get("color"), relation, int(other)))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise DataError(f"{where}: expected class, count, color, position, got {quoted(str(row), 60)}") from None
-        if found[-1].relation not in (None, *RELATIONS):
-            raise DataError(f"{where}: unknown position {quoted(str(relation))}; positions are {', '.join(RELATIONS)}")
-        if found[-1].count < 1:
-            raise DataError(f"{where}: count {found[-1].count}, expected 1 or more")
-    return tuple(found)
+    if not isinstance(rows, list | None):
+        raise DataError(f"{where}: expected a list, got {quoted(rows, 60)}")
+    return tuple(_thing(row, where) for row in rows or [])
+
+
+def _thing(row: Any, where: str) -> Wanted:
+    """One clause; what is not understood is refused, since a picture would be judged without it."""
+    if not isinstance(row, dict) or not isinstance(row.get("class"), str) or not row["class"].strip():
+        raise DataError(f"{where}: expected class, count, color, position, got {quoted(row, 60)}")
+    if odd := set(row) - {"class", "count", "color", "colour", "position"}:
+        raise DataError(f"{where}: unknown {quoted(min(odd), 60)}; expected class, count, color, position")
+    count, colour, place = row.get("count", 1), row.get("color", row.get("colour")), row.get("position") or (None, 0)
+    if type(count) is not int or count < 1:
+        raise DataError(f"{where}: count {quoted(count, 60)}, expected 1 or more")
+    if not isinstance(colour, str | None):
+        raise DataError(f"{where}: color {quoted(colour, 60)}, expected a word")
+    if not isinstance(place, list | tuple) or len(place) != 2 or type(place[1]) is not int:
+        raise DataError(f"{where}: position {quoted(place, 60)}, expected a relation and the number of a thing")
+    if place[0] not in (None, *RELATIONS):
+        raise DataError(f"{where}: unknown position {quoted(place[0])}; positions are {', '.join(RELATIONS)}")
+    return Wanted(row["class"].strip(), count, colour, place[0], place[1])
 
 
 def _questions(rows: Any, where: str) -> tuple[tuple[str, str], ...]:
     """Questions alone are to be answered with yes."""
     found = []
-    for row in rows if isinstance(rows, list) else []:
+    if not isinstance(rows, list):
+        raise DataError(f"{where}: expected a list of questions, got {quoted(rows, 60)}")
+    for row in rows:
         if isinstance(row, str):
             found.append((row, "yes"))
         elif isinstance(row, dict) and isinstance(row.get("question"), str):
@@ -129,16 +152,23 @@ def _questions(rows: Any, where: str) -> tuple[tuple[str, str], ...]:
 
 
 def _of_table(text: str, path: Path) -> list[Case]:
-    reader = csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    names = {name.strip().lower(): name for name in reader.fieldnames or [] if name}
-    column = names.get("prompts", names.get("prompt"))
-    if column is None:
-        raise DataError(f"{path} has no column Prompts or Prompt, but {quoted(', '.join(names), 60)}")
-    kind = names.get("category", names.get("tag"))
+    reader = csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    cases, begin = [], 1
     try:
-        rows = [(row[column], row[kind] if kind else None, row) for row in reader]
+        names = {name.strip().lower(): name for name in reader.fieldnames or [] if name}
+        column = names.get("prompts", names.get("prompt"))
+        if column is None:
+            raise DataError(f"{path} has no column Prompts or Prompt, but {quoted(', '.join(names), 60)}")
+        kind = names.get("category", names.get("tag"))
+        for row in reader:
+            begin, prompt = reader.line_num, (row[column] or "").strip()
+            if None in row:
+                raise DataError(f"{path}, line {begin}: more columns than the first line names; are quotes missing?")
+            if prompt:
+                tag = (row[kind] or "").strip() if kind else ""
+                cases.append(Case(prompt, tag or "prompts", metadata=row))
+            elif any(value and value.strip() for value in row.values()):
+                raise DataError(f"{path}, line {begin}: no prompt")
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from None
-    return [
-        Case(text.strip(), (tag or "prompts").strip(), metadata=row) for text, tag, row in rows if (text or "").strip()
-    ]
+        raise DataError(f"{path}, line {begin + 1}: {error}") from None
+    return cases

@@ -506,7 +506,11 @@ def test_eval_compose_prints_a_row_per_task_and_writes_every_reading(
     monkeypatch.setattr("t2i.evals.compose.HELD_OUT", 4)
     out = tmp_path / "new" / "r.json"
     chosen = ["--steps", "prior=1,decoder=1", "--guidance", "decoder=1", "--seed", 7, "--out", out]
-    assert run(monkeypatch, "eval", "compose", "--model", model, *chosen) == 0
+    rows = tmp_path / "rows.jsonl"
+    assert run(monkeypatch, "eval", "compose", "--model", model, *chosen, "--rows", rows) == 0
+    first = json.loads(rows.read_text().splitlines()[0])
+    assert json.loads(first["metadata"])["include"] == [{"class": "cube", "count": 1}]
+    assert first["tag"] == "single_object"
     printed = capsys.readouterr().out
     assert [line[:20].strip() for line in printed.splitlines()[1:7]] == list(TASKS)
     assert "on 4 held-out renders" in printed

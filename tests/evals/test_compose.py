@@ -8,7 +8,8 @@ import pytest
 
 from t2i.data import shapes
 from t2i.data.shapes.scene import Box
-from t2i.evals.compose import PHRASES, TASKS, Prompt, Wanted, holds, mean, prompts, score, summary, wilson
+from t2i.evals.compose import PHRASES, TASKS, Prompt, Wanted, holds, mean, prompts, score, summary
+from t2i.evals.report import wilson
 from t2i.stages.reader.model import Detection
 from t2i.stages.reader.task import listed
 

@@ -116,6 +116,15 @@ def test_files_of_benchmarks_are_read(tmp_path: Path) -> None:
             "a position from thing 0",
         ),
         ("a.jsonl", '{"prompt": "x", "include": [{"class": "a", "count": 0}]}', "count 0"),
+        ("a.jsonl", '{"prompt": "x", "include": [{"class": "a", "count": 1.5}]}', "count 1.5"),
+        ("a.jsonl", '{"prompt": "x", "include": [{"class": "a", "material": "wood"}]}', "unknown 'material'"),
+        ("a.jsonl", '{"prompt": "x", "include": {"class": "a"}}', "line 1, include: expected a list"),
+        ("a.jsonl", '{"prompt": "x", "include": [{"class": "a", "position": "above"}]}', "expected a relation"),
+        ("a.jsonl", '{"prompt": "x", "vqa_list": {"a": 1}}', "expected a list of questions"),
+        ("a.jsonl", '{"prompt": "x", "vqa_list": ["a?"], "skills": ["b", "c"]}', "a skill for each of 1 questions"),
+        ("a.csv", "Prompts,Category\nx,y\n,y\n", "line 3: no prompt"),
+        ("a.csv", 'Prompts,Category\nx,y\n"z,y\n', "line 3: unexpected end"),
+        ("a.csv", "Prompts,Category\na car, red,y\n", "line 2: more columns"),
         ("a.jsonl", '{"prompt": "x", "vqa_list": [5]}', "expected questions"),
         ("a.csv", "Text,Kind\nx,y\n", "no column Prompts"),
         ("a.txt", "\n\n", "holds no prompts"),
@@ -135,6 +144,9 @@ def test_genevals_rules() -> None:
     assert stands("right of", right, left)
     assert not stands("above", left, right)
     assert not stands("left of", Box(0.0, 0, 0.5, 0.5), Box(0.05, 0, 0.55, 0.5))  # less than a tenth of both widths
+    assert not stands("left of", Box(0.0, 0, 0.4, 0.4), Box(0.15, 0, 0.55, 0.4))  # 0.07 of 0.15: less than half the way
+    assert stands("left of", Box(0.0, 0, 0.4, 0.4), Box(0.17, 0, 0.57, 0.4))  # 0.09 of 0.17
+    assert not stands("left of", left, left)
     corner = Box(0.8, 0.8, 1.0, 1.0)
     assert stands("left of", Box(0, 0, 0.2, 0.2), corner)
     assert stands("above", Box(0, 0, 0.2, 0.2), corner)  # both may hold
@@ -173,7 +185,21 @@ def test_how_sure_an_answer_is() -> None:
     assert probability(tops(Yes=0.6, No=0.2), "no") == pytest.approx(0.25)
     assert probability({"message": {"content": "Yes, it is."}}, "yes") == 1
     assert probability({"message": {"content": "no"}, "logprobs": None}, "yes") == 0
-    assert probability({"message": {"content": "4"}}, "4") == 1
+    for text in ("4", "four", "Four.", "There are four bears.", "**4**"):
+        assert probability({"message": {"content": text}}, "4") == 1
+        assert probability({"message": {"content": text}}, "four") == 1
+    assert probability({"message": {"content": "There are no bears"}}, "4") == 0
+    assert probability(tops(four=0.6, five=0.2, many=0.2), "4") == pytest.approx(0.75)
+    assert probability(tops(Yes=0.9), "no") == 0
+    assert probability({**tops(There=0.9, four=0.1), "message": {"content": "There are 3"}}, "4") == 0
+    assert probability({"message": {"content": "<think>no, or</think>yes"}}, "yes") == 1
+    assert probability({"message": {"content": "A metal one"}}, "metal") == 1
+
+
+@pytest.mark.parametrize(("text", "answer"), [("", "yes"), ("I cannot tell", "yes"), ("many", "4"), (None, "metal")])
+def test_what_is_no_answer_is_not_wrong(text: str | None, answer: str) -> None:
+    with pytest.raises(DataError, match="it answered"):
+        probability({"message": {"content": text}}, answer)
 
 
 class Drawer:
@@ -198,7 +224,8 @@ class Drawer:
             shapes.compose([tuple(text.split()[1:3])], None, random.Random(s))
             for text, s in zip(texts, seed, strict=True)
         ]  # type: ignore[list-item]
-        return Output(to_pil(shapes.render(scenes, 64)), seed, texts, {"model": "drawer"})
+        recipe = {"model": "drawer", "arguments": {"prompt": texts, "seed": seed, "max_batch": 8}}
+        return Output(to_pil(shapes.render(scenes, 64)), seed, texts, recipe)
 
 
 CASES = [
@@ -217,7 +244,11 @@ def test_prompts_are_drawn_judged_and_counted(tmp_path: Path) -> None:
     report = put(out, drawer, Reader(), seed=5)
     assert drawer.asked == [("a red cube", 5), ("a red cube", 6), ("a blue sphere", 7), ("a blue sphere", 8)]
     assert json.loads((out / "00001" / "metadata.jsonl").read_text())["prompt"] == "a blue sphere"
-    assert read_recipe(out / "00000" / "samples" / "0001.png")["seed"] == 6
+    recipe = read_recipe(out / "00000" / "samples" / "0001.png")
+    assert recipe["arguments"]["seed"][recipe["picture"]] == 6
+    results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [row["correct"] for row in results] == [True, True, False, False]
+    assert json.loads(results[0]["metadata"]) == CASES[0]
     assert report.facts["shares"]["colors"]["correct"] == 2  # the second prompt's picture is blue, green is asked for
     assert report.facts["atoms"]["all"]["arithmetic"][0] == 75
     rows = report.facts["pictures"]
@@ -303,9 +334,7 @@ def test_a_model_that_answers_questions_judges(tmp_path: Path) -> None:
     assert [row["correct"] for row in report.facts["pictures"]] == [True, True, False, False]
     first = server.asked[0]
     assert first["logprobs"] is True
-    assert (
-        first["messages"][0]["content"][1]["text"] == "Is there a cube in the picture? Answer with one word, yes or no."
-    )
+    assert first["messages"][0]["content"][1]["text"] == "Is there a cube in the picture? Answer with yes or no."
 
 
 def test_without_a_judge_pictures_are_drawn_alone(tmp_path: Path) -> None:
@@ -321,10 +350,88 @@ def test_judges_refuse_what_they_cannot_judge() -> None:
     for judge in (Reader(), Detector("http://localhost:1")):
         with pytest.raises(UsageError, match="do not say what must be there"):
             judge.check([Case("x")])
-    with pytest.raises(UsageError, match="no questions"):
-        Questions(Endpoint("http://localhost:1", "m")).check([Case("x")])
+    Questions(Endpoint("http://localhost:1", "m")).check([Case("x")])
+    assert questions_of(Case("a red cube")) == [('Does the picture show "a red cube"?', "yes")]
     with pytest.raises(UsageError, match="did you mean 'reader'"):
         open_judge("readr")
     with pytest.raises(UsageError, match="expected reader, detector=URL"):
         open_judge("detector=nowhere")
     assert open_judge("none") is None
+
+
+def test_pictures_of_others_are_not_taken_for_ones_own(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "00000" / "samples").mkdir(parents=True)
+    (out / "00000" / "samples" / "0000.png").write_bytes(b"another model's")
+    with pytest.raises(UsageError, match="holds 00000, which is not of this"):
+        put(out, Drawer(), None)
+    assert (out / "00000" / "samples" / "0000.png").read_bytes() == b"another model's"
+
+
+def test_other_demands_on_the_same_sentences_are_other_prompts(tmp_path: Path) -> None:
+    put(tmp_path / "out", Drawer(), None)
+    other = [{**CASES[0], "include": [{"class": "cube", "count": 2}]}, CASES[1]]
+    with pytest.raises(UsageError, match=r"holds other pictures \(prompts"):
+        put(tmp_path / "out", Drawer(), None, other)
+
+
+def test_no_question_is_asked_twice(tmp_path: Path) -> None:
+    """A server that fails at one question: what it has answered of that picture before is kept. What a kill cut off in
+    the journal costs that line alone."""
+    failing = [True]
+
+    def reply(body: dict[str, Any]) -> str:
+        return "Hm." if failing and "green" in body["messages"][0]["content"][1]["text"] else "Yes"
+
+    with chatting(reply=reply) as server:
+        judge = open_judge(f"vqa={server.url}")
+        first = put(tmp_path / "out", Drawer(), judge)
+        assert first.facts["not_judged"] == 2
+        assert "asked for yes or no, it answered 'Hm.'" in first.text
+        assert len(server.asked) == 8
+        failing.clear()
+        with open(tmp_path / "out" / "verdicts.jsonl", "a") as file:
+            file.write('{"judge": "x", "pro')
+        again = put(tmp_path / "out", Drawer(), judge)
+        assert len(server.asked) == 10
+        assert put(tmp_path / "out", Drawer(), judge).facts == again.facts
+    assert again.facts["not_judged"] == 0
+    assert len(server.asked) == 10
+
+
+def test_a_server_without_probabilities_is_asked_without_them(tmp_path: Path) -> None:
+    with chatting(reply=lambda _: "yes", statuses=[400]) as server:
+        report = put(tmp_path / "out", Drawer(), open_judge(f"vqa={server.url}"))
+    assert report.facts["not_judged"] == 0
+    assert ["logprobs" in body for body in server.asked] == [True] + [False] * 8
+
+
+def test_pictures_that_fail_keep_no_other_from_its_verdict(tmp_path: Path) -> None:
+    """The first six cannot be judged: nothing more is asked after five, and the next time they come last."""
+    good = {"objects": [{"class": "cube", "score": 0.8, "box": [1, 2, 30, 40], "color": "red"}]}
+    count = [0]
+
+    def answer(body: dict[str, Any]) -> Any:
+        count[0] += 1
+        return {} if count[0] <= 5 else good
+
+    with detecting(answer) as url:
+        with pytest.raises(DataError, match="5 pictures in a row could not be judged"):
+            put(tmp_path / "out", Drawer(), Detector(url), CASES[:1], num=7)
+        count[0] = 5
+        report = put(tmp_path / "out", Drawer(), Detector(url), CASES[:1], num=7)
+    assert report.facts["shares"]["colors"]["correct"] == 7
+    lines = [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
+    assert [row["number"] for row in lines if "atoms" in row] == [5, 6, 0, 1, 2, 3, 4]
+
+
+def test_skills_and_numbers_of_a_file_are_kept(tmp_path: Path) -> None:
+    row = {
+        "prompt": "a red cube", "atom_count": 3, "skills": ["object", "attribute"],
+        "vqa_list": [["Are there any cubes?", "Yes"], ["Are the cubes red?", "Yes"]],
+    }  # fmt: skip
+    with chatting(reply=lambda b: "no" if "red" in b["messages"][0]["content"][1]["text"] else "yes") as server:
+        report = put(tmp_path / "out", Drawer(), open_judge(f"vqa={server.url}"), [row])
+    assert list(report.facts["atoms"]) == ["all", "3"]
+    assert {skill: score[0] for skill, score in report.facts["skills"].items()} == {"object": 100, "attribute": 0}
+    assert "of 1 kinds; 0 say what must be there, 1 have questions of 2 skills" in report.text
