@@ -203,7 +203,7 @@ def _frontier(models: Sequence[Model], plan: Plan, extractor: Any) -> str:
             z = torch.cat([extractor(pixels(image)[None]).pool.cpu() for image in images])
             text = extractor.embed_text(prompts).cpu()
             fit = Score.of((100 * torch.nn.functional.cosine_similarity(z, text)).tolist())
-            apart = Score.of([pair_distance(part) for part in z.split(plan.each)])
+            apart = Score.of([pair_distance(part).mean for part in z.split(plan.each)])
             point = Point(apart.mean, fit.mean, _finite(apart.half), _finite(fit.half), f"{scale:g}")
             curves.setdefault(model.name, []).append(point)
     told = (
