@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from t2i.core.errors import UsageError, did_you_mean
 from t2i.measures.diversity import pair_distance, vendi
 from t2i.measures.gaussian import frechet, frechet_of_features
@@ -242,4 +244,6 @@ def _warnings(name: str, drawn: Statistics, real: Statistics | None) -> tuple[st
             if (kept := len(some.features)) < some.count:
                 told = f"{some.count} pictures of {some.facts.source}, chosen by chance, always the same"
                 found.append(f"taken of {kept} of the {told}")
+    if real is not None and torch.equal(drawn.features, real.features):
+        found.append(f"{drawn.facts.source} and {real.facts.source} are the same pictures")
     return tuple(found)

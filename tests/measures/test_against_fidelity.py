@@ -13,6 +13,7 @@ from torch import Tensor
 from t2i.measures.extractors import Extractor, open_extractor
 from t2i.measures.extractors.base import Features
 from t2i.measures.measure import measure
+from t2i.measures.neighbours import neighbours
 from t2i.measures.statistics import Facts, Statistics
 
 BATCH = 50
@@ -109,6 +110,17 @@ def test_numbers_of_other_features_are_torch_fidelitys() -> None:
     drawn, real = Blobs(2000, 1, 5), Blobs(300, 2, 7)  # KID is then of subsets of 300, which is quick
     theirs = by_fidelity(drawn, real, feature_extractor="cheap", kid_subset_size=300)
     check(theirs, statistics(Cheap(), drawn.pictures, "drawn"), statistics(Cheap(), real.pictures, "real"))
+
+
+def test_precision_and_recall_are_torch_fidelitys() -> None:
+    prc = pytest.importorskip("torch_fidelity.metric_prc")
+    random = torch.Generator().manual_seed(0)
+    drawn, real = (torch.randn(num, 64, generator=random).relu() + shift for num, shift in ((600, 0.1), (500, 0)))
+    which = {"prc_neighborhood": 3, "prc_batch_size": 100, "verbose": False, "save_cpu_ram": False, "cuda": False}
+    theirs = prc.prc_features_to_metric(drawn, real, **which)
+    ours = neighbours(drawn, real, 3)
+    assert (ours.precision, ours.recall) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
+    assert 0.1 < ours.precision < 0.9
 
 
 @pytest.mark.slow

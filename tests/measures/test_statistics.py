@@ -180,6 +180,7 @@ def test_few_pictures_are_warned_of() -> None:
     few, more = statistics(seen(5)), statistics(seen(40, 1))
     assert "no more than the 6 features" in measure(["frechet"], few, more)[0].warnings[0]
     assert "40 pictures are few" in measure(["frechet"], more, more)[0].warnings[0]
+    assert measure(["kid"], more, more)[0].warnings == ("some pictures and some pictures are the same pictures",)
     assert "depend on both numbers" in measure(["precision"], few, more)[0].warnings[0]
     assert "biased downwards" in measure(["is"], few)[0].warnings[0]
     assert "biased upwards" in measure(["cmmd"], few, more)[0].warnings[0]
