@@ -20,6 +20,7 @@ from t2i.data.config import DataConfig
 from t2i.data.loader import Loader, NothingHeldOutError
 from t2i.diffusion.timesteps import LossSecondMoment, draw_steps
 from t2i.io import weights
+from t2i.measures.judge import PairsJudge
 from t2i.nn.contrastive import contrastive_loss
 from t2i.train import OptimConfig, Result, TrainConfig, fit
 
@@ -74,6 +75,16 @@ class TinyTask(Task):
 
     def metrics(self, batch: dict[str, Any]) -> dict[str, float]:
         return {"count": float(len(batch["seed"]))}
+
+
+class Pairs(TinyTask):
+    """Draws what it makes of pictures beside them."""
+
+    groups = ("held-out picture", "drawn")
+
+    def sample(self, batch: dict[str, Any]) -> torch.Tensor:
+        assert not self.model.training
+        return torch.cat([batch["image"], self.model(batch["image"])])
 
 
 class Against(TinyTask):
@@ -153,6 +164,7 @@ def run(
     optim: OptimConfig | None = None,
     loader: Any = Pictures,
     began: float | None = None,
+    judge: Any = None,
     **changes: Any,
 ) -> Result:
     """Train the tiny task for 12 steps, or as `changes` say."""
@@ -169,7 +181,8 @@ def run(
     config = TrainConfig(out=out, **settings)
     optim = optim or OptimConfig(lr=1e-2, warmup=3, schedule="cosine", weight_decay=0.01)
     resolved = {"train": config.model_dump(mode="json"), "optim": optim.model_dump(mode="json")}
-    return fit(task or TinyTask(), loader, config, optim, export=export, resolved=resolved, began=began)
+    how: Any = {"export": export, "resolved": resolved, "began": began, "judge": judge}
+    return fit(task or TinyTask(), loader, config, optim, **how)
 
 
 def curve(out: Path, name: str = "loss") -> list[float]:
@@ -229,6 +242,9 @@ def child(
         os.setpgrp()
         multiprocessing.set_start_method("fork", force=True)  # not the way this process came about
         changes["loader"] = partial(Loader, DataConfig(source=folder, size=8, num_workers=2))
+    if "eval" in changes:
+        run(out, Pairs(0.0), judge=PairsJudge(changes["eval"]["metrics"], changes["eval"]["extractor"]), **changes)
+        return
     if changes.pop("against", False):
         run(out, Against(kill_at), **changes)
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import HeldOutByOne, Pictures, TinyTask, curve, export
+from tiny_run import HeldOutByOne, Pairs, Pictures, TinyTask, curve, export
 
 from t2i.core.errors import UsageError
 from t2i.diffusion.losses import by_level, of_levels
@@ -27,16 +27,6 @@ SMALL = [
     "data.num_workers=0", "task.sampling={steps: 2, sampler: ddpm, guidance: 1}", "train.val_batches=2",
     "train.precision=fp32",
 ]  # fmt: skip
-
-
-class Pairs(TinyTask):
-    """Draws what it makes of pictures beside them."""
-
-    groups = ("held-out picture", "drawn")
-
-    def sample(self, batch: dict[str, Any]) -> torch.Tensor:
-        assert not self.model.training
-        return torch.cat([batch["image"], self.model(batch["image"])])
 
 
 def run(out: Path, task: TinyTask | None = None, loader: Any = Pictures, judge: Any = None, **changes: Any) -> Result:

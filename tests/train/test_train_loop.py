@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
-from tiny_run import Against, HeldOutByOne, Pictures, TinyTask, child, curve, export, run
+from tiny_run import Against, HeldOutByOne, Pairs, Pictures, TinyTask, child, curve, export, run
 
 from t2i.core.errors import DataError, NonFiniteError, Stopped, UsageError
 from t2i.core.types import Task
@@ -23,6 +23,7 @@ from t2i.data.config import DataConfig
 from t2i.data.loader import Loader, _Positions
 from t2i.io.lock import sole_writer
 from t2i.io.weights import load_folder, load_tensors
+from t2i.measures.judge import PairsJudge
 from t2i.text.words import WordTokenizer
 from t2i.train import OptimConfig, TrainConfig, checkpoint, fit
 from t2i.train.settings import choose_dtype, is_sample_step
@@ -541,6 +542,18 @@ def test_two_processes_follow_the_curve_of_one(two_processes, tmp_path):
         assert torch.allclose(weights(out)[name], tensor, atol=2e-4), name
     assert "batch 8 = 4 × accumulate 1 × processes 2" in printed
     assert printed.count("step 12/12 |") == 1
+
+
+def test_two_processes_draw_and_measure_as_one_does(tmp_path):
+    measured = {"every": 3, "metrics": ("frechet", "precision"), "num": 21, "batch_size": 4, "extractor": "pixels=4"}
+    judge = PairsJudge(measured["metrics"], measured["extractor"])
+    run(tmp_path / "one", Pairs(0.0), judge=judge, eval=measured, steps=3)
+    assert finish(launch(tmp_path / "two", world=2, eval=measured, steps=3)) == [0, 0]
+    for name in ("frechet_distance", "precision", "recall"):
+        assert curve(tmp_path / "two", f"eval_{name}") == pytest.approx(
+            curve(tmp_path / "one", f"eval_{name}"), rel=2e-2
+        )
+    assert curve(tmp_path / "two", "eval_num") == [21]
 
 
 def test_a_run_of_two_processes_continues_on_one(two_processes, tmp_path):
