@@ -13,6 +13,7 @@ import json
 import math
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -227,7 +228,7 @@ def bars(ax: Any, rows: dict[str, dict[str, Value]], what: str, label: str) -> N
         ax.errorbar([i], [row[what].mean], yerr=[[row[what].half]] * 2, fmt="o", capsize=4, color=f"C{i}")
     ax.set_xticks(range(len(rows)), [name.replace(", ", ",\n") for name in rows], fontsize=8)
     ax.set_xlim(-0.5, len(rows) - 0.5)
-    ax.set_ylabel(label)
+    ax.set_ylabel("\n".join(textwrap.wrap(label, 36)))
 
 
 def table(facts: dict[str, Any]) -> str:
