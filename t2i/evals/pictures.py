@@ -222,6 +222,12 @@ def _report(numbers: list[Number], drawn: Statistics, real: Statistics | None, a
     if real is not None:
         lines.append(f"against: {_set(real)}")
     lines.append(f"seen by {facts.extractor}, weights {facts.sha256[:12]}, resized: {facts.resize}")
+    sizes = [set(found.facts.settings.get("sizes", [])) for found in (drawn, real) if found is not None]
+    if len(sizes) == 2 and all(sizes) and not sizes[0] & sizes[1]:
+        first, other = (sorted(some)[0] for some in sizes)
+        lines.append(
+            f"! the two sets have no size in common, such as {first} and {other}: a resize may tell them apart"
+        )
     lines += [f"! {warning}" for warning in dict.fromkeys(w for number in numbers for w in number.warnings)]
     rows = [{**number._asdict(), "warnings": list(number.warnings)} for number in numbers]
     return Report("\n".join(lines), {"asked": asked, "numbers": rows})

@@ -96,6 +96,10 @@ def test_pictures_of_many_sizes_and_modes_are_read(tmp_path: Path) -> None:
     assert found is not None
     assert "12 pictures" in found.text
     assert "4 sizes" in found.text
+    others = folder(tmp_path / "others", 12, size=(50, 50))
+    against = pictures(ask(a), against=str(others), metrics=["kid"])
+    assert against is not None
+    assert "no size in common, such as 12×12 and 50×50" in against.text
     framed = pictures(ask(a, size=8), metrics=["diversity"])
     assert framed is not None
     assert "8×8" in framed.text
