@@ -1,6 +1,7 @@
 """Small unconditional networks of one thing in 16 px, trained in minutes, for the claims about training and about what
 a network is made of; and how they are measured."""
 
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from lab import Difference, Lab, Value, embedded, frechet
 from torch import Tensor
 
+from t2i.core.errors import UsageError
 from t2i.core.seed import Streams
 from t2i.core.types import Condition
 from t2i.data import shapes
@@ -27,10 +29,16 @@ _HELD_OUT = 1 << 41
 
 
 def trained(lab: Lab, arm: str, seed: int, config: str, *overrides: str, steps: int = 800) -> Path:
-    """One network; arms of several claims that are alike share their trainings."""
+    """One network; arms of several claims that are alike share their trainings, and wait while another trains it."""
     name = f"../small/{arm}-{seed}{'-tiny' if lab.tiny else ''}"
     size = ["train.steps=2", "train.batch_size=2"] if lab.tiny else [f"train.steps={steps}", "train.batch_size=32"]
-    return lab.train(name, config, *WORLD, *size, f"train.seed={seed}", *overrides)
+    while True:
+        try:
+            return lab.train(name, config, *WORLD, *size, f"train.seed={seed}", *overrides)
+        except UsageError as error:
+            if " is being " not in str(error):  # written by another process
+                raise
+            time.sleep(5)
 
 
 @torch.no_grad()
