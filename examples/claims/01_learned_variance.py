@@ -46,4 +46,4 @@ def plot(figure: Any, result: Result) -> None:
 
 
 if __name__ == "__main__":
-    main(CLAIM, run, plot)
+    main(CLAIM, run, plot, seeds=5)

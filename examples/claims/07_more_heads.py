@@ -11,4 +11,4 @@ def run(lab: Lab) -> Result:
 
 
 if __name__ == "__main__":
-    main(CLAIM, run, plot)
+    main(CLAIM, run, plot, seeds=5)

@@ -11,7 +11,7 @@ CONFIG = "configs/shapes/iddpm.yaml"
 BASE = ["model.unet.num_heads=1", "model.unet.resample=conv"]
 PAPER = "Dhariwal & Nichol 2021, arXiv 2105.05233, section 3, Table 1"
 TRIED = (
-    "A small network is trained three times as it is and three times with that one change, from the same seeds on the "
+    "A small network is trained five times as it is and five times with that one change, from the same seeds on the "
     "same pictures for as many steps. What decides is what the paper measured, a Fréchet distance of drawn pictures "
     "to held-out ones, here in CLIP's embeddings; one step of training takes longer with the change, which is not "
     "weighed."
