@@ -27,6 +27,10 @@ svg { max-width: 100%; height: auto; background: var(--soft); }
 svg text { fill: currentColor; font: 13px system-ui, sans-serif; }
 details { margin: .5rem 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .7rem; }
+@media (max-width: 36rem) {
+  th, td { padding: .2rem .3rem; } .grid td:first-child, .grid th:first-child { min-width: 5rem; }
+  .grid img { min-width: 4rem; }
+}
 @media print { details > * { display: block; } h2 { break-after: avoid; } tr { break-inside: avoid; } }
 """
 
