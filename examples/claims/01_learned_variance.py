@@ -3,7 +3,7 @@
 from typing import Any
 
 from lab import Claim, Difference, Lab, Result, Value, bars, main
-from small import FIXED, trained
+from small_nets import FIXED, trained
 
 from t2i.evals.bpd import bpd
 

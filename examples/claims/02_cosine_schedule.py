@@ -3,7 +3,7 @@
 from typing import Any
 
 from lab import Claim, Lab, Result, Value, bars, main
-from small import distance, drawn, over_seeds, trained
+from small_nets import distance, drawn, over_seeds, trained
 
 from t2i.diffusion.sampling import Sampling
 from t2i.evals.bpd import bpd

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lab import Claim, Lab, Result, Value, main
-from small import FIXED, distance, drawn, over_seeds, trained
+from small_nets import FIXED, distance, drawn, over_seeds, trained
 
 from t2i.diffusion.sampling import Sampling
 
