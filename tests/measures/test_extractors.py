@@ -500,6 +500,7 @@ def test_inception_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import sys
 
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    torch.save({"fc.bias": torch.zeros(1008)}, tmp_path / "weights.pth")
     one_line(f"inception={tmp_path / 'weights.pth'}", UsageError, "pip install 't2i[eval]'")
 
 

@@ -34,12 +34,12 @@ def open_inception(path: Path, device: torch.device | str) -> Network:
 
     Raises UsageError without torch-fidelity, DataError for a file that holds other weights.
     """
+    if is_program(path):
+        raise DataError(f"{path}: a program (TorchScript), and code from a file is never run: take {_FILE}")
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise UsageError(f"TF-Inception needs torch-fidelity: pip install 't2i[eval]' ({shown(error)})") from None
-    if is_program(path):
-        raise DataError(f"{path}: a program (TorchScript), and code from a file is never run: take {_FILE}")
     state = check_state(read_foreign(path), path)
     check_finite(state, str(path))
     safe = io.BytesIO()  # torch-fidelity unpickles whatever it is given: it is given what was read without running it
